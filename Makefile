@@ -1,0 +1,56 @@
+PYTHON ?= python3
+BIN := .venv/bin
+# Remade when what is to be installed changes, so that no target installs twice.
+INSTALLED := .venv/.installed
+CODE = $(wildcard imece producer worker dags tests bench examples)
+STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
+	  | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+demo: $(INSTALLED) ## Process Python's standard library with local workers
+	$(BIN)/imece local $(STDLIB) build/demo --processor examples.metrics:measure \
+	  --suffix .json --include '**/*.py' --max-replicas 2
+
+test: lint ## Run lint and the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED) ## Run the fault and load tests
+	$(BIN)/python -m pytest -m 'slow and not e2e'
+
+lint: $(INSTALLED) ## Run ruff and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+
+format: $(INSTALLED) ## Sort imports, mend what ruff can mend, format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## Run the benchmarks
+	$(BIN)/python -m bench
+
+# uv does not read pip's settings: with an index of your own, set UV_DEFAULT_INDEX.
+lock: ## Re-make requirements.txt (newer versions: make lock LOCK=--upgrade)
+	$(PYTHON) -m venv --without-pip build/lock
+	$(PYTHON) -m pip --python build/lock/bin/python install --quiet 'uv<1'
+	build/lock/bin/uv pip compile $(LOCK) --quiet --universal --generate-hashes --python-version 3.11 \
+	  --extra local --extra dev --custom-compile-command 'make lock' \
+	  --output-file requirements.txt pyproject.toml
+
+clean: ## Remove everything that was made, the virtual environment too
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --without-pip, and pip from outside: Debian's python3 has no ensurepip.
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("imece needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@echo 'Installing into .venv'
+	@test -x $(BIN)/python || $(PYTHON) -m venv --clear --without-pip .venv
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --require-hashes -r requirements.txt
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
