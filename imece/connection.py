@@ -1,0 +1,121 @@
+"""The connection to Redis, and its troubles in words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis import Redis
+from redis import exceptions as redis_errors
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from imece.errors import ServiceError, SettingsError
+from imece.settings import Settings
+
+OUTAGES = (redis_errors.ConnectionError, redis_errors.TimeoutError)
+"""What redis-py raises while the server is away. `AuthenticationError` is one of them too."""
+
+
+def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Redis:
+    """A client for the Redis the settings name. Connects on first use.
+
+    Args:
+        retries: how often a command is sent again after a lost connection.
+        timeout: seconds until a silent server counts as away.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "socket_keepalive": True,
+        "health_check_interval": 30,
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), retries),
+    }
+    url = settings.redis_url.get_secret_value()
+    scheme = urlsplit(url).scheme
+    if scheme == "unix":
+        del options["socket_keepalive"]
+    if settings.redis_username:
+        options["username"] = settings.redis_username
+    if settings.redis_password:
+        options["password"] = settings.redis_password.get_secret_value()
+    if scheme == "rediss" and settings.redis_ca_file:
+        if not settings.redis_ca_file.is_file():
+            raise SettingsError(f"IMECE_REDIS_CA_FILE: there is no file {settings.redis_ca_file}")
+        options["ssl_ca_certs"] = str(settings.redis_ca_file)
+    if settings.redis_sentinels and settings.redis_sentinel_master:
+        return _by_sentinel(settings, url, options)
+    try:
+        client: Redis = Redis.from_url(url, **options)
+    except ValueError as error:
+        raise SettingsError(f"IMECE_REDIS_URL: {error}") from None
+    return client
+
+
+def _by_sentinel(settings: Settings, url: str, options: dict[str, Any]) -> Redis:
+    assert settings.redis_sentinels and settings.redis_sentinel_master
+    sentinels = []
+    for address in settings.redis_sentinels.split(","):
+        host, _, port = address.strip().rpartition(":")
+        if not host or not port.isdigit():
+            raise SettingsError(f"IMECE_REDIS_SENTINELS: {address.strip()!r} is not host:port")
+        sentinels.append((host, int(port)))
+    parts = urlsplit(url)
+    options["ssl"] = parts.scheme == "rediss"
+    options["db"] = int(parts.path.strip("/") or 0)
+    if parts.username and "username" not in options:
+        options["username"] = parts.username
+    if parts.password and "password" not in options:
+        options["password"] = parts.password
+    timeouts = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
+    client: Redis = Sentinel(sentinels, sentinel_kwargs=timeouts).master_for(
+        settings.redis_sentinel_master, **options
+    )
+    return client
+
+
+def address(settings: Settings) -> str:
+    """Where Redis is, fit for a message: no user, no password."""
+    if settings.redis_sentinels:
+        return f"master {settings.redis_sentinel_master} of sentinels {settings.redis_sentinels}"
+    parts = urlsplit(settings.redis_url.get_secret_value())
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname or 'localhost'}{port}{parts.path}"
+
+
+@contextmanager
+def reachable(settings: Settings) -> Iterator[None]:
+    """Turns what redis-py raises inside into a ServiceError that names cause and mend."""
+    where = address(settings)
+    try:
+        yield
+    except redis_errors.AuthenticationError:
+        raise ServiceError(
+            f"Redis at {where} does not accept the user or password: "
+            "check IMECE_REDIS_USERNAME and IMECE_REDIS_PASSWORD"
+        ) from None
+    except OUTAGES as error:
+        if "certificate" in str(error).lower():
+            raise ServiceError(
+                f"Redis at {where}: its certificate is not trusted ({error}): "
+                "name its CA in IMECE_REDIS_CA_FILE"
+            ) from None
+        raise ServiceError(
+            f"Redis at {where} is out of reach ({error}): check IMECE_REDIS_URL, "
+            "and that the server runs and can be reached from here"
+        ) from None
+    except redis_errors.OutOfMemoryError:
+        raise ServiceError(
+            f"Redis at {where} is out of memory: raise its maxmemory, or delete ended runs"
+        ) from None
+    except redis_errors.NoPermissionError as error:
+        raise ServiceError(f"Redis at {where} forbids what imece needs ({error}): see its ACL") from None
+    except redis_errors.ReadOnlyError:
+        raise ServiceError(
+            f"Redis at {where} is a read-only replica: IMECE_REDIS_URL must name the master"
+        ) from None
+    except redis_errors.ResponseError as error:
+        raise ServiceError(f"Redis at {where} refused a command: {error}") from None

@@ -1,0 +1,33 @@
+"""Everything that can go wrong in a way a person can mend, with the exit code it leads to.
+
+A message says what happened, to which file or setting, and what to do. Only the command lines
+catch these; everybody else lets them pass.
+"""
+
+
+class ImeceError(Exception):
+    """Base of all errors that are meant to be read by the person at the terminal."""
+
+    exit_code = 2
+
+
+class UsageError(ImeceError):
+    """The call asks for something that cannot be done as it stands."""
+
+
+class SettingsError(ImeceError):
+    """A setting is missing or has a value it does not take."""
+
+
+class ListingError(ImeceError):
+    """The input cannot be turned into a list of files."""
+
+
+class RunError(ImeceError):
+    """The run is not there, or not in a state that allows what was asked."""
+
+
+class ServiceError(ImeceError):
+    """A service imece needs is out of reach, or refuses us."""
+
+    exit_code = 3

@@ -1,0 +1,207 @@
+"""A run in Redis: its keys, its parameters, and what may be done to it as a whole.
+
+    imece:run:<id>                    hash: state, generation, parameters, counters, times
+    imece:run:<id>:manifest:<part>    hash: bucket -> manifest; a part for each enqueuing
+    imece:run:<id>:jobs               hash: unfinished bucket job -> cursor
+    imece:run:<id>:holders            hash: bucket job -> executions that held it, last batch number
+    imece:run:<id>:failures, :outputs hashes: quarantined file -> record, what it printed
+    imece:run:<id>:durations          hash: exponent -> files that took [2^(e-1), 2^e) microseconds
+    imece:run:<id>:timeline           hash: seconds since start -> files ended in that slot
+    imece:run:<id>:slowest            sorted set: the ten slowest files seen at checkpoints
+    imece:run:<id>:staged:<token>     hash: cursors of an enqueuing that is not committed yet
+    imece:runs                        sorted set: run id by time of creation
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from redis import Redis
+
+from imece import scripts
+from imece.errors import RunError
+from imece.failure import Failure
+
+RUNS = "imece:runs"
+SEED = 1
+"""The mmh3 seed of new runs; each run records its own."""
+
+LISTING_TTL = 10
+"""Seconds after which the run of a producer that shows no sign of life is gone."""
+
+ENDED = frozenset({"done", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What was asked for when the run was made. The same run id with others is refused.
+
+    Attributes:
+        input, output: absolute paths, as the producer saw them. No output: the processor keeps
+            what it makes elsewhere, and no file is ever skipped.
+        suffix: the output names' ending in place of the inputs', or None to keep it.
+        source: how the files were found: "directory" or "list".
+        buckets, files_per_job: as asked for; None where imece chose.
+        retries, retry_pause, timeout: see the settings of the same names.
+    """
+
+    input: str
+    output: str | None
+    suffix: str | None
+    overwrite: bool
+    source: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    hidden: bool
+    buckets: int | None
+    files_per_job: int | None
+    retries: int
+    retry_pause: float
+    timeout: float
+    queue: str
+    seed: int = SEED
+
+    @property
+    def input_path(self) -> Path:
+        return Path(self.input)
+
+    @property
+    def output_path(self) -> Path | None:
+        return Path(self.output) if self.output is not None else None
+
+    def encode(self) -> str:
+        """JSON, in ASCII: paths that are not UTF-8 survive as lone surrogates."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: bytes) -> "Parameters":
+        """The parameters in a run's hash.
+
+        Raises:
+            ValueError: it is not what `encode` makes.
+        """
+        try:
+            given = json.loads(text)
+            for name in ("include", "exclude"):
+                given[name] = tuple(given[name])
+            return cls(**given)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"the run's parameters cannot be read: {error}") from None
+
+    def differences(self, other: "Parameters") -> list[str]:
+        """The names of the parameters in which two differ."""
+        return [name for name, value in asdict(self).items() if asdict(other)[name] != value]
+
+
+class Run:
+    """One run, by its id. Holds no state of its own: every call asks Redis."""
+
+    def __init__(self, redis: Redis, run_id: str) -> None:
+        self.redis = redis
+        self.id = run_id
+        self.key = f"imece:run:{run_id}"
+
+    def state(self) -> str | None:
+        """listing, queued, running, done, failed or cancelled; None if there is no such run."""
+        value = self.redis.hget(self.key, "state")
+        return value.decode() if value is not None else None
+
+    def parameters(self) -> Parameters:
+        """Raises RunError if there is no such run."""
+        text = self.redis.hget(self.key, "parameters")
+        if text is None:
+            raise self.missing()
+        return Parameters.decode(text)
+
+    def generation(self) -> str:
+        return (self.redis.hget(self.key, "generation") or b"0").decode()
+
+    def missing(self) -> RunError:
+        return RunError(f"there is no run {self.id}: `imece runs` lists those there are")
+
+    def manifest_key(self, part: str) -> str:
+        return f"{self.key}:manifest:{part}"
+
+    def staged_key(self, token: str) -> str:
+        return f"{self.key}:staged:{token}"
+
+    def claim(self, parameters: Parameters, token: str, ttl: int) -> bool:
+        """Takes the id for a new run, in state listing. False if it is taken already."""
+        arguments: list[str | bytes | int | float] = [
+            self.id, token, LISTING_TTL, parameters.encode(), ttl,
+        ]  # fmt: skip
+        return bool(scripts.run("claim", self.redis, [self.key], arguments))
+
+    def cancel(self, result_ttl: int, generation: str = "") -> None:
+        """No new files are started; what is done stays.
+
+        Raises:
+            RunError: there is no such run, or it has ended.
+        """
+        queue = self.parameters().queue
+        answer = scripts.run(
+            "cancel", self.redis, [self.key, pending_key(queue)], [generation, result_ttl]
+        ).decode()
+        if answer == "":
+            raise self.missing()
+        if answer != "cancelled":
+            raise RunError(f"run {self.id} is {answer}: there is nothing to cancel")
+
+    def delete(self) -> None:
+        """Removes an ended run from Redis. Outputs stay.
+
+        Raises:
+            RunError: there is no such run, or it has not ended.
+        """
+        state = self.state()
+        if state is None:
+            raise self.missing()
+        if state not in ENDED:
+            raise RunError(f"run {self.id} is {state}: `imece cancel {self.id}` first")
+        with self.redis.pipeline() as pipeline:
+            for key in self.redis.scan_iter(match=f"{self.key}:*", count=1000):
+                pipeline.unlink(key)
+            pipeline.unlink(self.key)
+            pipeline.zrem(RUNS, self.id)
+            pipeline.execute()
+
+    def failures(self) -> Iterator[tuple[bytes, Failure]]:
+        """The quarantined files and why, in no order."""
+        for name, record in self.redis.hscan_iter(f"{self.key}:failures", count=500):
+            output = self.redis.hget(f"{self.key}:outputs", name)
+            yield name, Failure.decode(record, output)
+
+
+def recent(redis: Redis) -> list[str]:
+    """The ids of all runs, newest first. Those that have expired are dropped from the list."""
+    ids = [run_id.decode() for run_id in redis.zrevrange(RUNS, 0, -1)]
+    with redis.pipeline(transaction=False) as pipeline:
+        for run_id in ids:
+            pipeline.exists(f"imece:run:{run_id}")
+        present = pipeline.execute()
+    expired = [run_id for run_id, there in zip(ids, present, strict=True) if not there]
+    if expired:
+        redis.zrem(RUNS, *expired)
+    return [run_id for run_id, there in zip(ids, present, strict=True) if there]
+
+
+def pending_key(queue: str) -> str:
+    """RQ's list of waiting jobs. What KEDA counts, with the two below."""
+    return f"rq:queue:{queue}"
+
+
+def moving_key(queue: str) -> str:
+    """RQ's list of jobs between the queue and a lease."""
+    return f"rq:queue:{queue}:intermediate"
+
+
+def leases_key(queue: str) -> str:
+    """RQ's sorted set of `job:execution` by expiry: the jobs in flight."""
+    return f"rq:wip:{queue}"
+
+
+def text_path(path: Path) -> str:
+    """A path as text that `Parameters` can hold, whatever bytes are in it."""
+    return os.fsdecode(path)

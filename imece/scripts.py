@@ -1,0 +1,28 @@
+"""The Lua scripts beside this module: everything that changes a run in more than one place."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from redis import Redis
+
+SHEBANG = "#!lua"
+
+
+@cache
+def source(name: str) -> str:
+    """The text of `lua/<name>.lua`, common.lua before it (after its shebang line, if it has one)."""
+    folder = files("imece") / "lua"
+    text = (folder / f"{name}.lua").read_text("utf-8")
+    common = (folder / "common.lua").read_text("utf-8")
+    if text.startswith(SHEBANG):
+        first, _, text = text.partition("\n")
+        return f"{first}\n{common}\n{text}"
+    return f"{common}\n{text}"
+
+
+def run(
+    name: str, redis: Redis, keys: list[str], arguments: list[str | bytes | int | float]
+) -> Any:
+    """Runs one script. redis-py sends its digest, and the text where the server has not got it."""
+    return redis.register_script(source(name))(keys=keys, args=arguments)

@@ -1,0 +1,175 @@
+"""The settings of producer and worker: one class, read once at start.
+
+Sources, the first that has a value wins: environment (`IMECE_...`), a `.env` file in the working
+directory, a directory of secrets (one file a setting, named like the variable).
+`python -m imece.settings` prints the reference that stands in docs/settings.md.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from imece.errors import SettingsError
+
+PREFIX = "IMECE_"
+SECRETS_DIR = os.environ.get(f"{PREFIX}SECRETS_DIR", "/run/secrets/imece")
+
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """All settings of imece."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        extra="ignore",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        frozen=True,
+    )
+
+    redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
+    """Where Redis is: `redis://host:port/db`, `rediss://` for TLS, `unix:///path` for a socket.
+    Redis 7 or later, or Valkey."""
+
+    redis_username: str | None = None
+    """The ACL user, if the URL does not name one."""
+
+    redis_password: SecretStr | None = None
+    """The password, if the URL does not hold it. Best given as a file in the secrets directory."""
+
+    redis_ca_file: Path | None = None
+    """A PEM file with the CA that signed the server's certificate, for `rediss://` with a private CA."""
+
+    redis_sentinels: str | None = None
+    """Sentinels as `host:port,host:port`. Needs `IMECE_REDIS_SENTINEL_MASTER`; the URL then gives
+    only scheme and database."""
+
+    redis_sentinel_master: str | None = None
+    """The name under which the sentinels know the master."""
+
+    queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "imece"
+    """The RQ queue that bucket jobs go through. Letters, digits, dash and underscore."""
+
+    input: Path | None = None
+    """Worker: where this worker sees the run's input directory, if not at the path the producer saw."""
+
+    output: Path | None = None
+    """Worker: where this worker sees the run's output directory, if not at the path the producer saw."""
+
+    processor: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+    """Worker: `package.module:function`, called with the input path and the output path."""
+
+    command: str | None = None
+    """Worker: a program to run in place of a function: `tool --in {input} --out {output}`.
+    Split like a shell would, but never given to one."""
+
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
+    """How often a failed file is tried again before it is quarantined."""
+
+    retry_pause: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    """Seconds before the first retry of a file; doubled each time, 60 at the most."""
+
+    file_timeout: Seconds = 3600.0
+    """Seconds one try of one file may take. A file over it is killed, and that counts as a failed try."""
+
+    memory_limit: Annotated[int, Field(ge=64)] | None = None
+    """Worker: MiB of address space one processor may use. Unset: no limit but the container's."""
+
+    lease: Annotated[float, Field(ge=3, le=3600)] = 15.0
+    """Seconds a worker's claim on a bucket job lasts without a sign of life. The same for all workers."""
+
+    heartbeat: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+    """Seconds between two signs of life of a worker, and between two looks for dead ones."""
+
+    checkpoint: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    """Seconds between two checkpoints of a bucket job: what may be looked at again after a crash."""
+
+    files_per_job: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Producer: the most files one bucket job holds. Unset: chosen from the count of files."""
+
+    result_ttl: Annotated[int, Field(ge=60)] = 7 * 86400
+    """Seconds an ended run stays readable in Redis."""
+
+    run_ttl: Annotated[int, Field(ge=3600)] = 30 * 86400
+    """Seconds without any progress after which an unfinished run is dropped from Redis."""
+
+    log_format: Literal["human", "json"] = "human"
+    """Worker: one line an event, for people or as JSON."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Worker: the least level that is logged."""
+
+    heartbeat_file: Path | None = None
+    """Worker: a file touched at every sign of life, for a liveness probe."""
+
+    state_dir: Path = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")) / "imece"
+    """Local mode: where the embedded server keeps its data between two calls."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("takes a URL that starts with redis://, rediss:// or unix://")
+        return url
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.processor and self.command:
+            raise ValueError("IMECE_PROCESSOR and IMECE_COMMAND exclude each other: set one")
+        if bool(self.redis_sentinels) != bool(self.redis_sentinel_master):
+            raise ValueError("IMECE_REDIS_SENTINELS and IMECE_REDIS_SENTINEL_MASTER go together")
+        if self.lease < 3 * self.heartbeat:
+            raise ValueError("IMECE_LEASE must be at least three times IMECE_HEARTBEAT")
+        return self
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings of this process; `overrides` (from the command line) win over every source.
+
+    Raises:
+        SettingsError: names each setting that is wrong and what it takes, never a secret's value.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    secrets = SECRETS_DIR if Path(SECRETS_DIR).is_dir() else None
+    try:
+        return Settings(_secrets_dir=secrets, **given)
+    except ValidationError as error:
+        wrong = []
+        for detail in error.errors(include_url=False, include_input=False):
+            message = detail["msg"].removeprefix("Value error, ")
+            place = PREFIX + str(detail["loc"][0]).upper() + ": " if detail["loc"] else ""
+            wrong.append(f"{place}{message}")
+        raise SettingsError("; ".join(wrong)) from None
+
+
+def reference() -> str:
+    """The settings as a Markdown table, made from the class above."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `python -m imece.settings`; a test keeps it true. Each setting is read from the",
+        "environment, from `.env`, or from a file of that name in the secrets directory",
+        "(`IMECE_SECRETS_DIR`, `/run/secrets/imece` if unset). The first that has a value wins.",
+        "",
+        "| variable | default | meaning |",
+        "|---|---|---|",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        if name == "state_dir":
+            default = "~/.local/state/imece"
+        shown = "" if default is None else f"`{default}`"
+        meaning = " ".join((field.description or "").split())
+        lines.append(f"| `{PREFIX}{name.upper()}` | {shown} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

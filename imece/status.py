@@ -1,0 +1,212 @@
+"""How far a run is. Costs the same for a thousand files as for ten million."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from imece.run import ENDED, Parameters, Run, leases_key, moving_key, pending_key
+
+WINDOW = 60.0
+"""Seconds the rate looks back."""
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """The queue: jobs waiting (with those just being moved), jobs in flight, workers alive."""
+
+    pending: int
+    in_flight: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at one moment. Times are epoch seconds of the server's clock.
+
+    Attributes:
+        rate: files a second over the last minute; for an ended run, over its whole time.
+        time_left: seconds, None if nothing moves.
+        durations: exponent -> files that took [2^(e-1), 2^e) microseconds.
+        timeline: seconds since the start -> files ended in that slot.
+        slowest: (name, seconds), slowest first.
+        trouble: why a worker could do nothing for the run, if one said so within the last minute.
+    """
+
+    id: str
+    state: str
+    parameters: Parameters
+    generation: int
+    files: int
+    buckets: int
+    jobs_left: int
+    done: int
+    failed: int
+    skipped: int
+    retried: int
+    bytes_in: int
+    bytes_out: int
+    links_refused: int
+    created: float
+    started: float | None
+    ended: float | None
+    now: float
+    rate: float
+    time_left: float | None
+    durations: dict[int, int]
+    timeline: dict[int, int]
+    slowest: list[tuple[bytes, float]]
+    trouble: str | None
+    backlog: Backlog
+
+    @property
+    def left(self) -> int:
+        return self.files - self.done - self.failed - self.skipped
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def seconds(self) -> float:
+        """Since the first bucket job was taken, to the end or to now."""
+        return max(0.0, (self.ended or self.now) - self.started) if self.started else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """What a program would want, ready for JSON."""
+        return {
+            "run": self.id,
+            "state": self.state,
+            "input": self.parameters.input,
+            "output": self.parameters.output,
+            "files": self.files,
+            "done": self.done,
+            "failed": self.failed,
+            "skipped": self.skipped,
+            "left": self.left,
+            "retried": self.retried,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "seconds": round(self.seconds, 3),
+            "rate": round(self.rate, 3),
+            "time_left": round(self.time_left, 1) if self.time_left is not None else None,
+            "created": self.created,
+            "started": self.started,
+            "ended": self.ended,
+            "generation": self.generation,
+            "buckets": self.buckets,
+            "jobs_left": self.jobs_left,
+            "links_refused": self.links_refused,
+            "queue": self.parameters.queue,
+            "pending": self.backlog.pending,
+            "in_flight": self.backlog.in_flight,
+            "workers": self.backlog.workers,
+            "trouble": self.trouble,
+        }
+
+
+def backlog(redis: Redis, queue: str) -> Backlog:
+    """The queue's numbers, the ones KEDA scales by."""
+    with redis.pipeline(transaction=False) as pipeline:
+        _ask_backlog(pipeline, queue)
+        return _backlog(pipeline.execute())
+
+
+def _ask_backlog(pipeline: Any, queue: str) -> None:
+    pipeline.llen(pending_key(queue))
+    pipeline.llen(moving_key(queue))
+    pipeline.zcard(leases_key(queue))
+    pipeline.scard(f"rq:workers:{queue}")
+
+
+def _backlog(answers: list[int]) -> Backlog:
+    pending, moving, in_flight, workers = answers
+    return Backlog(pending + moving, in_flight, workers)
+
+
+def read(run: Run) -> Status:
+    """Raises RunError if there is no such run."""
+    redis = run.redis
+    fields = {key.decode(): value for key, value in redis.hgetall(run.key).items()}
+    if "parameters" not in fields:
+        raise run.missing()
+    parameters = Parameters.decode(fields["parameters"])
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.time()
+        pipeline.hlen(f"{run.key}:jobs")
+        pipeline.hgetall(f"{run.key}:durations")
+        pipeline.hgetall(f"{run.key}:timeline")
+        pipeline.zrevrange(f"{run.key}:slowest", 0, -1, withscores=True)
+        _ask_backlog(pipeline, parameters.queue)
+        time, jobs_left, durations, timeline, slowest, *queue = pipeline.execute()
+
+    def number(name: str) -> int:
+        return int(fields.get(name, 0))
+
+    def moment(name: str) -> float | None:
+        return float(fields[name]) if name in fields else None
+
+    state = fields["state"].decode()
+    started, ended, now = moment("started"), moment("ended"), time[0] + time[1] / 1e6
+    slots = {int(slot): int(count) for slot, count in sorted(timeline.items(), key=_slot)}
+    through = number("done") + number("failed") + number("skipped")
+    left = number("files") - through
+    troubled = state not in ENDED and now - (moment("trouble_at") or 0) < WINDOW
+    rate = _rate(slots, through, started, ended, now)
+    return Status(
+        id=run.id,
+        state=state,
+        parameters=parameters,
+        generation=number("generation"),
+        files=number("files"),
+        buckets=number("buckets"),
+        jobs_left=jobs_left,
+        done=number("done"),
+        failed=number("failed"),
+        skipped=number("skipped"),
+        retried=number("retried"),
+        bytes_in=number("bytes_in"),
+        bytes_out=number("bytes_out"),
+        links_refused=number("links_refused"),
+        created=float(fields["created"]),
+        started=started,
+        ended=ended,
+        now=now,
+        rate=rate,
+        time_left=None if state in ENDED or rate == 0 else left / rate,
+        durations={int(exponent): int(count) for exponent, count in durations.items()},
+        timeline=slots,
+        slowest=[(name, microseconds / 1e6) for name, microseconds in slowest],
+        trouble=fields["trouble"].decode("utf-8", "replace") if troubled else None,
+        backlog=_backlog(queue),
+    )
+
+
+def _slot(item: tuple[bytes, bytes]) -> int:
+    return int(item[0])
+
+
+def _rate(
+    slots: dict[int, int], through: int, started: float | None, ended: float | None, now: float
+) -> float:
+    """Files a second: of the last minute's slots while it runs, of the whole once it has ended."""
+    if started is None:
+        return 0.0
+    if ended is not None:
+        return through / max(ended - started, 1e-3)
+    age = max(now - started, 1e-3)
+    recent = [(slot, count) for slot, count in slots.items() if slot > age - WINDOW]
+    if not recent:
+        return 0.0
+    return sum(count for _, count in recent) / max(age - recent[0][0], 1.0)
+
+
+def quantile(durations: dict[int, int], share: float) -> float | None:
+    """Seconds that `share` of the files took at most: the upper bound of its power of two."""
+    total = sum(durations.values())
+    seen = 0
+    for exponent, count in sorted(durations.items()):
+        seen += count
+        if seen >= share * total:
+            return float(2**exponent) / 1e6
+    return None

@@ -1,0 +1,492 @@
+"""The command line `imece`. What it needs for one command only is imported there: `imece status`
+has to answer at once."""
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from imece import names, status
+from imece.connection import OUTAGES, connect, reachable
+from imece.errors import ImeceError, RunError, UsageError
+from imece.run import Parameters, Run, recent, text_path
+from imece.settings import Settings, load
+from imece.status import Status
+from producer import display
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from producer.listing import Listing
+
+FAILED = 1
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Turn a folder of files into outputs, in parallel.\n\n"
+    "Exit codes: 0 done, 1 some files failed, 2 wrong usage or settings, "
+    "3 a service is out of reach.",
+)
+
+In = Annotated[Path, typer.Argument(metavar="IN", help="The input directory.", show_default=False)]
+Out = Annotated[
+    str,
+    typer.Argument(
+        metavar="OUT",
+        help="The output directory. - if the processor keeps what it makes elsewhere.",
+        show_default=False,
+    ),
+]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run id.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
+GivenRunId = Annotated[
+    str | None,
+    typer.Option("--run-id", help="Name the run. The same id again attaches to it. [default: made]"),
+]
+Buckets = Annotated[
+    int | None,
+    typer.Option(min=1, max=65536, help="Buckets to group by. [default: chosen from the count]"),
+]
+FilesPerJob = Annotated[
+    int | None,
+    typer.Option(min=1, max=100_000, help="Most files in a bucket job. [default: chosen]"),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Take only these, globs as in .gitignore: '*.csv', '/2026/**'. Repeatable."),
+]
+Exclude = Annotated[list[str] | None, typer.Option(help="Leave these out. Repeatable.")]
+Hidden = Annotated[bool, typer.Option("--hidden", help="Take hidden files, too.")]
+FromFile = Annotated[
+    str | None,
+    typer.Option(help="Take the names from this file (- is standard input), one a line."),
+]
+Null = Annotated[bool, typer.Option("--null", "-0", help="Names in --from-file end in NUL.")]
+Suffix = Annotated[
+    str | None, typer.Option(help="The outputs' ending in place of the inputs': .json")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Process files whose output is newer, too.")
+]
+Retries = Annotated[
+    int | None, typer.Option(min=0, max=100, help="Tries after the first. [IMECE_RETRIES]")
+]
+Timeout = Annotated[
+    float | None, typer.Option(help="Seconds a try of a file may take. [IMECE_FILE_TIMEOUT]")
+]
+
+
+def main() -> NoReturn:
+    """The entry point: what is meant for people becomes one line and an exit code."""
+    try:
+        app(prog_name="imece")
+    except ImeceError as error:
+        print(f"imece: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def find_settings() -> Settings:
+    """The settings; with no Redis named and a local run on, those of its server."""
+    settings = load()
+    if "redis_url" not in settings.model_fields_set:
+        from producer import local
+
+        runs = local.live(settings.state_dir.expanduser())
+        if len(runs) == 1:
+            run_id, url = next(iter(runs.items()))
+            say(f"(on the local run {run_id})")
+            return load(redis_url=url)
+    return settings
+
+
+@contextmanager
+def redis_of(settings: Settings) -> Iterator["Redis"]:
+    with reachable(settings):
+        redis = connect(settings)
+        try:
+            yield redis
+        finally:
+            redis.close()
+
+
+def newest(redis: "Redis") -> str:
+    ids = recent(redis)
+    if not ids:
+        raise RunError("there are no runs yet: `imece enqueue IN OUT` makes one")
+    return ids[0]
+
+
+def exit_for(last: Status) -> NoReturn:
+    """How a run went, as an exit code."""
+    raise typer.Exit(0 if last.state == "done" else FAILED)
+
+
+def parameters_of(
+    settings: Settings,
+    source: Path,
+    target: str,
+    *,
+    suffix: str | None,
+    overwrite: bool,
+    from_file: str | None,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    hidden: bool,
+    buckets: int | None,
+    files_per_job: int | None,
+    retries: int | None,
+    timeout: float | None,
+) -> Parameters:
+    from producer.listing import check_directories
+
+    output = None if target == "-" else Path(target).absolute()
+    check_directories(source, output)
+    if suffix is not None and ("/" in suffix or "\0" in suffix or not suffix.startswith(".")):
+        raise UsageError(f"--suffix {suffix!r}: takes an ending like .json")
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"--timeout {timeout}: takes seconds, more than 0")
+    return Parameters(
+        input=text_path(source.absolute()),
+        output=text_path(output) if output is not None else None,
+        suffix=suffix,
+        overwrite=overwrite,
+        source="list" if from_file else "directory",
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        hidden=hidden,
+        buckets=buckets,
+        files_per_job=files_per_job or settings.files_per_job,
+        retries=settings.retries if retries is None else retries,
+        retry_pause=settings.retry_pause,
+        timeout=timeout or settings.file_timeout,
+        queue=settings.queue,
+    )
+
+
+def list_files(parameters: Parameters, from_file: str | None, null: bool) -> "Listing":
+    from producer import listing
+
+    root = parameters.input_path
+    if from_file is None:
+        return listing.walk(root, parameters.include, parameters.exclude, parameters.hidden)
+    separator = b"\0" if null else b"\n"
+    if from_file == "-":
+        return listing.read_names(sys.stdin.buffer, root, separator)
+    try:
+        with Path(from_file).open("rb") as stream:
+            return listing.read_names(stream, root, separator)
+    except OSError as error:
+        raise UsageError(f"--from-file {from_file}: {error.strerror}") from None
+
+
+def made_run_id(source: Path) -> str:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return names.slug(f"{source.resolve().name[:30]}-{stamp}-{secrets.token_hex(2)}")
+
+
+@app.command(
+    epilog="Examples:\n\n  imece enqueue /data/in /data/out --suffix .json\n\n"
+    "  find . -name '*.csv' -print0 | imece enqueue . /data/out --from-file - -0"
+)
+def enqueue(
+    source: In,
+    target: Out,
+    run_id: GivenRunId = None,
+    buckets: Buckets = None,
+    files_per_job: FilesPerJob = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    hidden: Hidden = False,
+    from_file: FromFile = None,
+    null: Null = False,
+    suffix: Suffix = None,
+    overwrite: Overwrite = False,
+    retries: Retries = None,
+    timeout: Timeout = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be enqueued, and do nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List a folder, group it into bucket jobs, put them into the queue."""
+    settings = find_settings()
+    parameters = parameters_of(
+        settings,
+        source,
+        target,
+        suffix=suffix,
+        overwrite=overwrite,
+        from_file=from_file,
+        include=include,
+        exclude=exclude,
+        hidden=hidden,
+        buckets=buckets,
+        files_per_job=files_per_job,
+        retries=retries,
+        timeout=timeout,
+    )
+    name = names.slug(run_id) if run_id else made_run_id(source)
+    from producer.enqueue import Producer, plan
+
+    if dry_run:
+        made = plan(parameters, list_files(parameters, from_file, null))
+        counts = {"files": made.files, "buckets": made.shape.buckets, "jobs": made.jobs}
+        print(json.dumps(counts) if as_json else f"would enqueue {display.plan(made)}")
+        return
+    with redis_of(settings) as redis:
+        producer = Producer(redis, settings, say)
+        enqueued = producer.enqueue(
+            name, parameters, lambda: list_files(parameters, from_file, null)
+        )
+        if as_json:
+            print(json.dumps({"how": enqueued.how, **status.read(enqueued.run).summary()}))
+            return
+        print(display.enqueued(enqueued))
+        print(f"`imece status {name} --watch` shows how far it is")
+
+
+@app.command("status", epilog="Examples:\n\n  imece status\n\n  imece status nightly --watch")
+def show_status(
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="[default: the newest]")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Until the run ends.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How far a run is: files done, failed, left; rate; time left; workers; queue."""
+    settings = find_settings()
+    with redis_of(settings) as redis:
+        run = Run(redis, run_id or newest(redis))
+        if watch and not as_json:
+            display.follow(lambda: status.read(run))
+        while True:
+            now = status.read(run)
+            if as_json:
+                print(json.dumps(now.summary()), flush=True)
+            else:
+                print(display.block(now))
+            if not watch or now.has_ended:
+                return
+            time.sleep(1.0)
+
+
+@app.command()
+def runs(as_json: Json = False) -> None:
+    """All runs, newest first."""
+    settings = find_settings()
+    with redis_of(settings) as redis:
+        found = [status.read(Run(redis, run_id)) for run_id in recent(redis)]
+    if as_json:
+        print(json.dumps([one.summary() for one in found]))
+        return
+    if not found:
+        print("no runs")
+        return
+    rows = [("RUN", "STATE", "FILES", "DONE", "FAILED", "SKIPPED", "LEFT", "MADE")]
+    for one in found:
+        counts = (one.files, one.done, one.failed, one.skipped, one.left)
+        made = display.ago(one.created, one.now)
+        rows.append((one.id, one.state, *(f"{number:,}" for number in counts), made))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if 2 <= column <= 6 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+@app.command()
+def wait(run_id: RunId, as_json: Json = False) -> None:
+    """Wait until a run ends; the exit code says how it went: 0 done, 1 failed or cancelled."""
+    settings = find_settings()
+    with redis_of(settings) as redis:
+        run = Run(redis, run_id)
+        status.read(run)  # a wrong id, or a Redis that is not there, is said at once
+        last = wait_for(run) if as_json else display.follow(lambda: patient_read(run))
+    print(json.dumps(last.summary()) if as_json else display.block(last))
+    exit_for(last)
+
+
+def wait_for(run: Run) -> Status:
+    while not (now := patient_read(run)).has_ended:
+        time.sleep(0.5)
+    return now
+
+
+def patient_read(run: Run) -> Status:
+    """A run's status, however long Redis is away."""
+    since = None
+    while True:
+        try:
+            return status.read(run)
+        except OUTAGES:
+            if since is None:
+                since = time.monotonic()
+                say("Redis is out of reach: waiting for it")
+            time.sleep(1.0)
+
+
+@app.command(epilog="Examples:\n\n  imece failures nightly --full\n\n  imece failures nightly --json | jq .file")
+def failures(
+    run_id: RunId,
+    full: Annotated[
+        bool, typer.Option("--full", help="The whole reason, and what the processor printed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Which files failed, how often they were tried, and why."""
+    settings = find_settings()
+    with redis_of(settings) as redis:
+        run = Run(redis, run_id)
+        if run.state() is None:
+            raise run.missing()
+        for name, failure in sorted(run.failures(), key=lambda item: item[0]):
+            if as_json:
+                print(json.dumps(display.failure_entry(name, failure)))
+                continue
+            print(display.failure(name, failure))
+            if full:
+                for title, text in (("reason", failure.reason), ("printed", failure.output)):
+                    for line in text.splitlines():
+                        print(f"    {title}: {line}")
+
+
+@app.command()
+def retry(run_id: RunId, as_json: Json = False) -> None:
+    """Process the failed files of an ended run again, in the same run."""
+    settings = find_settings()
+    from producer.enqueue import Producer
+
+    with redis_of(settings) as redis:
+        run = Run(redis, run_id)
+        again = Producer(redis, settings).retry(run)
+        if as_json:
+            print(json.dumps({"retried": again, **status.read(run).summary()}))
+        else:
+            print(f"run {run_id}: {display.count(again, 'file')} in the queue again")
+
+
+@app.command()
+def cancel(run_id: RunId, as_json: Json = False) -> None:
+    """Start no new files; what is done stays. To go on, enqueue the same run id again."""
+    settings = find_settings()
+    with redis_of(settings) as redis:
+        run = Run(redis, run_id)
+        run.cancel(settings.result_ttl)
+        if as_json:
+            print(json.dumps({"run": run_id, "state": run.state()}))
+        else:
+            print(f"run {run_id} is cancelled: files in hand are finished, no other is started")
+
+
+@app.command()
+def delete(run_id: RunId) -> None:
+    """Forget an ended run. Its outputs stay."""
+    settings = find_settings()
+    with redis_of(settings) as redis:
+        Run(redis, run_id).delete()
+    print(f"run {run_id} is deleted; its outputs are where they were")
+
+
+@app.command()
+def scale(
+    replicas: Annotated[int, typer.Argument(metavar="N", min=0, help="Most replicas at a time.")],
+    run_id: Annotated[str | None, typer.Option("--run", help="Which local run.")] = None,
+) -> None:
+    """Change the limit of replicas of a local run while it is on."""
+    from producer import local
+
+    state_dir = load().state_dir.expanduser()
+    name, url = local.only_live(state_dir, run_id)
+    with redis_of(load(redis_url=url)) as redis:
+        before = local.set_limit(redis, replicas)
+    print(f"run {name}: at most {replicas} replicas (it was {before})")
+
+
+@app.command(
+    epilog="Examples:\n\n  imece local in/ out/ --processor mymodule:convert --suffix .json\n\n"
+    "  imece local in/ out/ --command 'convert {input} -resize 50% {output}' --max-replicas 8"
+)
+def local(
+    source: In,
+    target: Out,
+    processor: Annotated[
+        str | None, typer.Option(help="package.module:function, called with input and output path.")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="A program in its place: 'tool --in {input} --out {output}'.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Most workers at a time. [default: one a core]")
+    ] = None,
+    run_id: GivenRunId = None,
+    buckets: Buckets = None,
+    files_per_job: FilesPerJob = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    hidden: Hidden = False,
+    from_file: FromFile = None,
+    null: Null = False,
+    suffix: Suffix = None,
+    overwrite: Overwrite = False,
+    retries: Retries = None,
+    timeout: Timeout = None,
+    as_json: Json = False,
+) -> None:
+    """Process a folder on this machine, with an embedded server and as many workers as allowed.
+
+    Ctrl-C hands back what is not done; the same call again goes on there.
+    """
+    from producer import local as mode
+
+    settings = load(processor=processor, command=command)
+    if not settings.processor and not settings.command:
+        raise UsageError("name what processes a file: --processor module:function or --command '…'")
+    parameters = parameters_of(
+        settings,
+        source,
+        target,
+        suffix=suffix,
+        overwrite=overwrite,
+        from_file=from_file,
+        include=include,
+        exclude=exclude,
+        hidden=hidden,
+        buckets=buckets,
+        files_per_job=files_per_job,
+        retries=retries,
+        timeout=timeout,
+    )
+    raise typer.Exit(
+        mode.run_here(
+            settings,
+            names.slug(run_id) if run_id else mode.derived_run_id(parameters, settings),
+            parameters,
+            lambda: list_files(parameters, from_file, null),
+            max_replicas or os.cpu_count() or 1,
+            as_json,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

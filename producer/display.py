@@ -1,0 +1,257 @@
+"""Runs and their numbers as text: for a terminal, for a log, for a summary."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imece import names
+from imece.failure import Failure
+from imece.run import Run
+from imece.status import Status, quantile, read
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from producer.enqueue import Enqueued, Plan
+
+SPARKS = " ▁▂▃▄▅▆▇█"
+
+
+def on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def seconds(value: float | None) -> str:
+    """`850 ms`, `4.2 s`, `3 min 12 s`, `2 h 05 min`."""
+    if value is None:
+        return "unknown"
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(value: int) -> str:
+    """`512 B`, `3.1 MB`."""
+    number = float(value)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    raise AssertionError
+
+
+def rate(value: float) -> str:
+    return f"{value:,.0f} files/s" if value >= 10 else f"{value:.2g} files/s"
+
+
+def count(value: int, noun: str) -> str:
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
+def plan(made: "Plan") -> str:
+    """What is enqueued, or would be, and what was left out."""
+    text = (
+        f"{count(made.files, 'file')} in {count(made.shape.buckets, 'bucket')}, "
+        f"{count(made.jobs, 'bucket job')} of at most {count(made.shape.files_per_job, 'file')}"
+    )
+    return "; ".join([text, *made.listing.omissions()])
+
+
+def enqueued(how: "Enqueued") -> str:
+    """What has come of an enqueuing."""
+    if how.plan is not None:
+        return f"run {how.run.id}: {plan(how.plan)}"
+    found = {"attached": "is there already", "resumed": "goes on"}[how.how]
+    return f"run {how.run.id} {found}: {line(read(how.run))}"
+
+
+def failure(name: bytes, why: Failure) -> str:
+    tries = "1 try" if why.tries == 1 else f"{why.tries} tries"
+    return f"{names.shown(name)} ({tries}): {why.cause}"
+
+
+def line(status: Status) -> str:
+    """How far a run is, in one line."""
+    parts = [
+        f"{status.state}: {status.done:,} done",
+        f"{status.failed:,} failed",
+        f"{status.skipped:,} skipped",
+        f"{status.left:,} left of {status.files:,}",
+    ]
+    if not status.has_ended:
+        parts.append(rate(status.rate))
+        if status.time_left is not None:
+            parts.append(f"{seconds(status.time_left)} left")
+        parts.append(count(status.backlog.workers, "worker"))
+    return ", ".join(parts)
+
+
+def block(status: Status) -> str:
+    """All of a run's numbers, for `imece status`."""
+    backlog = status.backlog
+    lines = [
+        f"run {status.id}: {status.state}",
+        f"  files    {status.done:,} done, {status.failed:,} failed, {status.skipped:,} skipped, "
+        f"{status.left:,} left of {status.files:,}",
+        f"  speed    {rate(status.rate)}, {seconds(status.seconds)} so far"
+        + (f", {seconds(status.time_left)} left" if not status.has_ended else ""),
+        f"  workers  {backlog.workers:,}; bucket jobs in the queue {status.parameters.queue}: "
+        f"{backlog.pending:,} pending, {backlog.in_flight:,} in flight",
+        f"  from     {status.parameters.input}",
+        f"  to       {status.parameters.output or '(no output)'}",
+    ]
+    if status.retried:
+        lines.append(f"  retries  {status.retried:,}")
+    if status.links_refused:
+        lines.append(f"  links    {status.links_refused:,} refused")
+    if status.trouble:
+        lines.append(f"  trouble  {status.trouble}")
+    if status.failed:
+        lines.append(f"  imece failures {status.id} says which failed and why")
+    return "\n".join(lines)
+
+
+def ago(moment: float, now: float) -> str:
+    return f"{seconds(max(now - moment, 0))} ago"
+
+
+def sparkline(values: list[int], width: int = 60) -> str:
+    """Values as bars, at most `width` of them: each the largest of its stretch."""
+    if not values:
+        return ""
+    stretch = max(1, -(-len(values) // width))
+    columns = [max(values[at : at + stretch]) for at in range(0, len(values), stretch)]
+    top = max(columns) or 1
+    return "".join(SPARKS[-(-value * (len(SPARKS) - 1) // top)] for value in columns)
+
+
+def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str]:
+    """What a local run has come to, line by line.
+
+    Args:
+        elapsed: seconds of this call.
+        replicas: how many workers there were, at even intervals.
+    """
+    through = status.files - status.left
+    yield f"run {status.id}: {status.state}"
+    yield (
+        f"  files     {status.done:,} done, {status.failed:,} failed, {status.skipped:,} skipped"
+        + (f", {status.left:,} left" if status.left else "")
+    )
+    yield f"  bytes     {size(status.bytes_in)} in, {size(status.bytes_out)} out"
+    yield f"  time      {seconds(elapsed)}, {rate(through / max(elapsed, 1e-3))}"
+    median, most = quantile(status.durations, 0.5), quantile(status.durations, 0.99)
+    if median is not None and most is not None:
+        yield f"  a file    half take under {seconds(median)}, 99 % under {seconds(most)}"
+    if replicas:
+        yield f"  replicas  {sparkline(replicas)} (most: {max(replicas)})"
+    if status.slowest:
+        yield "  slowest"
+        for name, took in status.slowest[:5]:
+            yield f"    {seconds(took):>8}  {names.shown(name)}"
+
+
+class Follower:
+    """Shows a run's progress as it comes: a bar on a terminal, plain lines elsewhere."""
+
+    PLAIN_INTERVAL = 2.0
+
+    def __init__(self, progress: "Progress | None") -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None, info="") if progress is not None else None
+        self._last = ("", float("-inf"))
+
+    def show(self, status: Status, extra: str = "") -> None:
+        if self._progress is not None and self._task is not None:
+            info = f"{status.failed:,} failed · {rate(status.rate)} · {seconds(status.time_left)} left"
+            if status.has_ended:
+                info = f"{status.failed:,} failed · {status.state}"
+            self._progress.update(
+                self._task,
+                total=status.files or None,
+                completed=status.files - status.left,
+                description=status.id,
+                info=info + (f" · {extra}" if extra else ""),
+            )
+            return
+        text = line(status) + (f", {extra}" if extra else "")
+        now = time.monotonic()
+        if text != self._last[0] and (now - self._last[1] >= self.PLAIN_INTERVAL or status.has_ended):
+            stamp = datetime.now().strftime("%H:%M:%S")
+            print(f"{stamp} {text}", flush=True)
+            self._last = (text, now)
+
+
+class Silence(Follower):
+    """Follows without a word."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def show(self, status: Status, extra: str = "") -> None:
+        pass
+
+
+@contextmanager
+def following(quiet: bool = False) -> Iterator[Follower]:
+    """A follower for what standard output is."""
+    if quiet or not on_terminal():
+        yield Silence() if quiet else Follower(None)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[info]}"),
+    )
+    with Progress(*columns) as progress:
+        yield Follower(progress)
+
+
+def follow(read_status: Callable[[], Status], interval: float = 0.5) -> Status:
+    """Shows a run's progress until it ends; its last status."""
+    with following() as follower:
+        while True:
+            status = read_status()
+            follower.show(status)
+            if status.has_ended:
+                return status
+            time.sleep(interval)
+
+
+SHOWN_FAILURES = 10
+
+
+def failures(run: Run, last: Status, file: Path) -> Iterator[str]:
+    """The first failures of a local run, line by line; all of them go to `file`, as JSON lines."""
+    file.unlink(missing_ok=True)
+    if not last.failed:
+        return
+    found = sorted(run.failures(), key=lambda item: item[0])
+    with file.open("w", encoding="utf-8") as stream:
+        for name, why in found:
+            stream.write(json.dumps(failure_entry(name, why)) + "\n")
+    yield "  failed"
+    for name, why in found[:SHOWN_FAILURES]:
+        yield f"    {failure(name, why)}"
+    if len(found) > SHOWN_FAILURES:
+        yield f"    and {len(found) - SHOWN_FAILURES:,} more"
+    yield f"  all failures, with what was printed: {file}"
+
+
+def failure_entry(name: bytes, why: Failure) -> dict[str, object]:
+    """A failure for programs; bytes of the name that are not UTF-8 come as lone surrogates."""
+    return {"file": name.decode("utf-8", "surrogateescape"), **asdict(why)}

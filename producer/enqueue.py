@@ -1,0 +1,260 @@
+"""From a request to a committed run: list, group, stage, commit."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import RedisError
+
+from imece import manifest, scripts
+from imece.connection import connect
+from imece.cursor import Cursor
+from imece.errors import ListingError, RunError
+from imece.job import BucketQueue, Reference
+from imece.run import LISTING_TTL, RUNS, Parameters, Run, leases_key, pending_key
+from imece.settings import Settings
+from producer import grouping
+from producer.listing import Listing
+
+STAGED_TTL = 3600
+"""Seconds what a dead producer has staged stays in Redis."""
+
+STAGE_BYTES = 2**20
+"""About how much is sent to Redis in one go."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be enqueued."""
+
+    listing: Listing
+    shape: grouping.Shape
+    groups: list[list[bytes]] = field(repr=False)
+
+    @property
+    def files(self) -> int:
+        return len(self.listing.files)
+
+    @property
+    def jobs(self) -> int:
+        cap = self.shape.files_per_job
+        return sum(1 for group in self.groups for _ in grouping.slices(len(group), cap))
+
+
+def plan(parameters: Parameters, listing: Listing) -> Plan:
+    """Groups what has been listed.
+
+    Raises:
+        ListingError: a name is there twice, or two would write one output.
+    """
+    if not listing.files:
+        left_out = "; ".join(listing.omissions())
+        raise ListingError(
+            f"there are no files to process in {parameters.input}" + (f" ({left_out})" if left_out else "")
+        )
+    suffix = parameters.suffix.encode() if parameters.suffix is not None else None
+    grouping.check_outputs(listing.files, suffix)
+    shape = grouping.shape(len(listing.files), parameters.buckets, parameters.files_per_job)
+    return Plan(listing, shape, grouping.group(listing.files, shape.buckets, parameters.seed))
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """How an enqueuing went: made anew, resumed after a cancel, or found there already."""
+
+    run: Run
+    how: str
+    plan: Plan | None = None
+
+
+class Producer:
+    """Makes runs in one Redis."""
+
+    def __init__(self, redis: Redis, settings: Settings, say: Say = lambda text: None) -> None:
+        self.redis = redis
+        self.settings = settings
+        self._say = say
+        self._queue = BucketQueue(settings.queue, redis)
+
+    def enqueue(
+        self, run_id: str, parameters: Parameters, list_files: Callable[[], Listing]
+    ) -> Enqueued:
+        """Makes the run; attaches to it if it is there; resumes it if it was cancelled.
+
+        Raises:
+            RunError: the id is in use with other parameters, or the run went away meanwhile.
+            ListingError: the files cannot be listed or grouped, or there are none.
+        """
+        run = Run(self.redis, run_id)
+        token = secrets.token_hex(4)
+        waiting = False
+        while not run.claim(parameters, token, self.settings.run_ttl):
+            state = run.state()
+            if state is None:
+                continue  # it has just expired
+            self._check_same(run, parameters)
+            if state == "cancelled":
+                return self.resume(run)
+            if state != "listing":
+                return Enqueued(run, "attached")
+            if not waiting:
+                self._say(f"run {run_id} is being listed by another producer: waiting for it")
+                waiting = True
+            time.sleep(0.5)
+        with self._sign_of_life(run):
+            try:
+                listing = list_files()
+                made = plan(parameters, listing)
+                self._stage_and_commit(run, token, parameters, made)
+            except BaseException:
+                self._withdraw(run, token)
+                raise
+        return Enqueued(run, "enqueued", made)
+
+    def _check_same(self, run: Run, parameters: Parameters) -> None:
+        different = run.parameters().differences(parameters)
+        if different:
+            raise RunError(
+                f"the run id {run.id} is in use with another {', another '.join(different)}: "
+                "take another --run-id, or call with what it was made with"
+            )
+
+    @contextmanager
+    def _sign_of_life(self, run: Run) -> Iterator[None]:
+        """Keeps a listing run from expiring while this process is busy with it."""
+        over = threading.Event()
+        redis = connect(self.settings, retries=0)
+
+        def renew() -> None:
+            while not over.wait(LISTING_TTL / 5):
+                try:
+                    redis.expire(run.key, LISTING_TTL)
+                except RedisError:
+                    pass  # the commit finds out
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            redis.close()
+
+    def _withdraw(self, run: Run, token: str) -> None:
+        """Takes back what was staged, if Redis can be asked."""
+        try:
+            state, owner = self.redis.hmget(run.key, "state", "token")
+            if state == b"listing" and owner == token.encode():
+                self.redis.delete(run.key)
+                self.redis.zrem(RUNS, run.id)
+            self.redis.delete(run.manifest_key(token), run.staged_key(token))
+        except RedisError:
+            pass  # all of it has a TTL
+
+    def _stage_and_commit(self, run: Run, token: str, parameters: Parameters, made: Plan) -> None:
+        shape = made.shape
+        self._stage(run, token, made.groups, shape.files_per_job)
+        fields: dict[str, str | int] = {
+            "files": made.files,
+            "buckets": shape.buckets,
+            "links_refused": made.listing.links_refused,
+        }
+        answer = self._commit(run, token, "new", "", fields)
+        if answer != "committed":
+            raise RunError(f"run {run.id} was cancelled, or taken over, while it was being listed")
+
+    def _stage(self, run: Run, token: str, groups: list[list[bytes]], cap: int) -> None:
+        """Writes manifests, cursors and RQ's job hashes where no worker looks.
+
+        One thread sends while this one groups and compresses: zlib and the socket let go of the GIL.
+        """
+        key, staged = run.manifest_key(token), run.staged_key(token)
+        with ThreadPoolExecutor(1) as sender:
+            sending: Future[None] | None = None
+            # In transactions: nothing is ever there without its TTL, whenever this dies.
+            pipeline, size = self.redis.pipeline(), 0
+            for bucket, files in enumerate(groups):
+                if not files:
+                    continue
+                blob = manifest.encode(files)
+                pipeline.hset(key, str(bucket), blob)
+                size += len(blob)
+                for start, stop in grouping.slices(len(files), cap):
+                    reference = Reference(run.id, token, bucket, start)
+                    pipeline.hset(staged, reference.field, Cursor(start, stop).encode())
+                    self._queue.stage(reference, STAGED_TTL, pipeline)
+                    size += 1000
+                if size > STAGE_BYTES:
+                    if sending is not None:
+                        sending.result()
+                    sending = sender.submit(_send, pipeline, key, staged)
+                    pipeline, size = self.redis.pipeline(), 0
+            if sending is not None:
+                sending.result()
+            _send(pipeline, key, staged)
+
+    def _commit(
+        self, run: Run, token: str, kind: str, generation: str, fields: dict[str, str | int]
+    ) -> str:
+        queue = self.settings.queue
+        keys = [run.key, pending_key(queue), leases_key(queue), "rq:queues", run.staged_key(token)]
+        arguments: list[str | bytes | int | float] = [token, kind, generation, self.settings.run_ttl]
+        for name, value in fields.items():
+            arguments += [name, value]
+        answer: bytes = scripts.run("commit", self.redis, keys, arguments)
+        return answer.decode()
+
+    def resume(self, run: Run) -> Enqueued:
+        """Goes on with a cancelled run where it was."""
+        generation = run.generation()
+        with self.redis.pipeline() as pipeline:
+            for reference in _unfinished(run):
+                self._queue.stage(reference, STAGED_TTL, pipeline)
+            pipeline.execute()
+        answer = self._commit(run, secrets.token_hex(4), "resume", generation, {})
+        return Enqueued(run, "resumed" if answer == "committed" else "attached")
+
+    def retry(self, run: Run) -> int:
+        """Enqueues the failed files of an ended run again; how many they are.
+
+        Raises:
+            RunError: the run has not ended, or no file has failed.
+        """
+        parameters, state, generation = run.parameters(), run.state(), run.generation()
+        if state != "failed":
+            mend = {
+                "done": "no file has failed",
+                "cancelled": f"enqueue it again to resume it, then retry what fails: "
+                f"imece enqueue … --run-id {run.id}",
+            }.get(state or "", "retry when it has ended")
+            raise RunError(f"run {run.id} is {state}: {mend}")
+        token = secrets.token_hex(4)
+        failed = [name for name, _ in run.failures()]
+        shape = grouping.shape(len(failed), None, parameters.files_per_job)
+        self._stage(run, token, grouping.group(failed, shape.buckets, parameters.seed), shape.files_per_job)
+        answer = self._commit(run, token, "retry", generation, {})
+        if answer != "committed":
+            self._withdraw(run, token)
+            raise RunError(f"run {run.id} is {answer} meanwhile: somebody else retries it")
+        return len(failed)
+
+
+def _send(pipeline: Pipeline, key: str, staged: str) -> None:
+    pipeline.expire(key, STAGED_TTL)
+    pipeline.expire(staged, STAGED_TTL)
+    pipeline.execute()
+
+
+def _unfinished(run: Run) -> Iterator[Reference]:
+    for field_ in run.redis.hkeys(f"{run.key}:jobs"):
+        part, bucket, start = field_.decode().split("-")
+        yield Reference(run.id, part, int(bucket), int(start))

@@ -1,0 +1,93 @@
+"""Files to buckets, buckets to bucket jobs."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mmh3
+
+from imece import names
+from imece.errors import ListingError
+
+FILES_PER_BUCKET = 1000
+FEWEST_BUCKETS = 256
+MOST_BUCKETS = 65536
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Into how many buckets, and how many files a bucket job may hold."""
+
+    buckets: int
+    files_per_job: int
+
+
+def shape(files: int, buckets: int | None, files_per_job: int | None) -> Shape:
+    """What was asked for, or what suits the count of files.
+
+    One file a job up to 256 files, then 256 jobs, then a job for every 1,000 files: enough pieces
+    that nobody waits long for the last, few enough that taking one costs next to nothing.
+    """
+    if buckets is None:
+        buckets = max(min(files, FEWEST_BUCKETS), files // FILES_PER_BUCKET)
+        buckets = min(max(buckets, 1), MOST_BUCKETS)
+    if files_per_job is None:
+        # A quarter more than the mean: only buckets that chance has made large are split.
+        files_per_job = 1 if files <= buckets else math.ceil(1.25 * files / buckets)
+    return Shape(buckets, files_per_job)
+
+
+def group(files: Sequence[bytes], buckets: int, seed: int) -> list[list[bytes]]:
+    """For each bucket its files, sorted: those with `mmh3.hash(name, seed, signed=False) % buckets`
+    the bucket's number.
+
+    Raises:
+        ListingError: a name is there twice.
+    """
+    groups: list[list[bytes]] = [[] for _ in range(buckets)]
+    appends = [bucket.append for bucket in groups]
+    hash_ = mmh3.hash
+    for name in files:
+        appends[hash_(name, seed, False) % buckets](name)
+    for bucket in groups:
+        bucket.sort()
+        if len(set(bucket)) != len(bucket):
+            name = next(name for name, count in Counter(bucket).items() if count > 1)
+            raise ListingError(f"the name {names.shown(name)!r} is in the list twice")
+    return groups
+
+
+def slices(files: int, files_per_job: int) -> Iterator[tuple[int, int]]:
+    """Cuts a bucket of `files` files into bucket jobs of nearly equal size: (start, stop)."""
+    pieces = math.ceil(files / files_per_job)
+    for piece in range(pieces):
+        yield files * piece // pieces, files * (piece + 1) // pieces
+
+
+def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
+    """Raises ListingError if two inputs would write the same output.
+
+    Only a new suffix can do that. Hashes first, names only for those that clash: that is half the
+    memory of a set of all names.
+    """
+    if suffix is None:
+        return
+    seen: set[int] = set()
+    clashing: set[int] = set()
+    for name in files:
+        digest = hash(names.with_suffix(name, suffix))
+        if digest in seen:
+            clashing.add(digest)
+        seen.add(digest)
+    first: dict[bytes, bytes] = {}
+    for name in files if clashing else ():
+        output = names.with_suffix(name, suffix)
+        if hash(output) not in clashing:
+            continue
+        if output in first:
+            raise ListingError(
+                f"the inputs {names.shown(first[output])!r} and {names.shown(name)!r} would both write "
+                f"{names.shown(output)!r}: leave --suffix out, or one of them with --exclude"
+            )
+        first[output] = name

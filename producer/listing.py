@@ -1,0 +1,190 @@
+"""Which files there are: from the input directory, or from a list of names."""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import pathspec
+
+from imece import names
+from imece.errors import ListingError
+from imece.names import TEMPORARY_PREFIX
+
+Accept = Callable[[bytes], bool]
+
+_READ_SIZE = 2**20
+
+
+@dataclass
+class Listing:
+    """Names relative to the input directory, in no order, and what was left out and why."""
+
+    files: list[bytes] = field(default_factory=list)
+    hidden: int = 0
+    filtered: int = 0
+    links_refused: int = 0
+    special: int = 0
+
+    def omissions(self) -> list[str]:
+        """What a person should know was left out."""
+        notes = []
+        if self.links_refused:
+            notes.append(f"{self.links_refused:,} links refused (they leave the directory, or lead to one)")
+        if self.hidden:
+            notes.append(f"{self.hidden:,} hidden left out (--hidden takes them)")
+        if self.filtered:
+            notes.append(f"{self.filtered:,} left out by --include and --exclude")
+        if self.special:
+            notes.append(f"{self.special:,} left out that are neither file, directory nor link")
+        return notes
+
+
+def check_directories(source: Path, target: Path | None) -> None:
+    """Raises ListingError unless source is a directory that can be read, and neither is in the other."""
+    if not source.exists():
+        raise ListingError(f"the input directory {source} does not exist")
+    if not source.is_dir():
+        raise ListingError(f"the input {source} is not a directory")
+    if not os.access(source, os.R_OK | os.X_OK):
+        raise ListingError(f"the input directory {source} cannot be read: check its permissions")
+    if target is None:
+        return
+    if target.exists() and not target.is_dir():
+        raise ListingError(f"the output {target} is not a directory")
+    inner, outer = target.resolve(), source.resolve()
+    if inner == outer:
+        raise ListingError("the output directory is the input directory: take another for the outputs")
+    if inner.is_relative_to(outer):
+        raise ListingError(
+            f"the output directory {target} lies inside the input directory {source}: "
+            "outputs would become inputs. Take one outside it"
+        )
+    if outer.is_relative_to(inner):
+        raise ListingError(
+            f"the input directory {source} lies inside the output directory {target}: "
+            "outputs could overwrite inputs. Take another for the outputs"
+        )
+
+
+def filters(include: Iterable[str], exclude: Iterable[str]) -> tuple[Accept | None, Accept | None]:
+    """Two tests for names, from globs as in .gitignore: `*.csv` at any depth, `/a/**/*.csv` from
+    the top. The first accepts a file, the second refuses a file or a whole directory (whose name
+    then ends in a slash). None where there is nothing to test."""
+
+    def spec(patterns: Iterable[str]) -> Accept | None:
+        patterns = list(patterns)
+        if not patterns:
+            return None
+        try:
+            compiled = pathspec.PathSpec.from_lines("gitwildmatch", patterns)
+        except ValueError as error:
+            raise ListingError(f"a glob in {patterns} cannot be read: {error}") from None
+        return lambda name: compiled.match_file(os.fsdecode(name))
+
+    return spec(include), spec(exclude)
+
+
+def walk(
+    root: Path, include: Iterable[str] = (), exclude: Iterable[str] = (), hidden: bool = False
+) -> Listing:
+    """All regular files below root, and links to such inside it. Links to directories are not
+    followed.
+
+    Raises:
+        ListingError: a directory cannot be read; nothing is left out in silence.
+    """
+    listing = Listing()
+    accepted, refused = filters(include, exclude)
+    real_root = os.fsencode(root.resolve())
+    directories = [b""]
+    while directories:
+        prefix = directories.pop()
+        try:
+            with os.scandir(real_root + b"/" + prefix) as entries:
+                found = _sort_out(entries, prefix, real_root, hidden, listing, directories)
+        except OSError as error:
+            raise ListingError(
+                f"the directory {names.shown(real_root + b'/' + prefix)} cannot be read: "
+                f"{error.strerror}. Mend its permissions, or leave it out with --exclude"
+            ) from None
+        if accepted or refused:
+            kept = [
+                name
+                for name in found
+                if (accepted is None or accepted(name)) and not (refused and refused(name))
+            ]
+            listing.filtered += len(found) - len(kept)
+            found = kept
+        listing.files += found
+        if refused:
+            directories = [name for name in directories if not refused(name)]
+    return listing
+
+
+def _sort_out(
+    entries: Iterator[os.DirEntry[bytes]],
+    prefix: bytes,
+    root: bytes,
+    hidden: bool,
+    listing: Listing,
+    directories: list[bytes],
+) -> list[bytes]:
+    """The files among a directory's entries; its directories are added to `directories`."""
+    files = []
+    for entry in entries:
+        name = entry.name
+        if name[0] == 46 and (not hidden or name.startswith(TEMPORARY_PREFIX)):  # 46: a dot
+            listing.hidden += 1
+        elif entry.is_file(follow_symlinks=False):
+            files.append(prefix + name if prefix else name)
+        elif entry.is_dir(follow_symlinks=False):
+            directories.append(prefix + name + b"/")
+        elif not entry.is_symlink():
+            listing.special += 1
+        elif _stays_inside(entry.path, root):
+            files.append(prefix + name)
+        else:
+            listing.links_refused += 1
+    return files
+
+
+def _stays_inside(link: bytes, root: bytes) -> bool:
+    """Whether a link leads to a regular file below root."""
+    target = os.path.realpath(link)
+    try:
+        return target.startswith(root.rstrip(b"/") + b"/") and stat.S_ISREG(os.stat(target).st_mode)
+    except OSError:
+        return False
+
+
+def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
+    """Names from a list: relative to root, or absolute below it; `./` before a name is dropped.
+
+    Raises:
+        ListingError: a name would leave the directory.
+    """
+    listing = Listing()
+    prefixes = [os.fsencode(path).rstrip(b"/") + b"/" for path in (root.absolute(), root.resolve())]
+    for name in _split(stream, separator):
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                name = name[len(prefix) :]
+                break
+        while name.startswith(b"./"):
+            name = name[2:]
+        if flaw := names.flaw(name):
+            raise ListingError(f"the name {names.shown(name)!r} in the list {flaw}")
+        listing.files.append(name)
+    return listing
+
+
+def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
+    rest = b""
+    while block := stream.read(_READ_SIZE):
+        *whole, rest = (rest + block).split(separator)
+        yield from filter(None, whole)
+    if rest:
+        yield rest

@@ -1,0 +1,345 @@
+"""Local mode: an embedded server, the producer, and workers of this machine, as many as the rule of
+the cluster asks for: replicas = pending + in flight, up to a limit, down to zero."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import SecretStr
+from redis import Redis
+from redis.exceptions import RedisError
+
+from imece import names, status
+from imece.connection import connect, reachable
+from imece.errors import ImeceError, RunError, UsageError
+from imece.run import Parameters, Run
+from imece.settings import PREFIX, Settings
+from imece.status import Status
+from producer import display
+from producer.embedded import Server
+from producer.enqueue import Producer
+from producer.listing import Listing
+
+FAILED = 1
+INTERRUPTED = 130
+
+LIMIT_KEY = "imece:local:max-replicas"
+TURN = 0.1
+"""Seconds between two looks at the queue."""
+
+STABILIZATION = 2.0
+"""Seconds there must be too many workers before one is stopped."""
+
+SAMPLE = 0.5
+"""Seconds between two counts of replicas for the summary."""
+
+QUICK_DEATH = 5.0
+"""A worker that fails within so many seconds of its start has not failed because of a file."""
+
+
+@contextlib.contextmanager
+def occupied(directory: Path) -> Iterator[None]:
+    """Keeps a second local run out of a state directory.
+
+    Raises:
+        RunError: there is one.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"run {directory.name} is being processed already: `imece status` shows how far it is"
+            ) from None
+        try:
+            yield
+        finally:
+            _address(directory).unlink(missing_ok=True)
+
+
+def announce(directory: Path, url: str) -> None:
+    """Lets other commands find the server of a local run."""
+    text = json.dumps({"pid": os.getpid(), "url": url})
+    _address(directory).write_text(text, "utf-8")
+
+
+def live(state_dir: Path) -> dict[str, str]:
+    """The local runs that are on: run id -> URL of their server."""
+    found = {}
+    for file in sorted(state_dir.glob("*/local.json")):
+        try:
+            entry = json.loads(file.read_text("utf-8"))
+            os.kill(entry["pid"], 0)
+        except (OSError, ValueError, KeyError):
+            continue
+        found[file.parent.name] = entry["url"]
+    return found
+
+
+def _address(directory: Path) -> Path:
+    return directory / "local.json"
+
+
+class Replicas:
+    """The worker processes of a local run.
+
+    Args:
+        settings: `IMECE_…` variables for the workers.
+        log: file their log goes to.
+    """
+
+    def __init__(self, redis: Redis, queue: str, settings: dict[str, str], log: Path) -> None:
+        self._redis = redis
+        self._queue = queue
+        self._environment = {**os.environ, **settings}
+        self._log = log
+        self._workers: dict[int, subprocess.Popen[bytes]] = {}
+        self._started: dict[int, float] = {}
+        self._stopping: set[int] = set()
+        self._surplus_since: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def adjust(self, wanted: int, limit: int) -> None:
+        """Starts or stops workers: at once up to what is wanted, and down to the limit; further down
+        when there have been too many for a while.
+
+        Raises:
+            ImeceError: workers cannot be started, for a reason in their settings.
+        """
+        self._bury()
+        active = len(self._workers) - len(self._stopping)
+        for _ in range(active, wanted):
+            self._start()
+        if active <= wanted:
+            self._surplus_since = None
+            return
+        now = time.monotonic()
+        self._surplus_since = self._surplus_since or now
+        keep = wanted if now - self._surplus_since >= STABILIZATION else limit
+        if active > keep:
+            self._stop(active - keep)
+
+    def _start(self) -> None:
+        with self._log.open("ab") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "worker"],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us
+            )
+        self._workers[worker.pid] = worker
+        self._started[worker.pid] = time.monotonic()
+
+    def _stop(self, count: int) -> None:
+        """Asks so many to stop, idle ones first: as in the cluster, nobody is taken from a file."""
+        candidates = [pid for pid in self._workers if pid not in self._stopping]
+        busy = self._busy()
+        for pid in sorted(candidates, key=lambda pid: pid in busy)[:count]:
+            self._workers[pid].terminate()
+            self._stopping.add(pid)
+
+    def _busy(self) -> set[int]:
+        """The process ids of the workers that hold a job."""
+        busy = set()
+        for key in self._redis.smembers(f"rq:workers:{self._queue}"):
+            state, pid = self._redis.hmget(key, "state", "pid")
+            if state == b"busy" and pid is not None:
+                busy.add(int(pid))
+        return busy
+
+    def _bury(self) -> None:
+        for pid, worker in list(self._workers.items()):
+            code = worker.poll()
+            if code is None:
+                continue
+            lived = time.monotonic() - self._started.pop(pid)
+            del self._workers[pid]
+            self._stopping.discard(pid)
+            if code > 0 and lived < QUICK_DEATH:
+                error = ImeceError(self._last_line())
+                error.exit_code = code
+                raise error
+
+    def _last_line(self) -> str:
+        lines = self._log.read_text("utf-8", "replace").strip().splitlines()
+        last = lines[-1] if lines else "no reason given"
+        return last.removeprefix("imece-worker: ")
+
+    def hand_back(self, patience: Callable[[], bool]) -> None:
+        """Asks all to stop and waits until they have; kills them when patience is at its end."""
+        for pid, worker in self._workers.items():
+            if pid not in self._stopping:
+                worker.terminate()
+        for worker in self._workers.values():
+            while worker.poll() is None:
+                if not patience():
+                    worker.kill()
+                time.sleep(0.02)
+        self._workers.clear()
+        self._stopping.clear()
+
+
+class Interrupts:
+    """Counts Ctrl-C (and SIGTERM) in place of breaking off wherever we are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> "Interrupts":
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.count += 1
+
+
+def process(
+    run: Run,
+    replicas: Replicas,
+    interrupts: Interrupts,
+    show: Callable[[Status, str], None],
+) -> tuple[Status, list[int]]:
+    """Runs workers until the run has ended or Ctrl-C was pressed; then none is left.
+
+    Returns:
+        The run's last status, and how many replicas there were, every SAMPLE seconds.
+    """
+    samples: list[int] = []
+    sample_at = time.monotonic()
+    try:
+        while True:
+            now = status.read(run)
+            limit = read_limit(run.redis)
+            queued = now.backlog.pending + now.backlog.in_flight
+            if now.has_ended and queued == 0 or interrupts.count:
+                break
+            replicas.adjust(min(limit, queued), limit)
+            if time.monotonic() >= sample_at:
+                samples.append(len(replicas))
+                sample_at += SAMPLE
+            show(now, f"{len(replicas)} of at most {limit} replicas")
+            time.sleep(TURN)
+        if interrupts.count:
+            _say("handing back: the files in hand are finished first (Ctrl-C again kills them)")
+    finally:
+        replicas.hand_back(lambda: interrupts.count < 2)
+    last = status.read(run)
+    show(last, "")
+    return last, samples
+
+
+def read_limit(redis: Redis) -> int:
+    return int(redis.get(LIMIT_KEY) or 1)
+
+
+def set_limit(redis: Redis, limit: int) -> int | None:
+    """Changes the limit of a local run; what it was."""
+    before = redis.set(LIMIT_KEY, limit, get=True)
+    return int(before) if before is not None else None
+
+
+def worker_settings(url: str, **settings: str | Path | float | None) -> dict[str, str]:
+    """Settings as environment variables for worker processes."""
+    given = {name: str(value) for name, value in settings.items() if value is not None}
+    given["redis_url"] = url
+    return {PREFIX + name.upper(): value for name, value in given.items()}
+
+
+def only_live(state_dir: Path, run_id: str | None) -> tuple[str, str]:
+    """The local run that is meant.
+
+    Raises:
+        UsageError: there is none, or it is not clear which.
+    """
+    runs = live(state_dir)
+    if run_id is not None and run_id in runs:
+        return run_id, runs[run_id]
+    if not runs or run_id is not None:
+        raise UsageError("no local run is on" + (f" under the id {run_id}" if run_id else ""))
+    if len(runs) > 1:
+        raise UsageError(f"several local runs are on: name one with --run: {', '.join(runs)}")
+    return next(iter(runs.items()))
+
+
+def forget_ended(run: Run) -> None:
+    """Deletes an earlier run of this id that has ended, so that the call makes a new one."""
+    with contextlib.suppress(RedisError):
+        if run.state() in ("done", "failed"):
+            run.delete()
+
+
+def derived_run_id(parameters: Parameters, settings: Settings) -> str:
+    """The same for the same call, so that a second one goes on where the first was stopped."""
+    what = f"{parameters.encode()} {settings.processor} {settings.command}"
+    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
+    return names.slug(f"{parameters.input_path.resolve().name[:40]}-{digest}")
+
+
+def run_here(
+    settings: Settings,
+    run_id: str,
+    parameters: Parameters,
+    list_files: Callable[[], Listing],
+    limit: int,
+    as_json: bool,
+) -> int:
+    """The whole of `imece local`; its exit code."""
+    directory = settings.state_dir.expanduser() / run_id
+    began = time.monotonic()
+    with occupied(directory), Server(directory) as server, Interrupts() as interrupts:
+        announce(directory, server.url)
+        inner = settings.model_copy(update={"redis_url": SecretStr(server.url)})
+        with reachable(inner):
+            redis = connect(inner)
+            set_limit(redis, limit)
+            run = Run(redis, run_id)
+            forget_ended(run)
+            enqueued = Producer(redis, inner, _say).enqueue(run_id, parameters, list_files)
+            if not as_json:
+                print(display.enqueued(enqueued), flush=True)
+            log = directory / "workers.log"
+            log.write_bytes(b"")
+            environment = worker_settings(
+                server.url,
+                processor=settings.processor,
+                command=settings.command,
+                log_format=settings.log_format,
+            )
+            replicas = Replicas(redis, inner.queue, environment, log)
+            with display.following(quiet=as_json) as follower:
+                last, samples = process(run, replicas, interrupts, follower.show)
+            told = [
+                *display.summary(last, time.monotonic() - began, samples),
+                *display.failures(run, last, directory / "failures.jsonl"),
+            ]
+            if as_json:
+                told = [json.dumps({**last.summary(), "replicas": samples})]
+            print("\n".join(told))
+    if interrupts.count and not last.has_ended:
+        _say("stopped; to go on, call the same again:\n  " + shlex.join(["imece", *sys.argv[1:]]))
+        return INTERRUPTED
+    return 0 if last.state == "done" else FAILED
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,334 @@
+"""One execution of a bucket job, in the parent: forks horses, watches them, records checkpoints.
+
+All that goes to Redis goes from here, so a horse that hangs, crashes or outlives an outage of
+Redis loses nothing: what it has done stands in the table.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from redis.exceptions import RedisError
+
+from imece import names
+from imece.cursor import Cursor
+from imece.lease import Action, Batch, Claimed, Lease
+from imece.settings import Settings
+from worker import horse, log
+from worker.horse import Exit
+from worker.place import Places, remove
+from worker.processor import Processor
+from worker.progress import Progress
+from worker.scroll import Scroll
+from worker.table import NONE, Table
+from worker.wakeup import Wakeup
+
+Ending = Literal["finished", "returned", "deferred", "lost", "abandoned"]
+
+DUMP_PATIENCE = 0.2
+"""Seconds a hanging horse is given to say where it hangs before it is killed."""
+
+OUTAGE_PATIENCE = 30.0
+"""Seconds a worker that is to stop waits for Redis to come back, to record its last checkpoint."""
+
+BARREN_HORSES = 3
+"""How many horses in a row may die without a file in hand before the job is given back."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What all executions of one worker share.
+
+    Attributes:
+        name: the worker's.
+        capture, journal: temporary files; see `horse.Assignment`.
+        alive: shows that the worker lives; called at every sign of life.
+    """
+
+    name: str
+    settings: Settings
+    processor: Processor
+    wakeup: Wakeup
+    capture: Scroll
+    journal: Scroll
+    alive: Callable[[], None]
+
+
+@dataclass
+class Unanswered:
+    """A batch that was sent and must be sent again as it is until Redis answers."""
+
+    number: int
+    cursor: Cursor
+    batch: Batch
+
+
+class Execution:
+    """Processes what a lease claims."""
+
+    def __init__(self, workshop: Workshop, lease: Lease, claimed: Claimed, places: Places) -> None:
+        self._shop = workshop
+        self._lease = lease
+        self._claimed = claimed
+        self._places = places
+        self._table = Table(min([claimed.cursor.next, *claimed.cursor.owed]), claimed.cursor.stop)
+        self._table.others_wait = claimed.pending > 0
+        workshop.journal.clear()
+        self._progress = Progress(claimed, self._table, workshop.journal, workshop.name)
+        self._number = 0
+        self._unanswered: Unanswered | None = None
+        self._checkpoint_due = time.monotonic() + workshop.settings.checkpoint
+        self._lost = False
+        self._overdue = NONE
+        self._outage_since: float | None = None
+
+    def run(self) -> Ending:
+        """To the end, or until the worker is asked to stop."""
+        self._take_over()
+        barren = 0
+        while not self._progress.finished:
+            if self._shop.wakeup.stopping:
+                return self._end("return", "returned")
+            code = self._gallop()
+            if self._lost:
+                return "lost"
+            if code == Exit.DEFERRED:
+                return self._end("defer", "deferred")
+            if code == Exit.STOPPED:
+                return self._end("return", "returned")
+            if self._progress.finished:
+                break
+            barren = 0 if self._hold_to_account(code) else barren + 1
+            if barren == BARREN_HORSES:
+                log.event("job given back: its processes die before their first file", logging.ERROR)
+                return self._end("return", "returned")
+        return self._end("finish", "finished")
+
+    def _take_over(self) -> None:
+        """Clears up after executions whose worker died with this job."""
+        claimed, progress = self._claimed, self._progress
+        if not claimed.earlier:
+            return
+        progress.careful = True
+        cursor = claimed.cursor
+        for index in [*range(cursor.next, cursor.stop), *cursor.owed]:
+            for execution in claimed.earlier:
+                self._remove_temporary(index, execution)
+        if cursor.marked != NONE and not self._was_finished(cursor.marked):
+            self._blame(cursor.marked, "its worker died while at it (killed, out of memory?)", "")
+
+    def _was_finished(self, index: int) -> bool:
+        there = self._places.existing(self._claimed.files[index])
+        return there is not None and there.st_ctime >= self._claimed.created
+
+    def _gallop(self) -> int:
+        """One horse, from fork to end; its exit code, negative for a signal."""
+        shop = self._shop
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with ours, theirs:
+            assignment = horse.Assignment(
+                files=self._claimed.files,
+                cursor=self._progress.cursor(),
+                parameters=self._claimed.parameters,
+                created=self._claimed.created,
+                places=self._places,
+                processor=shop.processor,
+                table=self._table,
+                journal=shop.journal,
+                capture=shop.capture,
+                line=theirs,
+                memory_limit=(shop.settings.memory_limit or 0) * 2**20 or None,
+            )
+            shop.capture.clear()
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                horse.run(assignment, parent)
+            return self._watch(pid, ours)
+    def _watch(self, pid: int, line: socket.socket) -> int:
+        """Until the horse has ended: signs of life, checkpoints, marks, the time limit."""
+        shop, table = self._shop, self._table
+        try:
+            os.setpgid(pid, pid)  # the horse does so itself; whoever is first
+        except OSError:
+            pass
+        self._overdue = NONE
+        beat_due = time.monotonic() + shop.settings.heartbeat
+        while True:
+            due = min(beat_due, self._checkpoint_due, self._deadline())
+            wants_mark = shop.wakeup.wait(due - time.monotonic(), line)
+            if shop.wakeup.stopping:
+                table.ask_to_stop()
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                _kill_group(pid)  # what the processor has left behind
+                self._progress.collect()
+                return os.waitstatus_to_exitcode(status)
+            if self._overdue == NONE and time.monotonic() >= self._deadline():
+                self._stop_overdue(pid)
+            if wants_mark:
+                self._mark(line)
+            now = time.monotonic()
+            if now >= min(beat_due, self._checkpoint_due):
+                beat_due = now + shop.settings.heartbeat
+                self._beat()
+            if self._lost:
+                _kill_group(pid)
+                os.waitpid(pid, 0)
+                self._remove_current()
+                return -signal.SIGKILL
+
+    def _deadline(self) -> float:
+        """When the file in hand will have taken too long, on the monotonic clock."""
+        if self._table.current == NONE or self._overdue != NONE:
+            return float("inf")
+        return self._table.started + self._claimed.parameters.timeout
+
+    def _stop_overdue(self, pid: int) -> None:
+        """Kills the horse, in Python code and in C code alike; before that it says where it hangs."""
+        self._overdue = self._table.current
+        try:
+            os.kill(pid, signal.SIGUSR2)
+            size, end = -1, time.monotonic() + DUMP_PATIENCE
+            while size != (size := self._shop.capture.size()) or size == 0:
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.02)
+        except ProcessLookupError:
+            pass
+        if self._table.current == self._overdue:
+            _kill_group(pid)
+
+    def _hold_to_account(self, code: int) -> bool:
+        """Charges the horse's death to the file it had in hand. False if it had none."""
+        index = self._table.current
+        if index == NONE:
+            log.event("process died without a file in hand", logging.WARNING, exit=code)
+            return False
+        self._remove_current()
+        self._table.drop_current()
+        if index == self._overdue:
+            how = f"took longer than its limit of {self._claimed.parameters.timeout:g} s, and was killed"
+            reason = f"{horse.captured(self._shop.capture)}\n{how}".strip()
+            self._blame(index, reason, "")
+        else:
+            self._blame(index, _cause_of_death(code), horse.captured(self._shop.capture))
+        return True
+
+    def _blame(self, index: int, reason: str, output: str) -> None:
+        tries = self._progress.blame(index, reason, output)
+        log.event(
+            "file killed its process",
+            logging.WARNING,
+            run=self._lease.run.id,
+            file=names.shown(self._claimed.files[index]),
+            tries=tries,
+            reason=reason.splitlines()[-1],
+        )
+
+    def _remove_current(self) -> None:
+        if self._table.current != NONE:
+            self._remove_temporary(self._table.current, None)
+
+    def _remove_temporary(self, index: int, execution: str | None) -> None:
+        path = self._places.temporary(self._claimed.files[index], index, execution)
+        if path is not None:
+            remove(path)
+
+    def _mark(self, line: socket.socket) -> None:
+        """Records that the horse is about to start a file, and lets it."""
+        line.recv(1)
+        self._progress.collect()
+        self._progress.marked = self._table.wanted
+        self._checkpoint_due = 0.0
+        while not self._beat() and not self._lost:
+            self._shop.wakeup.wait(self._shop.settings.heartbeat)
+            if self._shop.wakeup.stopping:
+                break
+        go = not (self._lost or self._table.stopping or self._shop.wakeup.stopping)
+        line.send(horse.GO if go else horse.STOP)
+
+    def _beat(self) -> bool:
+        """A sign of life, with a checkpoint if one is due. False if Redis is away."""
+        self._shop.alive()
+        if self._unanswered is None and time.monotonic() >= self._checkpoint_due:
+            self._checkpoint_due = time.monotonic() + self._shop.settings.checkpoint
+            self._progress.collect()
+            self._unanswered = self._next_batch()
+        return self._send("continue", self._unanswered)
+
+    def _next_batch(self) -> Unanswered:
+        self._number += 1
+        return Unanswered(self._number, self._progress.cursor(), self._progress.take())
+
+    def _send(self, action: Action, batch: Unanswered | None) -> bool:
+        """False if Redis is away: then the same batch must be sent again."""
+        try:
+            if batch is not None:
+                answer = self._lease.checkpoint(action, batch.number, batch.cursor, batch.batch)
+            else:
+                answer = self._lease.checkpoint(action)
+        except RedisError as error:
+            if self._outage_since is None:
+                self._outage_since = time.monotonic()
+                log.event("redis out of reach", logging.WARNING, error=str(error))
+            return False
+        if self._outage_since is not None:
+            log.event("redis is back", seconds=time.monotonic() - self._outage_since)
+            self._outage_since = None
+        self._unanswered = None
+        verdict, pending = answer
+        self._table.others_wait = pending > 0
+        if verdict == "cancelled":
+            self._table.ask_to_stop()
+        elif verdict != "held":
+            self._lost = True
+        return True
+
+    def _end(self, action: Action, ending: Ending) -> Ending:
+        """Records the rest and gives the lease up, however long Redis is away."""
+        last: Unanswered | None = None
+        sent_before = False
+        while True:
+            if self._unanswered is not None:
+                through = self._send("continue", self._unanswered)
+            else:
+                last = last or self._next_batch()
+                through = self._send(action, last)
+                if through:
+                    # Lost at the second time of asking: the first has been recorded.
+                    return "lost" if self._lost and not sent_before else ending
+                sent_before = True
+            if self._lost:
+                return "lost"
+            if not through:
+                self._shop.alive()
+                self._shop.wakeup.wait(0.5)
+                away = time.monotonic() - (self._outage_since or time.monotonic())
+                if self._shop.wakeup.stopping and away > OUTAGE_PATIENCE:
+                    return "abandoned"
+
+
+def _kill_group(pid: int) -> None:
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+            return
+        except ProcessLookupError:
+            pass
+
+
+def _cause_of_death(code: int) -> str:
+    if code >= 0:
+        return f"its process ended itself with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"its process was killed by {name}{hint}"

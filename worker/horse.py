@@ -1,0 +1,241 @@
+"""The work-horse: a forked child that processes the files of one bucket job.
+
+It never speaks to Redis. What it does stands in the table and the journal it shares with its
+parent (worker/execution.py), so nothing is lost when a file kills it. A crash or leak stays in it.
+"""
+
+import faulthandler
+import json
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NoReturn
+
+from imece.cursor import Cursor, Owed
+from imece.failure import LONGEST_OUTPUT, LONGEST_REASON, tail
+from imece.run import Parameters
+from worker.parent import die_with_parent
+from worker.place import PlaceError, Places, remove
+from worker.processor import CommandError, Processor
+from worker.scroll import Scroll
+from worker.table import Outcome, Table
+
+LONGEST_PAUSE = 60.0
+PATIENCE = 1.0
+"""Seconds a horse that had nothing else to do sits out a pause although other jobs wait: so that
+workers do not pass jobs to each other whose pauses are not over."""
+
+GO, STOP = b"g", b"s"
+"""Parent to horse, in answer to the wish to have a file marked."""
+
+
+class Exit(IntEnum):
+    """How a horse leaves that nothing has killed."""
+
+    FINISHED = 0
+    STOPPED = 80
+    DEFERRED = 81
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All a horse needs.
+
+    Attributes:
+        journal: where it writes one JSON line for each failed try.
+        capture: where what the processor prints goes.
+        line: to the parent; used in careful mode only.
+        created: when the run was made, epoch seconds.
+        memory_limit: bytes of address space, or None.
+    """
+
+    files: Sequence[bytes]
+    cursor: Cursor
+    parameters: Parameters
+    created: float
+    places: Places
+    processor: Processor
+    table: Table
+    journal: Scroll
+    capture: Scroll
+    line: socket.socket
+    memory_limit: int | None
+
+
+def run(assignment: Assignment, parent: int) -> NoReturn:
+    """The child's side of the fork; does not come back."""
+    code: int = 1
+    try:
+        _settle(assignment, parent)
+        code = Horse(assignment).work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _flush()
+        os._exit(code)
+
+
+def _settle(assignment: Assignment, parent: int) -> None:
+    """Makes a forked worker a work-horse."""
+    die_with_parent(parent)
+    os.setpgrp()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(assignment.capture.number, 1)
+    os.dup2(assignment.capture.number, 2)
+    # The parent asks where a file hangs by SIGUSR2; answered even from within C code.
+    faulthandler.enable(2)
+    faulthandler.register(signal.SIGUSR2, 2)
+    if assignment.memory_limit is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (assignment.memory_limit, assignment.memory_limit))
+    random.seed()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # the processor closed or replaced it, or the disk is full: nothing to keep then
+
+
+def next_try(tries: int, parameters: Parameters) -> Owed | None:
+    """What a file is owed after `tries` failed tries; None: quarantine."""
+    if tries > parameters.retries:
+        return None
+    pause = min(parameters.retry_pause * 2 ** (tries - 1), LONGEST_PAUSE)
+    return Owed(tries, time.time() + pause)
+
+
+class Horse:
+    """The loop over the files."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._a = assignment
+        self._table = assignment.table
+        self._owed = dict(assignment.cursor.owed)
+        self._tried_any = False
+
+    def work(self) -> Exit:
+        """First each file once, then those that failed, when their pauses are over."""
+        cursor = self._a.cursor
+        for index in range(cursor.next, cursor.stop):
+            if self._table.stopping or not self._may_start(index):
+                return Exit.STOPPED
+            self._try(index)
+        while self._owed:
+            index = min(self._owed, key=lambda owed: self._owed[owed].due)
+            if (reason := self._sit_out(self._owed[index].due)) is not None:
+                return reason
+            self._table.reopen(index)
+            if not self._may_start(index):
+                return Exit.STOPPED
+            self._try(index)
+        return Exit.FINISHED
+
+    def _sit_out(self, due: float) -> Exit | None:
+        """Waits until a retry is due; gives way to a stop, and after a while to other jobs."""
+        patience_ends = time.monotonic() + (0 if self._tried_any else PATIENCE)
+        while (left := due - time.time()) > 0:
+            if self._table.stopping:
+                return Exit.STOPPED
+            if self._table.others_wait and time.monotonic() >= patience_ends:
+                return Exit.DEFERRED
+            time.sleep(min(left, 0.05))
+        return Exit.STOPPED if self._table.stopping else None
+
+    def _may_start(self, index: int) -> bool:
+        """In careful mode: has the file marked, and waits until it is."""
+        if not self._a.cursor.careful:
+            return True
+        self._table.wanted = index
+        self._a.line.send(b"m")
+        while not select.select([self._a.line], [], [], 0.05)[0]:
+            if self._table.stopping:
+                return False
+        return self._a.line.recv(1) == GO
+
+    def _try(self, index: int) -> None:
+        table, name = self._table, self._a.files[index]
+        self._tried_any = True
+        table.begin(index)
+        temporary = self._a.places.temporary(name, index)
+        try:
+            outcome, bytes_in, bytes_out = self._process(index, name, temporary)
+            _flush()
+            self._owed.pop(index, None)
+            table.end(index, outcome, bytes_in, bytes_out)
+        except BaseException as error:
+            _flush()
+            if temporary is not None:
+                remove(temporary)
+            self._record(index, _reason(error))
+            table.end(index, Outcome.FAILED)
+        if self._a.capture.size():
+            self._a.capture.clear()
+
+    def _process(
+        self, index: int, name: bytes, temporary: bytes | None
+    ) -> tuple[Outcome, int, int]:
+        places = self._a.places
+        source = places.look(name)
+        if (there := places.existing(name)) is not None:
+            # After a worker died, what it finished since its last checkpoint is done, not skipped.
+            if self._a.cursor.careful and there.st_ctime >= self._a.created:
+                return Outcome.DONE, source.size, there.st_size
+            if not self._a.parameters.overwrite and there.st_mtime_ns >= source.changed:
+                return Outcome.SKIPPED, 0, 0
+        places.prepare(name)
+        self._a.processor(places.source(name), temporary)
+        if places.changed_since(name, source):
+            raise PlaceError("the input changed while it was processed")
+        size = places.commit(name, temporary) if temporary is not None else 0
+        return Outcome.DONE, source.size, size
+
+    def _record(self, index: int, reason: str) -> None:
+        """One line in the journal; the parent takes it from there."""
+        tries = self._owed[index].tries + 1 if index in self._owed else 1
+        owed = next_try(tries, self._a.parameters)
+        if owed is None:
+            self._owed.pop(index, None)
+        else:
+            self._owed[index] = owed
+        line = {
+            "index": index,
+            "tries": tries,
+            "due": owed.due if owed else None,
+            "reason": reason,
+            "output": captured(self._a.capture),
+        }
+        self._a.journal.append(json.dumps(line).encode() + b"\n")
+
+
+def captured(capture: Scroll) -> str:
+    """The tail of what has been printed since the file in hand was begun."""
+    printed = capture.read(max(0, capture.size() - 2 * LONGEST_OUTPUT))
+    return tail(printed.decode("utf-8", "replace"), LONGEST_OUTPUT)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, PlaceError | CommandError):
+        return str(error)
+    # Our own frames say nothing to the processor's author: begin at theirs.
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("worker."):
+        frames = frames.tb_next
+    return tail("".join(traceback.format_exception(type(error), error, frames)), LONGEST_REASON)
+

@@ -1,0 +1,120 @@
+"""The user's code: one input path in, one output path out.
+
+Named by the worker's settings, never by what is in the queue.
+"""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from imece.errors import SettingsError
+from imece.failure import LONGEST_REASON, tail
+from imece.settings import Settings
+from worker.parent import die_with_parent
+
+
+class Processor(Protocol):
+    """Processes one file, or raises.
+
+    Args:
+        source: path of the input.
+        target: path to write the output to; None if the run wants no output.
+    """
+
+    def __call__(self, source: bytes, target: bytes | None) -> None: ...
+
+
+class CommandError(Exception):
+    """The program failed; the text is the reason to keep."""
+
+
+class Function:
+    """`package.module:function`, imported once, before any fork."""
+
+    def __init__(self, spec: str) -> None:
+        module, _, attributes = spec.partition(":")
+        try:
+            found: object = importlib.import_module(module)
+            for attribute in attributes.split("."):
+                found = getattr(found, attribute)
+        except AttributeError as error:
+            raise SettingsError(f"IMECE_PROCESSOR={spec}: {error}") from None
+        except BaseException as error:
+            what = "".join(traceback.format_exception_only(error)).strip()
+            raise SettingsError(
+                f"IMECE_PROCESSOR={spec}: importing {module} failed with {what}. It must be "
+                "installed, or lie in the directory the worker starts in"
+            ) from None
+        if not callable(found):
+            raise SettingsError(f"IMECE_PROCESSOR={spec}: that is not a function")
+        self._function: Callable[[str, str | None], object] = found
+
+    def __call__(self, source: bytes, target: bytes | None) -> None:
+        self._function(os.fsdecode(source), os.fsdecode(target) if target is not None else None)
+
+
+class Command:
+    """A program, started once a file, without a shell."""
+
+    _PLACES = re.compile(rb"\{(input|output)\}")
+
+    def __init__(self, template: str) -> None:
+        try:
+            words = shlex.split(template)
+        except ValueError as error:
+            raise SettingsError(f"IMECE_COMMAND: {error}") from None
+        if not words or "{input}" not in template:
+            raise SettingsError("IMECE_COMMAND: takes a program and its arguments with {input} in them")
+        program = shutil.which(words[0])
+        if program is None:
+            raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]!r} here")
+        self._words = [os.fsencode(word) for word in (program, *words[1:])]
+        self.writes_output = "{output}" in template
+
+    def __call__(self, source: bytes, target: bytes | None) -> None:
+        values = {b"input": source, b"output": target or b""}
+        words = [self._PLACES.sub(lambda place: values[place[1]], word) for word in self._words]
+        with tempfile.TemporaryFile() as errors:
+            # Standard output goes where the horse's own goes: into its capture.
+            ended = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+                preexec_fn=partial(die_with_parent, os.getpid()),
+                check=False,
+            )
+            if ended.returncode == 0:
+                return
+            size = errors.seek(0, os.SEEK_END)
+            errors.seek(max(0, size - 4 * LONGEST_REASON))
+            said = tail(errors.read().decode("utf-8", "replace"), LONGEST_REASON)
+        if ended.returncode < 0:
+            how = f"was killed by signal {-ended.returncode}"
+        else:
+            how = f"ended with exit code {ended.returncode}"
+        program = os.fsdecode(os.path.basename(words[0]))
+        raise CommandError(f"{program} {how}: {said}" if said else f"{program} {how}")
+
+
+def load(settings: Settings) -> Function | Command:
+    """The processor the settings name.
+
+    Raises:
+        SettingsError: there is none, or it cannot be had.
+    """
+    if settings.processor:
+        return Function(settings.processor)
+    if settings.command:
+        return Command(settings.command)
+    raise SettingsError(
+        "no processor: set IMECE_PROCESSOR=package.module:function, "
+        "or IMECE_COMMAND='tool --in {input} --out {output}'"
+    )

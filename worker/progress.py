@@ -1,0 +1,108 @@
+"""The parent's account of a bucket job: from what horses leave behind to batches for Redis."""
+
+import heapq
+import json
+import time
+
+from imece.cursor import Cursor, Owed
+from imece.failure import Failure
+from imece.lease import Batch, Claimed
+from worker.horse import next_try
+from worker.scroll import Scroll
+from worker.table import NONE, Outcome, Table
+
+SLOWEST = 3
+"""How many of a batch's files are put forward as the run's slowest."""
+
+
+class Progress:
+    """Where the job is, and what has happened since the last batch was taken.
+
+    Args:
+        journal: the horses' failed tries, one JSON line each.
+    """
+
+    def __init__(self, claimed: Claimed, table: Table, journal: Scroll, worker: str) -> None:
+        self._claimed = claimed
+        self._table = table
+        self._journal = journal
+        self._read = 0
+        self._worker = worker
+        self._next = claimed.cursor.next
+        self._owed = dict(claimed.cursor.owed)
+        self._batch = Batch()
+        self.careful = claimed.cursor.careful
+        self.marked = NONE
+
+    @property
+    def finished(self) -> bool:
+        return self._next == self._claimed.cursor.stop and not self._owed
+
+    def cursor(self) -> Cursor:
+        stop = self._claimed.cursor.stop
+        return Cursor(self._next, stop, dict(self._owed), self.careful, self.marked)
+
+    def take(self) -> Batch:
+        """What has happened since the last call; from here on the caller answers for it."""
+        batch, self._batch = self._batch, Batch()
+        return batch
+
+    def collect(self) -> None:
+        """Reads what the horse has written since the last call."""
+        for line in self._new_lines():
+            entry = json.loads(line)
+            owed = Owed(entry["tries"], entry["due"]) if entry["due"] is not None else None
+            self._fail(entry["index"], entry["tries"], owed, entry["reason"], entry["output"])
+        table, first = self._table, self._table.first
+        ended = []
+        while self._next < table.stop and table.outcomes[self._next - first] != Outcome.OPEN:
+            if table.outcomes[self._next - first] != Outcome.FAILED:
+                ended.append(self._next)
+            self._next += 1
+        # A retry that ended well: its row is no longer the failed one.
+        for index in [index for index in self._owed if first <= index < self._next]:
+            if table.outcomes[index - first] in (Outcome.DONE, Outcome.SKIPPED):
+                ended.append(index)
+        for index in set(ended):
+            self._owed.pop(index, None)
+        self._count(sorted(set(ended)))
+        if self.marked != NONE and table.outcomes[self.marked - first] != Outcome.OPEN:
+            self.marked = NONE
+
+    def blame(self, index: int, reason: str, output: str) -> int:
+        """A try of this file killed its process; how often it has been tried now."""
+        tries = self._owed[index].tries + 1 if index in self._owed else 1
+        self._fail(index, tries, next_try(tries, self._claimed.parameters), reason, output)
+        if index == self._next:
+            self._next += 1
+        return tries
+
+    def _new_lines(self) -> list[bytes]:
+        whole, newline, _ = self._journal.read(self._read).rpartition(b"\n")
+        self._read += len(whole) + len(newline)
+        return whole.splitlines()
+
+    def _fail(self, index: int, tries: int, owed: Owed | None, reason: str, output: str) -> None:
+        if owed is not None:
+            self._owed[index] = owed
+            self._batch.retried += 1
+            return
+        self._owed.pop(index, None)
+        self._batch.failed += 1
+        failure = Failure(reason, tries, time.time(), self._worker, output)
+        self._batch.failures.append((self._claimed.files[index], failure))
+
+    def _count(self, ended: list[int]) -> None:
+        table, batch, first = self._table, self._batch, self._table.first
+        took = table.microseconds
+        done = [index for index in ended if table.outcomes[index - first] == Outcome.DONE]
+        for index in done:
+            row = index - first
+            batch.bytes_in += table.bytes_in[row]
+            batch.bytes_out += table.bytes_out[row]
+            exponent = took[row].bit_length()
+            batch.durations[exponent] = batch.durations.get(exponent, 0) + 1
+        batch.done += len(done)
+        batch.skipped += len(ended) - len(done)
+        for index in heapq.nlargest(SLOWEST, done, key=lambda index: took[index - first]):
+            batch.slowest.append((self._claimed.files[index], took[index - first]))

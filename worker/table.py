@@ -1,0 +1,99 @@
+"""What a work-horse has done so far, in memory it shares with its parent.
+
+One row a file. A row counts from the moment its outcome byte is written, which is the last thing
+written: whatever kills the horse, the parent finds every finished file and the one in hand.
+"""
+
+import mmap
+import time
+from enum import IntEnum
+
+NONE = -1
+
+
+class Outcome(IntEnum):
+    """Why a row is no longer open."""
+
+    OPEN = 0
+    DONE = 1
+    SKIPPED = 2
+    FAILED = 3
+    """This try failed; the journal says more."""
+
+
+class Table:
+    """Rows for the files [first, stop) of a bucket, and some words between parent and horse."""
+
+    _STOP, _OTHERS, _CURRENT, _STARTED, _WANTED, _WORDS = range(6)
+
+    def __init__(self, first: int, stop: int) -> None:
+        self.first, self.stop = first, stop
+        rows = stop - first
+        size = 8 * (self._WORDS + 3 * rows) + rows
+        memory = memoryview(mmap.mmap(-1, max(size, 1)))
+        numbers = memory[: 8 * (self._WORDS + 3 * rows)].cast("q")
+        self._words = numbers[: self._WORDS]
+        self.microseconds = numbers[self._WORDS : self._WORDS + rows]
+        self.bytes_in = numbers[self._WORDS + rows : self._WORDS + 2 * rows]
+        self.bytes_out = numbers[self._WORDS + 2 * rows :]
+        self.outcomes = memory[8 * (self._WORDS + 3 * rows) : size]
+        self._words[self._CURRENT] = NONE
+
+    @property
+    def stopping(self) -> bool:
+        """Parent to horse: finish the file in hand, then leave."""
+        return bool(self._words[self._STOP])
+
+    def ask_to_stop(self) -> None:
+        self._words[self._STOP] = 1
+
+    @property
+    def others_wait(self) -> bool:
+        """Parent to horse: other bucket jobs are waiting, so do not sit out a pause here."""
+        return bool(self._words[self._OTHERS])
+
+    @others_wait.setter
+    def others_wait(self, they_do: bool) -> None:
+        self._words[self._OTHERS] = int(they_do)
+
+    @property
+    def wanted(self) -> int:
+        """Horse to parent: the file it wants marked before it starts."""
+        return self._words[self._WANTED]
+
+    @wanted.setter
+    def wanted(self, index: int) -> None:
+        self._words[self._WANTED] = index
+
+    @property
+    def current(self) -> int:
+        """The file in hand, or NONE."""
+        return self._words[self._CURRENT]
+
+    @property
+    def started(self) -> float:
+        """When the file in hand was begun, seconds on the monotonic clock all processes share."""
+        return self._words[self._STARTED] / 1e9
+
+    def begin(self, index: int) -> None:
+        """The horse takes a file in hand."""
+        self._words[self._STARTED] = time.monotonic_ns()
+        self._words[self._CURRENT] = index
+
+    def end(self, index: int, outcome: Outcome, bytes_in: int = 0, bytes_out: int = 0) -> None:
+        """The horse is through with the file in hand."""
+        row = index - self.first
+        elapsed = time.monotonic_ns() - self._words[self._STARTED]
+        self.microseconds[row] = elapsed // 1000
+        self.bytes_in[row] = bytes_in
+        self.bytes_out[row] = bytes_out
+        self.outcomes[row] = outcome
+        self._words[self._CURRENT] = NONE
+
+    def reopen(self, index: int) -> None:
+        """Clears a failed row before its next try."""
+        self.outcomes[index - self.first] = Outcome.OPEN
+
+    def drop_current(self) -> None:
+        """The parent has dealt with the file a dead horse had in hand."""
+        self._words[self._CURRENT] = NONE
