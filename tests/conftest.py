@@ -1,0 +1,234 @@
+"""Real parts for the tests: a server, worker processes, files."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from imece.run import Run
+from imece.settings import Settings, load
+from imece.status import Status
+from imece.status import read as read_status
+from producer.cli import list_files, parameters_of
+from producer.embedded import Server
+from producer.enqueue import Enqueued, Producer
+
+ROOT = Path(__file__).parent.parent
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
+    """Waits for a condition to become true; its value."""
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"waited {timeout} s for {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of whoever runs the tests gets in."""
+    for name in list(os.environ):
+        if name.startswith("IMECE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("IMECE_STATE_DIR", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "redis") as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server: Server) -> Iterator[Redis]:
+    client = Redis(unix_socket_path=str(server.socket))
+    yield client
+    client.close()
+
+
+class WorkerProcess:
+    """An `imece-worker` of its own, with its log in a file."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self.log_file = log
+        with log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "worker"],
+                env={**os.environ, **environment},
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def log(self) -> str:
+        return self.log_file.read_text("utf-8", "replace")
+
+    def horses(self) -> list[int]:
+        """The process ids of its children."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        try:
+            return [int(pid) for pid in children.read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 20.0) -> int:
+        return self.process.wait(timeout)
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        if self.process.poll() is None:
+            self.kill(signal.SIGTERM)
+        return self.wait()
+
+
+class Workbench:
+    """A server, an input and an output directory, and what is done with them.
+
+    `settings` are IMECE_ settings without the prefix, for producer and workers alike.
+    """
+
+    def __init__(self, server: Server, redis: Redis, folder: Path) -> None:
+        self.server = server
+        self.redis = redis
+        self.source = folder / "in"
+        self.target = folder / "out"
+        self.folder = folder
+        self.source.mkdir()
+        self.settings: dict[str, str] = {
+            "redis_url": server.url,
+            "processor": "tests.processors:copy",
+            "retries": "1",
+            "retry_pause": "0.05",
+            "lease": "5",
+            "heartbeat": "0.3",
+            "checkpoint": "0.2",
+        }
+        self.workers: list[WorkerProcess] = []
+
+    def environment(self) -> dict[str, str]:
+        return {f"IMECE_{name.upper()}": value for name, value in self.settings.items()}
+
+    def files(self, count: int, content: bytes | None = None) -> list[str]:
+        """Makes `count` files f-0000.txt …; their names."""
+        names = [f"f-{number:04d}.txt" for number in range(count)]
+        for name in names:
+            (self.source / name).write_bytes(content if content is not None else name.encode())
+        return names
+
+    def file(self, name: str, content: str = "content") -> None:
+        path = self.source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    def load(self) -> Settings:
+        return load(**self.settings)
+
+    def enqueue(self, run_id: str = "run", **options: Any) -> Enqueued:
+        """As `imece enqueue`, in this process. Options as in `parameters_of`."""
+        settings = self.load()
+        given: dict[str, Any] = dict.fromkeys(
+            (
+                "suffix",
+                "from_file",
+                "include",
+                "exclude",
+                "buckets",
+                "files_per_job",
+                "retries",
+                "timeout",
+            )
+        )
+        given.update({"overwrite": False, "hidden": False}, **options)
+        target = given.pop("target", str(self.target))
+        parameters = parameters_of(settings, self.source, target, **given)
+        producer = Producer(self.redis, settings)
+        return producer.enqueue(
+            run_id, parameters, lambda: list_files(parameters, given["from_file"], False)
+        )
+
+    def worker(self, **settings: str) -> WorkerProcess:
+        """Starts a worker; all are killed when the test ends."""
+        environment = self.environment()
+        environment |= {f"IMECE_{name.upper()}": value for name, value in settings.items()}
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        self.workers.append(WorkerProcess(environment, log))
+        return self.workers[-1]
+
+    def status(self, run_id: str = "run") -> Status:
+        return read_status(Run(self.redis, run_id))
+
+    def ended(self, run_id: str = "run", timeout: float = 30.0) -> Status:
+        """Waits until the run has ended; its last status."""
+        until(lambda: self.status(run_id).has_ended, f"run {run_id} to end", timeout)
+        return self.status(run_id)
+
+    def outputs(self) -> list[str]:
+        """All files below the output directory, temporary ones too."""
+        return sorted(
+            str(path.relative_to(self.target)) for path in self.target.rglob("*") if path.is_file()
+        )
+
+    def temporaries(self) -> list[Path]:
+        return list(self.target.rglob(".imece-*"))
+
+    def imece(
+        self, *arguments: str, timeout: float = 60.0, **settings: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Runs the command line as a user would."""
+        environment = {**os.environ, **self.environment()}
+        environment |= {f"IMECE_{name.upper()}": value for name, value in settings.items()}
+        return subprocess.run(
+            [sys.executable, "-m", "producer", *arguments],
+            env=environment,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def check_books(self, run_id: str = "run") -> Status:
+        """Each file exactly once in the outcome, counters as on disk, nothing left behind."""
+        now = self.status(run_id)
+        assert now.done + now.failed + now.skipped + now.left == now.files
+        assert now.left >= 0
+        assert self.temporaries() == []
+        assert len(self.outputs()) == now.done + now.skipped
+        assert self.redis.hlen(f"imece:run:{run_id}:failures") == now.failed
+        return now
+
+    def immortal_keys(self) -> list[str]:
+        """Keys without a TTL."""
+        return sorted(key.decode() for key in self.redis.scan_iter() if self.redis.ttl(key) == -1)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.kill()
+                worker.wait()
+
+
+@pytest.fixture
+def workbench(server: Server, redis: Redis, tmp_path: Path) -> Iterator[Workbench]:
+    made = Workbench(server, redis, tmp_path)
+    yield made
+    made.close()
