@@ -17,7 +17,9 @@ def measure(source: str, target: str) -> None:
     metrics = {
         "bytes": len(text),
         "lines": text.count(b"\n"),
-        "functions": sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in nodes),
+        "functions": sum(
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in nodes
+        ),
         "classes": sum(isinstance(node, ast.ClassDef) for node in nodes),
         "imports": sum(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes),
         "branches": sum(isinstance(node, ast.If | ast.For | ast.While | ast.Try) for node in nodes),

@@ -45,7 +45,7 @@ def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Re
             raise SettingsError(f"IMECE_REDIS_CA_FILE: there is no file {settings.redis_ca_file}")
         options["ssl_ca_certs"] = str(settings.redis_ca_file)
     if settings.redis_sentinels and settings.redis_sentinel_master:
-        return _by_sentinel(settings, url, options)
+        return _by_sentinel(settings.redis_sentinels, settings.redis_sentinel_master, url, options)
     try:
         client: Redis = Redis.from_url(url, **options)
     except ValueError as error:
@@ -53,10 +53,9 @@ def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Re
     return client
 
 
-def _by_sentinel(settings: Settings, url: str, options: dict[str, Any]) -> Redis:
-    assert settings.redis_sentinels and settings.redis_sentinel_master
+def _by_sentinel(addresses: str, master: str, url: str, options: dict[str, Any]) -> Redis:
     sentinels = []
-    for address in settings.redis_sentinels.split(","):
+    for address in addresses.split(","):
         host, _, port = address.strip().rpartition(":")
         if not host or not port.isdigit():
             raise SettingsError(f"IMECE_REDIS_SENTINELS: {address.strip()!r} is not host:port")
@@ -69,9 +68,8 @@ def _by_sentinel(settings: Settings, url: str, options: dict[str, Any]) -> Redis
     if parts.password and "password" not in options:
         options["password"] = parts.password
     timeouts = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
-    client: Redis = Sentinel(sentinels, sentinel_kwargs=timeouts).master_for(
-        settings.redis_sentinel_master, **options
-    )
+    sentinel = Sentinel(sentinels, sentinel_kwargs=timeouts)  # type: ignore[no-untyped-call]
+    client: Redis = sentinel.master_for(master, **options)  # type: ignore[no-untyped-call]
     return client
 
 
@@ -112,10 +110,24 @@ def reachable(settings: Settings) -> Iterator[None]:
             f"Redis at {where} is out of memory: raise its maxmemory, or delete ended runs"
         ) from None
     except redis_errors.NoPermissionError as error:
-        raise ServiceError(f"Redis at {where} forbids what imece needs ({error}): see its ACL") from None
+        raise ServiceError(
+            f"Redis at {where} forbids what imece needs ({error}): see its ACL"
+        ) from None
     except redis_errors.ReadOnlyError:
         raise ServiceError(
             f"Redis at {where} is a read-only replica: IMECE_REDIS_URL must name the master"
         ) from None
     except redis_errors.ResponseError as error:
         raise ServiceError(f"Redis at {where} refused a command: {error}") from None
+
+
+def text(answer: Any) -> str:
+    """An answer of Redis as text. redis-py types answers `bytes | str`; ours are always bytes."""
+    decoded: str = answer.decode()
+    return decoded
+
+
+def raw(answer: Any) -> bytes:
+    """An answer of Redis as the bytes it is; see `text`."""
+    assert isinstance(answer, bytes)  # noqa: S101 - the client does not decode responses
+    return answer

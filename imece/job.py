@@ -18,6 +18,8 @@ from rq import Queue
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
+from imece.connection import raw
+
 FUNCTION = "imece.bucket"
 """What stands in a job's data where RQ keeps the function's name."""
 
@@ -63,13 +65,14 @@ class Reference:
             MalformedJobError: it is not a bucket job.
         """
         try:
-            data = redis.hget(f"rq:job:{job_id}", "data")
+            found = redis.hget(f"rq:job:{job_id}", "data")
         except ResponseError:
             raise MalformedJobError("its key holds no hash") from None
-        if data is None:
+        if found is None:
             if redis.exists(f"rq:job:{job_id}"):
                 raise MalformedJobError("its hash has no data")
             return None
+        data = raw(found)
         try:
             data = zlib.decompressobj().decompress(data, LONGEST_DATA)
         except zlib.error:
@@ -92,7 +95,9 @@ class Reference:
         except (ValueError, TypeError, RecursionError):
             raise MalformedJobError("its data is not that of a bucket job") from None
         if function != FUNCTION or instance is not None or keywords != {}:
-            raise MalformedJobError(f"it names {str(function)[:80]!r}, which this queue does not run")
+            raise MalformedJobError(
+                f"it names {str(function)[:80]!r}, which this queue does not run"
+            )
         texts_fit = isinstance(run, str) and isinstance(part, str)
         if not (texts_fit and _RUN.fullmatch(run) and _PART.fullmatch(part)):
             raise MalformedJobError("its run or part is not a name")
@@ -122,7 +127,9 @@ class BucketQueue(Queue):
     job_class = BucketJob
 
     def __init__(self, name: str, connection: Redis) -> None:
-        super().__init__(name, connection=connection, serializer=JSONSerializer, job_class=BucketJob)
+        super().__init__(
+            name, connection=connection, serializer=JSONSerializer, job_class=BucketJob
+        )
 
     def stage(self, reference: Reference, ttl: int, pipeline: Pipeline) -> None:
         """Writes the job's hash, without putting the job in the queue: a commit does that.

@@ -10,6 +10,7 @@ from typing import Literal
 from redis import Redis
 
 from imece import manifest, scripts
+from imece.connection import raw
 from imece.cursor import Cursor
 from imece.failure import Failure
 from imece.job import Reference
@@ -75,8 +76,8 @@ class Lease:
         """Turns the popped job into a held one.
 
         Returns:
-            What is claimed; or the reason why not, and then the job is out of the way: lost (another
-            worker has it), gone (its run is no more), or the state of its run.
+            What is claimed; or why not, and then the job is out of the way: lost (another worker
+            has it), gone (its run is no more), or the state of its run.
 
         Raises:
             ValueError: what the run holds for this job was not made by imece.
@@ -122,7 +123,11 @@ class Lease:
         return claimed
 
     def checkpoint(
-        self, action: Action, number: int = 0, cursor: Cursor | None = None, batch: Batch | None = None
+        self,
+        action: Action,
+        number: int = 0,
+        cursor: Cursor | None = None,
+        batch: Batch | None = None,
     ) -> tuple[Verdict, int]:
         """Shows a sign of life and records a batch, if there is one. May be sent again as it is.
 
@@ -156,12 +161,14 @@ class Lease:
         return verdict.decode(), pending
 
     def note_trouble(self, text: str) -> None:
-        """Leaves word in the run why a worker cannot do anything for it; `imece status` shows it."""
+        """Leaves word in the run why a worker can do nothing for it; `imece status` shows it."""
         if self.run.state() is not None:
             self.redis.hset(self.run.key, mapping={"trouble": text, "trouble_at": time.time()})
 
 
-def requeue_dead(redis: Redis, settings: Settings, moving: dict[bytes, float], now: float) -> Iterator[str]:
+def requeue_dead(
+    redis: Redis, settings: Settings, moving: dict[bytes, float], now: float
+) -> Iterator[str]:
     """Puts the jobs of dead workers back into the queue; one line for each.
 
     Dead is a worker whose lease has run out; sooner, one that has missed three signs of life and
@@ -189,7 +196,7 @@ def requeue_dead(redis: Redis, settings: Settings, moving: dict[bytes, float], n
         if expiry > here and _listens(redis, job_id):
             continue
         if _requeue(redis, queue, job_id, leases_key(queue), ["lease", member, repr(expiry)]):
-            yield f"job {job_id} is back in the queue: its worker has been silent for {silent:.1f} s"
+            yield f"job {job_id} is back in the queue: its worker is silent for {silent:.1f} s"
 
     for job in set(moving) - set(between):
         del moving[job]
@@ -202,10 +209,12 @@ def requeue_dead(redis: Redis, settings: Settings, moving: dict[bytes, float], n
 
 def _listens(redis: Redis, job_id: str) -> bool:
     """Whether the worker that holds the job is still connected."""
-    worker = (redis.hget(f"rq:job:{job_id}", "worker_name") or b"").decode("utf-8", "replace")
+    worker = raw(redis.hget(f"rq:job:{job_id}", "worker_name") or b"").decode("utf-8", "replace")
     return bool(redis.pubsub_numsub(f"rq:pubsub:{worker}")[0][1])
 
 
-def _requeue(redis: Redis, queue: str, job_id: str, place: str, arguments: list[str | bytes]) -> bool:
+def _requeue(
+    redis: Redis, queue: str, job_id: str, place: str, arguments: list[str | bytes]
+) -> bool:
     keys = [pending_key(queue), place, f"rq:job:{job_id}"]
     return bool(scripts.run("requeue", redis, keys, [job_id, *arguments]) == b"requeued")

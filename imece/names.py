@@ -23,7 +23,7 @@ def flaw(name: bytes) -> str | None:
 
 
 def with_suffix(name: bytes, suffix: bytes | None) -> bytes:
-    """The output name: the input's, its last ending replaced by `suffix` (`.json`) if one is given."""
+    """The output name: the input's, its last ending replaced by `suffix` (`.json`) if given."""
     if suffix is None:
         return name
     directory, slash, last = name.rpartition(b"/")

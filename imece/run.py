@@ -1,15 +1,15 @@
 """A run in Redis: its keys, its parameters, and what may be done to it as a whole.
 
-    imece:run:<id>                    hash: state, generation, parameters, counters, times
-    imece:run:<id>:manifest:<part>    hash: bucket -> manifest; a part for each enqueuing
-    imece:run:<id>:jobs               hash: unfinished bucket job -> cursor
-    imece:run:<id>:holders            hash: bucket job -> executions that held it, last batch number
-    imece:run:<id>:failures, :outputs hashes: quarantined file -> record, what it printed
-    imece:run:<id>:durations          hash: exponent -> files that took [2^(e-1), 2^e) microseconds
-    imece:run:<id>:timeline           hash: seconds since start -> files ended in that slot
-    imece:run:<id>:slowest            sorted set: the ten slowest files seen at checkpoints
-    imece:run:<id>:staged:<token>     hash: cursors of an enqueuing that is not committed yet
-    imece:runs                        sorted set: run id by time of creation
+imece:run:<id>                    hash: state, generation, parameters, counters, times
+imece:run:<id>:manifest:<part>    hash: bucket -> manifest; a part for each enqueuing
+imece:run:<id>:jobs               hash: unfinished bucket job -> cursor
+imece:run:<id>:holders            hash: bucket job -> executions that held it, last batch number
+imece:run:<id>:failures, :outputs hashes: quarantined file -> record, what it printed
+imece:run:<id>:durations          hash: exponent -> files that took [2^(e-1), 2^e) microseconds
+imece:run:<id>:timeline           hash: seconds since start -> files ended in that slot
+imece:run:<id>:slowest            sorted set: the ten slowest files seen at checkpoints
+imece:run:<id>:staged:<token>     hash: cursors of an enqueuing that is not committed yet
+imece:runs                        sorted set: run id by time of creation
 """
 
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from redis import Redis
 
 from imece import scripts
+from imece.connection import raw, text
 from imece.errors import RunError
 from imece.failure import Failure
 
@@ -106,17 +107,17 @@ class Run:
     def state(self) -> str | None:
         """listing, queued, running, done, failed or cancelled; None if there is no such run."""
         value = self.redis.hget(self.key, "state")
-        return value.decode() if value is not None else None
+        return text(value) if value is not None else None
 
     def parameters(self) -> Parameters:
         """Raises RunError if there is no such run."""
-        text = self.redis.hget(self.key, "parameters")
-        if text is None:
+        found = self.redis.hget(self.key, "parameters")
+        if found is None:
             raise self.missing()
-        return Parameters.decode(text)
+        return Parameters.decode(raw(found))
 
     def generation(self) -> str:
-        return (self.redis.hget(self.key, "generation") or b"0").decode()
+        return text(self.redis.hget(self.key, "generation") or b"0")
 
     def missing(self) -> RunError:
         return RunError(f"there is no run {self.id}: `imece runs` lists those there are")
@@ -171,12 +172,12 @@ class Run:
         """The quarantined files and why, in no order."""
         for name, record in self.redis.hscan_iter(f"{self.key}:failures", count=500):
             output = self.redis.hget(f"{self.key}:outputs", name)
-            yield name, Failure.decode(record, output)
+            yield name, Failure.decode(record, raw(output) if output is not None else None)
 
 
 def recent(redis: Redis) -> list[str]:
     """The ids of all runs, newest first. Those that have expired are dropped from the list."""
-    ids = [run_id.decode() for run_id in redis.zrevrange(RUNS, 0, -1)]
+    ids = [text(run_id) for run_id in redis.zrevrange(RUNS, 0, -1)]
     with redis.pipeline(transaction=False) as pipeline:
         for run_id in ids:
             pipeline.exists(f"imece:run:{run_id}")

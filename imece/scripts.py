@@ -11,7 +11,7 @@ SHEBANG = "#!lua"
 
 @cache
 def source(name: str) -> str:
-    """The text of `lua/<name>.lua`, common.lua before it (after its shebang line, if it has one)."""
+    """The text of `lua/<name>.lua`, common.lua before it (after its shebang, if it has one)."""
     folder = files("imece") / "lua"
     text = (folder / f"{name}.lua").read_text("utf-8")
     common = (folder / "common.lua").read_text("utf-8")

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     """The password, if the URL does not hold it. Best given as a file in the secrets directory."""
 
     redis_ca_file: Path | None = None
-    """A PEM file with the CA that signed the server's certificate, for `rediss://` with a private CA."""
+    """A PEM file with the CA of the server's certificate, for `rediss://` with a private CA."""
 
     redis_sentinels: str | None = None
     """Sentinels as `host:port,host:port`. Needs `IMECE_REDIS_SENTINEL_MASTER`; the URL then gives
@@ -56,10 +56,10 @@ class Settings(BaseSettings):
     """The RQ queue that bucket jobs go through. Letters, digits, dash and underscore."""
 
     input: Path | None = None
-    """Worker: where this worker sees the run's input directory, if not at the path the producer saw."""
+    """Worker: where it sees the run's input directory, if not at the path the producer saw."""
 
     output: Path | None = None
-    """Worker: where this worker sees the run's output directory, if not at the path the producer saw."""
+    """Worker: where it sees the run's output directory, if not at the path the producer saw."""
 
     processor: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
     """Worker: `package.module:function`, called with the input path and the output path."""
@@ -75,19 +75,19 @@ class Settings(BaseSettings):
     """Seconds before the first retry of a file; doubled each time, 60 at the most."""
 
     file_timeout: Seconds = 3600.0
-    """Seconds one try of one file may take. A file over it is killed, and that counts as a failed try."""
+    """Seconds one try of one file may take. Over it, the try is killed and counts as failed."""
 
     memory_limit: Annotated[int, Field(ge=64)] | None = None
     """Worker: MiB of address space one processor may use. Unset: no limit but the container's."""
 
     lease: Annotated[float, Field(ge=3, le=3600)] = 15.0
-    """Seconds a worker's claim on a bucket job lasts without a sign of life. The same for all workers."""
+    """Seconds a worker's claim on a bucket job lasts without a sign of life; one for all."""
 
     heartbeat: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     """Seconds between two signs of life of a worker, and between two looks for dead ones."""
 
     checkpoint: Annotated[float, Field(ge=0.05, le=60)] = 1.0
-    """Seconds between two checkpoints of a bucket job: what may be looked at again after a crash."""
+    """Seconds between two checkpoints of a bucket job: what a crash may cause to be done again."""
 
     files_per_job: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Producer: the most files one bucket job holds. Unset: chosen from the count of files."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from redis import Redis
 
+from imece.connection import raw, text
 from imece.run import ENDED, Parameters, Run, leases_key, moving_key, pending_key
 
 WINDOW = 60.0
@@ -127,7 +128,7 @@ def _backlog(answers: list[int]) -> Backlog:
 def read(run: Run) -> Status:
     """Raises RunError if there is no such run."""
     redis = run.redis
-    fields = {key.decode(): value for key, value in redis.hgetall(run.key).items()}
+    fields = {text(key): raw(value) for key, value in redis.hgetall(run.key).items()}
     if "parameters" not in fields:
         raise run.missing()
     parameters = Parameters.decode(fields["parameters"])
@@ -146,7 +147,7 @@ def read(run: Run) -> Status:
     def moment(name: str) -> float | None:
         return float(fields[name]) if name in fields else None
 
-    state = fields["state"].decode()
+    state = text(fields["state"])
     started, ended, now = moment("started"), moment("ended"), time[0] + time[1] / 1e6
     slots = {int(slot): int(count) for slot, count in sorted(timeline.items(), key=_slot)}
     through = number("done") + number("failed") + number("skipped")

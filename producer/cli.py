@@ -52,7 +52,9 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run id.", show_de
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
 GivenRunId = Annotated[
     str | None,
-    typer.Option("--run-id", help="Name the run. The same id again attaches to it. [default: made]"),
+    typer.Option(
+        "--run-id", help="Name the run. The same id again attaches to it. [default: made]"
+    ),
 ]
 Buckets = Annotated[
     int | None,
@@ -300,11 +302,11 @@ def runs(as_json: Json = False) -> None:
     if not found:
         print("no runs")
         return
-    rows = [("RUN", "STATE", "FILES", "DONE", "FAILED", "SKIPPED", "LEFT", "MADE")]
+    rows = [["RUN", "STATE", "FILES", "DONE", "FAILED", "SKIPPED", "LEFT", "MADE"]]
     for one in found:
         counts = (one.files, one.done, one.failed, one.skipped, one.left)
         made = display.ago(one.created, one.now)
-        rows.append((one.id, one.state, *(f"{number:,}" for number in counts), made))
+        rows.append([one.id, one.state, *(f"{number:,}" for number in counts), made])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [
@@ -345,7 +347,10 @@ def patient_read(run: Run) -> Status:
             time.sleep(1.0)
 
 
-@app.command(epilog="Examples:\n\n  imece failures nightly --full\n\n  imece failures nightly --json | jq .file")
+@app.command(
+    epilog="Examples:\n\n  imece failures nightly --full\n\n"
+    "  imece failures nightly --json | jq .file"
+)
 def failures(
     run_id: RunId,
     full: Annotated[

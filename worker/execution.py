@@ -92,7 +92,7 @@ class Execution:
         """To the end, or until the worker is asked to stop."""
         self._take_over()
         barren = 0
-        while not self._progress.finished:
+        while not self._progress.finished():
             if self._shop.wakeup.stopping:
                 return self._end("return", "returned")
             code = self._gallop()
@@ -102,11 +102,13 @@ class Execution:
                 return self._end("defer", "deferred")
             if code == Exit.STOPPED:
                 return self._end("return", "returned")
-            if self._progress.finished:
+            if self._progress.finished():
                 break
             barren = 0 if self._hold_to_account(code) else barren + 1
             if barren == BARREN_HORSES:
-                log.event("job given back: its processes die before their first file", logging.ERROR)
+                log.event(
+                    "job given back: its processes die before their first file", logging.ERROR
+                )
                 return self._end("return", "returned")
         return self._end("finish", "finished")
 
@@ -153,6 +155,7 @@ class Execution:
             if pid == 0:
                 horse.run(assignment, parent)
             return self._watch(pid, ours)
+
     def _watch(self, pid: int, line: socket.socket) -> int:
         """Until the horse has ended: signs of life, checkpoints, marks, the time limit."""
         shop, table = self._shop, self._table
@@ -193,7 +196,7 @@ class Execution:
         return self._table.started + self._claimed.parameters.timeout
 
     def _stop_overdue(self, pid: int) -> None:
-        """Kills the horse, in Python code and in C code alike; before that it says where it hangs."""
+        """Kills the horse, in Python and in C code alike; before that it says where it hangs."""
         self._overdue = self._table.current
         try:
             os.kill(pid, signal.SIGUSR2)
@@ -216,7 +219,8 @@ class Execution:
         self._remove_current()
         self._table.drop_current()
         if index == self._overdue:
-            how = f"took longer than its limit of {self._claimed.parameters.timeout:g} s, and was killed"
+            limit = f"{self._claimed.parameters.timeout:g} s"
+            how = f"took longer than its limit of {limit}, and was killed"
             reason = f"{horse.captured(self._shop.capture)}\n{how}".strip()
             self._blame(index, reason, "")
         else:

@@ -235,7 +235,8 @@ def _reason(error: BaseException) -> str:
         return str(error)
     # Our own frames say nothing to the processor's author: begin at theirs.
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("worker."):
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(
+        "worker."
+    ):
         frames = frames.tb_next
     return tail("".join(traceback.format_exception(type(error), error, frames)), LONGEST_REASON)
-

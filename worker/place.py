@@ -100,7 +100,7 @@ class Places:
         return Source(found.st_size, found.st_mtime_ns)
 
     def changed_since(self, name: bytes, source: Source) -> bool:
-        """Whether the input has been written to since `look`. One that is gone counts as consumed."""
+        """Whether the input was written to since `look`. One that is gone counts as consumed."""
         try:
             found = os.stat(self.source(name))
         except OSError:
@@ -142,7 +142,9 @@ class Places:
             return
         resolved = os.path.realpath(directory)
         if resolved != root and not resolved.startswith(root.rstrip(b"/") + b"/"):
-            raise PlaceError(f"a link leads it out of {names.shown(root)}, to {names.shown(resolved)}")
+            raise PlaceError(
+                f"a link leads it out of {names.shown(root)}, to {names.shown(resolved)}"
+            )
         if remember:
             self._inside.add(directory)
 

@@ -72,7 +72,9 @@ class Command:
         except ValueError as error:
             raise SettingsError(f"IMECE_COMMAND: {error}") from None
         if not words or "{input}" not in template:
-            raise SettingsError("IMECE_COMMAND: takes a program and its arguments with {input} in them")
+            raise SettingsError(
+                "IMECE_COMMAND: takes a program and its arguments with {input} in them"
+            )
         program = shutil.which(words[0])
         if program is None:
             raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]!r} here")

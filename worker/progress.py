@@ -34,7 +34,6 @@ class Progress:
         self.careful = claimed.cursor.careful
         self.marked = NONE
 
-    @property
     def finished(self) -> bool:
         return self._next == self._claimed.cursor.stop and not self._owed
 

@@ -9,7 +9,7 @@ class Scroll:
     """Appended to by whoever holds it, read from anywhere. Gone with its last holder."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0)
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as this
         self.number = self._file.fileno()
         # Whoever writes, writes at the end: parent, horse and the programs it starts share it.
         flags = fcntl.fcntl(self.number, fcntl.F_GETFL)

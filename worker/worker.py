@@ -19,10 +19,10 @@ from rq.worker import WorkerStatus
 from rq.worker_registration import register
 
 from imece import lease, names, scripts
-from imece.connection import connect
+from imece.connection import connect, raw
 from imece.job import BucketJob, BucketQueue, MalformedJobError, Reference
 from imece.lease import Claimed, Lease
-from imece.run import moving_key
+from imece.run import leases_key, moving_key
 from imece.settings import Settings
 from worker import log
 from worker.execution import Execution, Workshop
@@ -82,7 +82,7 @@ class Worker(rq.Worker):
         while not self.wakeup.stopping:
             try:
                 if not registered:
-                    self.register_birth()
+                    self.register_birth()  # type: ignore[no-untyped-call]
                     self.subscribe()
                     registered = True
                 self._turn()
@@ -92,7 +92,7 @@ class Worker(rq.Worker):
             except RedisError as error:
                 self._outage(error)
         try:
-            self.teardown()
+            self.teardown()  # type: ignore[no-untyped-call]
         except RedisError:
             pass  # the registration runs out by itself
         log.event("worker stopped", worker=self.name)
@@ -163,7 +163,9 @@ class Worker(rq.Worker):
         Commands that come by it (rq/command.py) are not obeyed: whoever can send them could as
         well stop the worker, and a killed horse would be charged to an innocent file.
         """
-        self.pubsub = self.connection.pubsub(ignore_subscribe_messages=True)
+        self.pubsub = self.connection.pubsub(  # type: ignore[no-untyped-call]
+            ignore_subscribe_messages=True
+        )
         self.pubsub.subscribe(self.pubsub_channel_name)
 
     def unsubscribe(self) -> None:
@@ -183,7 +185,7 @@ class Worker(rq.Worker):
                 log.event(line, logging.WARNING)
 
     def _claims(self) -> tuple[str, str]:
-        return lease.leases_key(self.settings.queue), moving_key(self.settings.queue)
+        return leases_key(self.settings.queue), moving_key(self.settings.queue)
 
     # Jobs
 
@@ -193,16 +195,17 @@ class Worker(rq.Worker):
         A malformed one is taken out of the way, with a record of what is wrong with it.
         """
         queue = self.settings.queue
-        popped = self.connection.blmove(self.queue.key, moving_key(queue), POP_TIMEOUT)
-        if popped is None:
+        found = self.connection.blmove(self.queue.key, moving_key(queue), POP_TIMEOUT)  # type: ignore[arg-type]
+        if found is None:
             return None
+        popped = raw(found)
         try:
             reference = Reference.read(self.connection, popped.decode("utf-8", "replace"))
         except MalformedJobError as error:
             self._refuse(popped, str(error))
             return None
         if reference is None:
-            self.connection.lrem(moving_key(queue), 1, popped)
+            self.connection.lrem(moving_key(queue), 1, popped)  # type: ignore[arg-type]
         return reference
 
     def _refuse(self, job_id: bytes, why: str) -> None:
@@ -239,7 +242,7 @@ class Worker(rq.Worker):
             os.fsencode(parameters.suffix) if parameters.suffix is not None else None,
             held.execution,
         )
-        about = {"run": reference.run, "job": reference.field}
+        about: dict[str, Any] = {"run": reference.run, "job": reference.field}
         if trouble := places.trouble():
             held.note_trouble(f"worker {self.name}: {trouble}")
             held.checkpoint("return")
