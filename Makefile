@@ -13,8 +13,11 @@ help: ## List the targets
 	  | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(INSTALLED) ## Process Python's standard library with local workers
-	$(BIN)/imece local $(STDLIB) build/demo --processor examples.metrics:measure \
-	  --suffix .json --include '**/*.py' --max-replicas 2
+	@rm -rf build/demo
+	@echo 'imece local STDLIB build/demo/out --processor examples.metrics:measure --suffix .json …'
+	@IMECE_STATE_DIR=build/demo/state $(BIN)/imece local $(STDLIB) build/demo/out \
+	  --processor examples.metrics:measure --suffix .json --max-replicas 2 --retries 1 \
+	  --include '*.py' --exclude site-packages/ --exclude dist-packages/ || test $$? -eq 1
 
 test: lint ## Run lint and the tests
 	$(BIN)/python -m pytest

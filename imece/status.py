@@ -203,11 +203,13 @@ def _rate(
 
 
 def quantile(durations: dict[int, int], share: float) -> float | None:
-    """Seconds that `share` of the files took at most: the upper bound of its power of two."""
-    total = sum(durations.values())
+    """About how many seconds `share` of the files took at most: exact to the power of two it lies
+    in, and within that as if the files were spread evenly."""
+    wanted = share * sum(durations.values())
     seen = 0
     for exponent, count in sorted(durations.items()):
+        if seen + count >= wanted:
+            lower = 2.0 ** (exponent - 1) if exponent else 0.0
+            return lower * (1 + (wanted - seen) / count) / 1e6
         seen += count
-        if seen >= share * total:
-            return float(2**exponent) / 1e6
     return None

@@ -144,7 +144,7 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
         replicas: how many workers there were, at even intervals.
     """
     through = status.files - status.left
-    yield f"run {status.id}: {status.state}"
+    yield f"run {status.id}: {status.state if status.has_ended else 'stopped'}"
     yield (
         f"  files     {status.done:,} done, {status.failed:,} failed, {status.skipped:,} skipped"
         + (f", {status.left:,} left" if status.left else "")
@@ -153,7 +153,7 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
     yield f"  time      {seconds(elapsed)}, {rate(through / max(elapsed, 1e-3))}"
     median, most = quantile(status.durations, 0.5), quantile(status.durations, 0.99)
     if median is not None and most is not None:
-        yield f"  a file    half take under {seconds(median)}, 99 % under {seconds(most)}"
+        yield f"  a file    half take about {seconds(median)}, 99 % less than {seconds(most)}"
     if replicas:
         yield f"  replicas  {sparkline(replicas)} (most: {max(replicas)})"
     if status.slowest:

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
@@ -14,6 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from imece.errors import ServiceError, UsageError
+from imece.parent import follow_parent
 
 START_TIMEOUT = 10.0
 
@@ -79,7 +79,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us; workers still have to hand back
-            preexec_fn=partial(_end_with_parent, os.getpid()),  # noqa: PLW1509 - no threads yet
+            preexec_fn=partial(follow_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads yet
         )
         assert self._process.stdin is not None  # noqa: S101 - it is a pipe
         self._process.stdin.write(text.encode())
@@ -119,13 +119,3 @@ class Server:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _end_with_parent(parent: int) -> None:
-    """In a forked child: to be stopped when its parent is gone, however that went (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)

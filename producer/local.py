@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -21,6 +22,7 @@ from redis.exceptions import RedisError
 from imece import names, status
 from imece.connection import connect, reachable
 from imece.errors import ImeceError, RunError, UsageError
+from imece.parent import follow_parent
 from imece.run import Parameters, Run
 from imece.settings import PREFIX, Settings
 from imece.status import Status
@@ -140,6 +142,7 @@ class Replicas:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us
+                preexec_fn=partial(follow_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509
             )
         self._workers[worker.pid] = worker
         self._started[worker.pid] = time.monotonic()

@@ -22,8 +22,8 @@ from typing import NoReturn
 
 from imece.cursor import Cursor, Owed
 from imece.failure import LONGEST_OUTPUT, LONGEST_REASON, tail
+from imece.parent import follow_parent
 from imece.run import Parameters
-from worker.parent import die_with_parent
 from worker.place import PlaceError, Places, remove
 from worker.processor import CommandError, Processor
 from worker.scroll import Scroll
@@ -86,7 +86,7 @@ def run(assignment: Assignment, parent: int) -> NoReturn:
 
 def _settle(assignment: Assignment, parent: int) -> None:
     """Makes a forked worker a work-horse."""
-    die_with_parent(parent)
+    follow_parent(parent, signal.SIGKILL)
     os.setpgrp()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD):

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import traceback
@@ -17,8 +18,8 @@ from typing import Protocol
 
 from imece.errors import SettingsError
 from imece.failure import LONGEST_REASON, tail
+from imece.parent import follow_parent
 from imece.settings import Settings
-from worker.parent import die_with_parent
 
 
 class Processor(Protocol):
@@ -90,7 +91,7 @@ class Command:
                 words,
                 stdin=subprocess.DEVNULL,
                 stderr=errors,
-                preexec_fn=partial(die_with_parent, os.getpid()),
+                preexec_fn=partial(follow_parent, os.getpid(), signal.SIGKILL),
                 check=False,
             )
             if ended.returncode == 0:
