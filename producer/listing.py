@@ -83,7 +83,7 @@ def filters(include: Iterable[str], exclude: Iterable[str]) -> tuple[Accept | No
         if not patterns:
             return None
         try:
-            compiled = pathspec.PathSpec.from_lines("gitwildmatch", patterns)
+            compiled = pathspec.GitIgnoreSpec.from_lines(patterns)
         except ValueError as error:
             raise ListingError(f"a glob in {patterns} cannot be read: {error}") from None
         return lambda name: compiled.match_file(os.fsdecode(name))
