@@ -1,0 +1,88 @@
+"""Each file is in the bucket its hash says, and in exactly one bucket job."""
+
+import random
+
+import mmh3
+import pytest
+
+from imece.errors import ListingError
+from producer import grouping
+
+
+def some_names(count: int) -> list[bytes]:
+    chance = random.Random(7)
+    names = {chance.randbytes(chance.randint(1, 40)).replace(b"\0", b"_") for _ in range(count)}
+    return sorted(names, key=lambda name: chance.random())
+
+
+@pytest.mark.parametrize("buckets", [1, 2, 7, 256, 65536])
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_a_files_bucket_is_its_hash_modulo_the_buckets(buckets: int, seed: int) -> None:
+    files = some_names(3000)
+    groups = grouping.group(files, buckets, seed)
+    assert len(groups) == buckets
+    assert sorted(name for bucket in groups for name in bucket) == sorted(files)
+    for number, bucket in enumerate(groups):
+        assert bucket == sorted(bucket)
+        for name in bucket:
+            assert mmh3.hash(name, seed, signed=False) % buckets == number
+
+
+def test_the_hash_is_the_one_others_can_compute() -> None:
+    """MurmurHash3_x86_32 of `hello` with seed 1 is 0xbb4abcad, by its reference implementation."""
+    assert grouping.group([b"hello"], 1000, 1)[0xBB4ABCAD % 1000] == [b"hello"]
+
+
+def test_a_name_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(ListingError, match=r"'two\\\\nlines' is in the list twice"):
+        grouping.group([b"a", b"two\nlines", b"b", b"two\nlines"], 16, 1)
+
+
+@pytest.mark.parametrize("files", [1, 2, 9, 10, 11, 99, 1000, 1251])
+@pytest.mark.parametrize("cap", [1, 2, 10, 1000, 10**6])
+def test_slices_cover_each_file_exactly_once(files: int, cap: int) -> None:
+    slices = list(grouping.slices(files, cap))
+    covered = [index for start, stop in slices for index in range(start, stop)]
+    assert covered == list(range(files))
+    sizes = [stop - start for start, stop in slices]
+    assert max(sizes) <= cap
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_an_empty_bucket_has_no_slice() -> None:
+    assert list(grouping.slices(0, 10)) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "buckets", "files_per_job"),
+    [
+        (1, 1, 1),
+        (100, 100, 1),
+        (256, 256, 1),
+        (257, 256, 2),
+        (100_000, 256, 489),
+        (1_000_000, 1000, 1250),
+        (100_000_000, 65536, 1908),
+    ],
+)
+def test_the_shape_is_chosen_from_the_count(files: int, buckets: int, files_per_job: int) -> None:
+    assert grouping.shape(files, None, None) == grouping.Shape(buckets, files_per_job)
+
+
+def test_what_is_asked_for_is_taken() -> None:
+    assert grouping.shape(1000, 3, 17) == grouping.Shape(3, 17)
+    assert grouping.shape(1000, 10, None) == grouping.Shape(10, 125)
+    assert grouping.shape(1000, None, 2) == grouping.Shape(256, 2)
+
+
+def test_two_inputs_that_would_write_one_output_are_refused() -> None:
+    with pytest.raises(ListingError, match=r"'a\.csv' and 'a\.tsv' would both write 'a\.json'"):
+        grouping.check_outputs([b"b.csv", b"a.csv", b"d/a.csv", b"a.tsv"], b".json")
+
+
+def test_inputs_alike_in_different_directories_are_fine() -> None:
+    grouping.check_outputs([b"a.csv", b"d/a.csv", b"e/a.tsv", b"a.tar.gz"], b".json")
+
+
+def test_without_a_new_suffix_no_outputs_clash() -> None:
+    grouping.check_outputs([b"a.csv", b"a.tsv"], None)
