@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from redis import Redis
 from redis import exceptions as redis_errors
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from imece.errors import ServiceError, SettingsError
 from imece.settings import Settings
@@ -48,8 +48,12 @@ def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Re
         return _by_sentinel(settings.redis_sentinels, settings.redis_sentinel_master, url, options)
     try:
         client: Redis = Redis.from_url(url, **options)
-    except ValueError as error:
-        raise SettingsError(f"IMECE_REDIS_URL: {error}") from None
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # says now what it does not take
+    except (TypeError, ValueError, redis_errors.RedisError):
+        raise SettingsError(
+            "IMECE_REDIS_URL: an option after ? has a name or value unknown"
+        ) from None
     return client
 
 
@@ -61,12 +65,14 @@ def _by_sentinel(addresses: str, master: str, url: str, options: dict[str, Any])
             raise SettingsError(f"IMECE_REDIS_SENTINELS: {address.strip()!r} is not host:port")
         sentinels.append((host, int(port)))
     parts = urlsplit(url)
+    if parts.scheme == "unix":
+        raise SettingsError("IMECE_REDIS_URL: takes redis:// or rediss:// with sentinels")
     options["ssl"] = parts.scheme == "rediss"
     options["db"] = int(parts.path.strip("/") or 0)
     if parts.username and "username" not in options:
-        options["username"] = parts.username
+        options["username"] = unquote(parts.username)
     if parts.password and "password" not in options:
-        options["password"] = parts.password
+        options["password"] = unquote(parts.password)
     timeouts = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
     sentinel = Sentinel(sentinels, sentinel_kwargs=timeouts)  # type: ignore[no-untyped-call]
     client: Redis = sentinel.master_for(master, **options)  # type: ignore[no-untyped-call]
@@ -94,6 +100,11 @@ def reachable(settings: Settings) -> Iterator[None]:
         raise ServiceError(
             f"Redis at {where} does not accept the user or password: "
             "check IMECE_REDIS_USERNAME and IMECE_REDIS_PASSWORD"
+        ) from None
+    except MasterNotFoundError:
+        raise ServiceError(
+            f"Redis at {where} is out of reach: no sentinel answers, or none knows this master: "
+            "check IMECE_REDIS_SENTINELS and IMECE_REDIS_SENTINEL_MASTER"
         ) from None
     except OUTAGES as error:
         if "certificate" in str(error).lower():

@@ -6,8 +6,10 @@ directory, a directory of secrets (one file a setting, named like the variable).
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -112,9 +114,24 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    def _sound_url(cls, url: SecretStr) -> SecretStr:
+        """Says what is wrong without a word of the URL: a password could be anywhere in it."""
+        text = url.get_secret_value()
+        if not text.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("takes a URL that starts with redis://, rediss:// or unix://")
+        escape = "a / ? # @ : or % within user or password is written as %2F %3F %23 %40 %3A %25"
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError:
+            raise ValueError(f"its host and port cannot be read; {escape}") from None
+        if port == 0 or parts.fragment or "@" in parts.query:
+            raise ValueError(f"its host and port cannot be read; {escape}")
+        if parts.scheme != "unix" and not re.fullmatch(r"(/[0-9]*)?", parts.path):
+            raise ValueError(f"takes a number as database: redis://host:port/0; {escape}")
+        names = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+        if not all(name == "db" or name.startswith("ssl_") for name in names):
+            raise ValueError("takes no options after ? but db and those that start with ssl_")
         return url
 
     @model_validator(mode="after")
@@ -145,6 +162,10 @@ def load(**overrides: Any) -> Settings:
             place = PREFIX + str(detail["loc"][0]).upper() + ": " if detail["loc"] else ""
             wrong.append(f"{place}{message}")
         raise SettingsError("; ".join(wrong)) from None
+    except (OSError, ValueError) as error:  # what pydantic-settings lets pass, or makes of it
+        reason = error.strerror if isinstance(error, OSError) else "it has to be UTF-8 text"
+        place = f".env or a file in {SECRETS_DIR}"
+        raise SettingsError(f"{place} cannot be read: {reason}") from None
 
 
 def reference() -> str:
