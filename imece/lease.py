@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from imece import manifest, scripts
 from imece.connection import raw
@@ -91,21 +92,22 @@ class Lease:
             pending_key(queue),
         ]
         at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        answer = scripts.run(
-            "take",
-            self.redis,
-            keys,
-            [
-                reference.job_id,
-                self.execution,
-                self.settings.lease,
-                worker,
-                reference.field,
-                reference.part,
-                reference.bucket,
-                at,
-            ],
-        )
+        arguments: list[str | bytes | int | float] = [
+            reference.job_id,
+            self.execution,
+            self.settings.lease,
+            worker,
+            reference.field,
+            reference.part,
+            reference.bucket,
+            at,
+        ]
+        try:
+            answer = scripts.run("take", self.redis, keys, arguments)
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            raise ValueError(f"a key of the run holds something else: {error}") from None
         if answer[0] != b"held":
             refusal: str = answer[0].decode()
             return refusal
@@ -167,7 +169,7 @@ class Lease:
 
 
 def requeue_dead(
-    redis: Redis, settings: Settings, moving: dict[bytes, float], now: float
+    redis: Redis, settings: Settings, moving: dict[bytes, float], now: float, uptime: float
 ) -> Iterator[str]:
     """Puts the jobs of dead workers back into the queue; one line for each.
 
@@ -178,6 +180,8 @@ def requeue_dead(
     Args:
         moving: this caller's memory, kept by it: when an id was first seen between queue and lease.
         now: a clock of the caller's that does not jump.
+        uptime: whole seconds since the server was started. Whoever was last heard before that may
+            still be alive: it has a lease's time to be heard again.
     """
     queue = settings.queue
     with redis.pipeline(transaction=False) as pipeline:
@@ -187,11 +191,13 @@ def requeue_dead(
         (seconds, microseconds), leases, between = pipeline.execute()
     here = seconds + microseconds / 1e6
     patience = 3 * settings.heartbeat
+    started = here - uptime + 1
 
     for member, expiry in leases:
         job_id = member.rpartition(b":")[0].decode("utf-8", "replace")
-        silent = here - (expiry - settings.lease)
-        if silent < patience:
+        heard = expiry - settings.lease
+        silent = here - heard
+        if silent < patience or (heard < started and uptime < settings.lease):
             continue
         if expiry > here and _listens(redis, job_id):
             continue

@@ -1,5 +1,6 @@
 """The Lua scripts beside this module: everything that changes a run in more than one place."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -22,7 +23,10 @@ def source(name: str) -> str:
 
 
 def run(
-    name: str, redis: Redis, keys: list[str], arguments: list[str | bytes | int | float]
+    name: str,
+    redis: Redis,
+    keys: Sequence[str | bytes],
+    arguments: list[str | bytes | int | float],
 ) -> Any:
     """Runs one script. redis-py sends its digest, and the text where the server has not got it."""
-    return redis.register_script(source(name))(keys=keys, args=arguments)
+    return redis.register_script(source(name))(keys=list(keys), args=arguments)

@@ -2,6 +2,8 @@
 
 import argparse
 import gc
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +27,9 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 stopped as asked, 2 wrong settings, 3 Redis refuses us."""
+    # Until the worker listens itself. The first process of a container is else deaf to it, and
+    # would take a job after it was asked to stop. No exception: an import may catch it.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     parser = argparse.ArgumentParser(
         prog="imece-worker",
         description=DESCRIPTION,

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -22,11 +23,11 @@ from imece.lease import Action, Batch, Claimed, Lease
 from imece.settings import Settings
 from worker import horse, log
 from worker.horse import Exit
-from worker.place import Places, remove
+from worker.place import PlaceError, Places, aside, remove
 from worker.processor import Processor
 from worker.progress import Progress
 from worker.scroll import Scroll
-from worker.table import NONE, Table
+from worker.table import NONE, Outcome, Table
 from worker.wakeup import Wakeup
 
 Ending = Literal["finished", "returned", "deferred", "lost", "abandoned"]
@@ -98,9 +99,10 @@ class Execution:
             code = self._gallop()
             if self._lost:
                 return "lost"
-            if code == Exit.DEFERRED:
+            left_by_itself = self._table.current == NONE  # not by a file that ended the process
+            if left_by_itself and code == Exit.DEFERRED:
                 return self._end("defer", "deferred")
-            if code == Exit.STOPPED:
+            if left_by_itself and code == Exit.STOPPED:
                 return self._end("return", "returned")
             if self._progress.finished():
                 break
@@ -128,6 +130,18 @@ class Execution:
     def _was_finished(self, index: int) -> bool:
         there = self._places.existing(self._claimed.files[index])
         return there is not None and there.st_ctime >= self._claimed.created
+
+    def _close_finished(self, index: int) -> None:
+        """Does what the horse was killed before: notes that the output is in its place."""
+        name = self._claimed.files[index]
+        there = self._places.existing(name)
+        try:
+            bytes_in = self._places.look(name).size
+        except PlaceError:  # the processor has consumed it
+            bytes_in = 0
+        bytes_out = there.st_size if there and not stat.S_ISDIR(there.st_mode) else 0
+        self._table.end(index, Outcome.DONE, bytes_in, bytes_out)
+        self._progress.collect()
 
     def _gallop(self) -> int:
         """One horse, from fork to end; its exit code, negative for a signal."""
@@ -197,7 +211,7 @@ class Execution:
 
     def _stop_overdue(self, pid: int) -> None:
         """Kills the horse, in Python and in C code alike; before that it says where it hangs."""
-        self._overdue = self._table.current
+        self._overdue, began = self._table.current, self._table.began
         try:
             os.kill(pid, signal.SIGUSR2)
             size, end = -1, time.monotonic() + DUMP_PATIENCE
@@ -207,8 +221,10 @@ class Execution:
                 time.sleep(0.02)
         except ProcessLookupError:
             pass
-        if self._table.current == self._overdue:
+        if (self._table.current, self._table.began) == (self._overdue, began):
             _kill_group(pid)
+        else:
+            self._overdue = NONE  # it has come to its end after all
 
     def _hold_to_account(self, code: int) -> bool:
         """Charges the horse's death to the file it had in hand. False if it had none."""
@@ -217,6 +233,13 @@ class Execution:
             log.event("process died without a file in hand", logging.WARNING, exit=code)
             return False
         self._remove_current()
+        if self._progress.last_failed == (index, self._table.began):
+            self._table.end(index, Outcome.FAILED)  # it died after its last word on the file
+            self._progress.collect()
+            return True
+        if self._was_finished(index):
+            self._close_finished(index)
+            return True
         self._table.drop_current()
         if index == self._overdue:
             limit = f"{self._claimed.parameters.timeout:g} s"
@@ -246,6 +269,7 @@ class Execution:
         path = self._places.temporary(self._claimed.files[index], index, execution)
         if path is not None:
             remove(path)
+            remove(aside(path))
 
     def _mark(self, line: socket.socket) -> None:
         """Records that the horse is about to start a file, and lets it."""

@@ -5,6 +5,7 @@ parent (worker/execution.py), so nothing is lost when a file kills it. A crash o
 """
 
 import faulthandler
+import io
 import json
 import os
 import random
@@ -98,6 +99,8 @@ def _settle(assignment: Assignment, parent: int) -> None:
     os.dup2(assignment.capture.number, 1)
     os.dup2(assignment.capture.number, 2)
     # The parent asks where a file hangs by SIGUSR2; answered even from within C code.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a crash takes nothing said with it
     faulthandler.enable(2)
     faulthandler.register(signal.SIGUSR2, 2)
     if assignment.memory_limit is not None:
@@ -216,6 +219,7 @@ class Horse:
             self._owed[index] = owed
         line = {
             "index": index,
+            "began": self._table.began,
             "tries": tries,
             "due": owed.due if owed else None,
             "reason": reason,

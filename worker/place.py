@@ -3,6 +3,7 @@
 An output is written to a temporary name beside its place and renamed when it is whole.
 """
 
+import errno
 import os
 import shutil
 import stat
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from imece import names
 
 LONGEST_ENDING = 32
+IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
+"""A directory takes the place of nothing but an empty directory, and a file of no directory."""
 
 
 class PlaceError(Exception):
@@ -129,6 +132,7 @@ class Places:
         directory = os.path.dirname(target)
         if directory in self._inside:
             return
+        self._check_inside(directory, self._target_root, remember=False)  # nothing is made outside
         try:
             os.makedirs(directory, exist_ok=True)
         except OSError as error:
@@ -164,15 +168,20 @@ class Places:
         try:
             try:
                 os.rename(temporary, target)
-            except OSError:
-                # A directory does not take the place of what is there already.
-                aside = temporary + b".old"
-                os.rename(target, aside)
+            except OSError as error:
+                if error.errno not in IN_THE_WAY:
+                    raise
+                os.rename(target, aside(temporary))
                 os.rename(temporary, target)
-                remove(aside)
+                remove(aside(temporary))
         except OSError as error:
             raise PlaceError(f"the output cannot be put in its place: {error.strerror}") from None
         return 0 if is_directory else found.st_size
+
+
+def aside(temporary: bytes) -> bytes:
+    """Where an older output goes for the moment in which a directory is put in its place."""
+    return temporary + b".old"
 
 
 def remove(path: bytes) -> None:

@@ -33,6 +33,8 @@ class Progress:
         self._batch = Batch()
         self.careful = claimed.cursor.careful
         self.marked = NONE
+        self.last_failed = (NONE, 0)
+        """The last failed try a horse has put on record: which file, and when it was begun."""
 
     def finished(self) -> bool:
         return self._next == self._claimed.cursor.stop and not self._owed
@@ -52,6 +54,7 @@ class Progress:
             entry = json.loads(line)
             owed = Owed(entry["tries"], entry["due"]) if entry["due"] is not None else None
             self._fail(entry["index"], entry["tries"], owed, entry["reason"], entry["output"])
+            self.last_failed = (entry["index"], entry["began"])
         table, first = self._table, self._table.first
         ended = []
         while self._next < table.stop and table.outcomes[self._next - first] != Outcome.OPEN:

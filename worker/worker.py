@@ -16,7 +16,7 @@ from typing import Any
 import rq
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from rq.worker import WorkerStatus
-from rq.worker_registration import register
+from rq.worker_registration import clean_worker_registry, register
 
 from imece import lease, names, scripts
 from imece.connection import connect, raw
@@ -70,6 +70,7 @@ class Worker(rq.Worker):
         self._moving: dict[bytes, float] = {}
         self._beat_at = float("-inf")
         self._gap_until = float("-inf")
+        self._swept_at = time.monotonic()
         self._outage_since: float | None = None
 
     def _set_connection(self, connection: Any) -> Any:
@@ -82,6 +83,7 @@ class Worker(rq.Worker):
         while not self.wakeup.stopping:
             try:
                 if not registered:
+                    self.connection.delete(self.key)  # from a try whose answer was lost
                     self.register_birth()  # type: ignore[no-untyped-call]
                     self.subscribe()
                     registered = True
@@ -179,10 +181,19 @@ class Worker(rq.Worker):
             return
         if self._moving or self.connection.exists(*self._claims()):
             uptime = self.connection.info("server")["uptime_in_seconds"]
-            if uptime < self.settings.lease:
-                return
-            for line in lease.requeue_dead(self.connection, self.settings, self._moving, now):
+            for line in lease.requeue_dead(
+                self.connection, self.settings, self._moving, now, uptime
+            ):
                 log.event(line, logging.WARNING)
+        if now - self._swept_at >= self.settings.lease:
+            self._swept_at = now
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Takes workers that were killed out of the list of workers; one of us, once a lease."""
+        done = f"imece:swept:{self.settings.queue}"
+        if self.connection.set(done, self.name, nx=True, ex=int(self.settings.lease)):
+            clean_worker_registry(self.queue)
 
     def _claims(self) -> tuple[str, str]:
         return leases_key(self.settings.queue), moving_key(self.settings.queue)
@@ -208,13 +219,16 @@ class Worker(rq.Worker):
             self.connection.lrem(moving_key(queue), 1, popped)  # type: ignore[arg-type]
         return reference
 
-    def _refuse(self, job_id: bytes, why: str) -> None:
+    def _refuse(self, job_id: bytes, why: str, member: str = "") -> None:
         shown = names.shown(job_id)
         log.event("job refused", logging.ERROR, job=shown, reason=why)
         record = json.dumps({"job": shown, "reason": why, "at": time.time()})
-        keys = [moving_key(self.settings.queue), f"imece:refused:{self.settings.queue}"]
-        keys.append("rq:job:" + job_id.decode("utf-8", "surrogateescape"))
-        scripts.run("refuse", self.connection, keys, [job_id, record, REFUSED_TTL, REFUSED_KEPT])
+        queue = self.settings.queue
+        keys: list[str | bytes] = [moving_key(queue), f"imece:refused:{queue}"]
+        keys += [b"rq:job:" + job_id, leases_key(queue)]
+        scripts.run(
+            "refuse", self.connection, keys, [job_id, record, REFUSED_TTL, REFUSED_KEPT, member]
+        )
 
     def perform(self, reference: Reference) -> None:
         """Takes a lease on a popped job and works under it."""
@@ -222,7 +236,9 @@ class Worker(rq.Worker):
         try:
             claimed = held.take(self.name)
         except (ValueError, TypeError) as error:
-            self._refuse(reference.job_id.encode(), f"its run cannot be read: {error}")
+            why = f"its run cannot be read: {error}"
+            self._refuse(reference.job_id.encode(), why, f"{reference.job_id}:{held.execution}")
+            held.note_trouble(f"job {reference.field} was refused: {error}")
             return
         if isinstance(claimed, str):
             log.event("job dropped", run=reference.run, job=reference.field, reason=claimed)
