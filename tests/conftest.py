@@ -1,10 +1,12 @@
 """Real parts for the tests: a server, worker processes, files."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from imece.failure import Failure
 from imece.run import Run
 from imece.settings import Settings, load
 from imece.status import Status
@@ -57,9 +60,14 @@ def redis(server: Server) -> Iterator[Redis]:
 
 
 class WorkerProcess:
-    """An `imece-worker` of its own, with its log in a file."""
+    """An `imece-worker` of its own, with its log in a file.
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
+    `before` is called in the new process before the worker is started in it.
+    """
+
+    def __init__(
+        self, environment: dict[str, str], log: Path, before: Callable[[], None] | None = None
+    ) -> None:
         self.log_file = log
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
@@ -69,6 +77,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
+                preexec_fn=before,  # noqa: PLW1509 - the tests run no threads
             )
 
     @property
@@ -77,6 +86,27 @@ class WorkerProcess:
 
     def log(self) -> str:
         return self.log_file.read_text("utf-8", "replace")
+
+    def events(self, event: str | None = None) -> list[dict[str, Any]]:
+        """What it has logged, with log_format json: every line must be JSON."""
+        lines = self.log().rpartition("\n")[0].splitlines()
+        entries = [json.loads(line) for line in lines]
+        return [entry for entry in entries if event is None or entry["event"] == event]
+
+    def started(self) -> "WorkerProcess":
+        """Waits until it listens to signals."""
+        until(lambda: "worker started" in self.log(), "the worker to start")
+        return self
+
+    def took(self, jobs: int = 1) -> "WorkerProcess":
+        """Waits until it has taken so many jobs."""
+        until(lambda: self.log().count("job taken") >= jobs, f"{jobs} jobs to be taken")
+        return self
+
+    def horse(self) -> int:
+        """Waits for its work-horse; the process id."""
+        found: list[int] = until(self.horses, "a work-horse")
+        return found[0]
 
     def horses(self) -> list[int]:
         """The process ids of its children."""
@@ -164,12 +194,12 @@ class Workbench:
             run_id, parameters, lambda: list_files(parameters, given["from_file"], False)
         )
 
-    def worker(self, **settings: str) -> WorkerProcess:
+    def worker(self, before: Any = None, **settings: str) -> WorkerProcess:
         """Starts a worker; all are killed when the test ends."""
         environment = self.environment()
         environment |= {f"IMECE_{name.upper()}": value for name, value in settings.items()}
         log = self.folder / f"worker-{len(self.workers)}.log"
-        self.workers.append(WorkerProcess(environment, log))
+        self.workers.append(WorkerProcess(environment, log, before))
         return self.workers[-1]
 
     def status(self, run_id: str = "run") -> Status:
@@ -188,6 +218,22 @@ class Workbench:
 
     def temporaries(self) -> list[Path]:
         return list(self.target.rglob(".imece-*"))
+
+    def failures(self, run_id: str = "run") -> dict[str, Failure]:
+        """The quarantined files and why."""
+        return {os.fsdecode(name): why for name, why in Run(self.redis, run_id).failures()}
+
+    def begun(self) -> Counter[str]:
+        """How often each file was begun, by processors that keep a trace."""
+        return self._traced("begun")
+
+    def finished(self) -> Counter[str]:
+        """How often each file was finished, by processors that keep a trace."""
+        return self._traced("finished")
+
+    def _traced(self, word: str) -> Counter[str]:
+        traces = {path.name: path.read_text() for path in (self.folder / "trace").glob("*")}
+        return Counter({name: text.count(word) for name, text in traces.items() if word in text})
 
     def imece(
         self, *arguments: str, timeout: float = 60.0, **settings: str
@@ -219,6 +265,13 @@ class Workbench:
     def immortal_keys(self) -> list[str]:
         """Keys without a TTL."""
         return sorted(key.decode() for key in self.redis.scan_iter() if self.redis.ttl(key) == -1)
+
+    def leaves_nothing_behind(self, run_id: str = "run") -> bool:
+        """Stops the workers and deletes the run: whether every key left has a TTL."""
+        for worker in self.workers:
+            worker.stop()
+        Run(self.redis, run_id).delete()
+        return self.immortal_keys() == []
 
     def close(self) -> None:
         for worker in self.workers:

@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 
 def copy(source: str, target: str) -> None:
@@ -29,6 +31,40 @@ def slow(source: str, target: str) -> None:
         stream.flush()
         time.sleep(0.05)
         stream.write(data[len(data) // 2 :])
+
+
+def traced(source: str, target: str | None) -> None:
+    """Takes 20 ms and notes, in the folder `trace` beside the input directory, when it begins and
+    when it has finished: whoever reads it knows how often each file was worked on."""
+    trace = Path(source).parent.parent / "trace"
+    trace.mkdir(exist_ok=True)
+    data = Path(source).read_bytes()
+    with (trace / Path(source).name).open("ab", buffering=0) as log:  # append: O_APPEND
+        log.write(b"begun by %d\n" % os.getpid())
+        if target is not None:
+            with Path(target).open("wb") as stream:
+                stream.write(data[: len(data) // 2])
+                stream.flush()
+                time.sleep(0.02)
+                stream.write(data[len(data) // 2 :])
+        log.write(b"finished by %d\n" % os.getpid())
+
+
+def die_at(function: str, victim: int, calls: int = 1) -> None:
+    """Kills a process at the moment the work-horse's own code calls a function the given time."""
+    left = calls
+
+    def watch(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal left
+        name = frame.f_code.co_name if event == "call" else getattr(argument, "__name__", "")
+        ours = frame.f_globals.get("__name__", "").startswith("worker.")
+        if ours and event in ("call", "c_call") and name == function:
+            left -= 1
+            if left == 0:
+                os.kill(victim, signal.SIGKILL)
+                time.sleep(60)
+
+    sys.setprofile(watch)
 
 
 def by_content(source: str, target: str) -> None:
@@ -60,6 +96,27 @@ def by_content(source: str, target: str) -> None:
         hoard = []
         while True:
             hoard.append(bytearray(2**24))
+    if word == "print-and-segfault":
+        print("about to crash")
+        ctypes.string_at(0)
+    if word == "fail-and-die-once":
+        # Killed after the failed try is on record, before the horse goes on.
+        if not Path(argument).exists():
+            Path(argument).touch()
+            die_at("end", os.getpid())
+        raise ValueError("failed before it was killed")
+    if word == "finish-and-die-once" and not Path(argument).exists():
+        # Killed after the output is in its place, before that is on record.
+        Path(argument).touch()
+        die_at("end", os.getpid())
+    if word == "outlast-the-limit":
+        # Comes to its end just when its time is up, before it can be killed.
+        asked = []
+        signal.signal(signal.SIGUSR2, lambda number, frame: asked.append(number))
+        while not asked:
+            time.sleep(0.005)
+        Path(target).write_bytes(data)
+        return
     if word == "no-output":
         return
     if word == "once":
@@ -76,3 +133,46 @@ def directory(source: str, target: str) -> None:
     """An output that is a directory."""
     Path(target).mkdir()
     (Path(target) / "part-1").write_bytes(Path(source).read_bytes())
+
+
+def directory_and_die_once(source: str, target: str) -> None:
+    """An output that is a directory; its worker is killed between the two renames that put it in
+    the place of an older one."""
+    directory(source, target)
+    marker = Path(source).parent.parent / "died"
+    if not marker.exists():
+        marker.touch()
+        die_at("rename", os.getppid(), calls=3)
+
+
+def consume(source: str, target: str) -> None:
+    """Moves its input away."""
+    Path(source).rename(target)
+
+
+def touch_input(source: str, target: str) -> None:
+    """While it works somebody else writes to its input, the first time."""
+    Path(target).write_bytes(Path(source).read_bytes())
+    with Path(source).open("ab") as stream:
+        stream.write(b"+")
+
+
+def chatter(source: str, target: str) -> None:
+    """Prints in every way there is, and then fails if its input says so."""
+    print("printed", Path(source).name)
+    print("to standard error", file=sys.stderr)
+    os.write(1, b"to the descriptor\n")
+    sys.stdout.write("no newline at the end")
+    if Path(source).read_text() == "fail":
+        raise ValueError("after many words")
+    copy(source, target)
+
+
+def timed(source: str, target: str) -> None:
+    """Notes in the file `times` beside the input directory when which file was begun; fails
+    if the input says so."""
+    with (Path(source).parent.parent / "times").open("a") as stream:
+        stream.write(f"{Path(source).name} {time.time()}\n")
+    if Path(source).read_text() == "fail":
+        raise ValueError("as asked")
+    copy(source, target)
