@@ -1,0 +1,257 @@
+"""The promise: whatever is killed, its job is taken up, and every file comes out once."""
+
+import contextlib
+import os
+import random
+import signal
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Workbench, WorkerProcess, until
+
+AS_SHIPPED = {"lease": "15", "heartbeat": "1", "checkpoint": "1"}
+TAKEN_UP_WITHIN = 5.0
+
+
+def is_running(pid: int) -> bool:
+    """Zombies, which wait for somebody to take notice of their end, do not run."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def kill_horses_at_random_moments(workbench: Workbench, kills: int) -> None:
+    chance = random.Random(11)
+    worker = workbench.workers[-1]
+    while kills and not workbench.status().has_ended:
+        time.sleep(chance.uniform(0, 0.15))  # the random moment
+        for horse in worker.horses():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(horse, signal.SIGKILL)
+            kills -= 1
+
+
+def kill_workers_at_random_moments(workbench: Workbench, kills: int) -> None:
+    """Two workers at a time, so that one is always there to find out about the other."""
+    chance = random.Random(13)
+    running = [workbench.worker().started(), workbench.worker().started()]
+    for _ in range(kills):
+        time.sleep(chance.uniform(0, 0.6))  # the random moment
+        victim = running.pop(0)
+        horses = victim.horses()
+        victim.kill()
+        victim.wait()
+        until(lambda: not any(map(is_running, horses)), "the horse to go down with it")  # noqa: B023
+        running.append(workbench.worker().started())
+
+
+def test_a_killed_horse_costs_a_try_of_its_file_and_nothing_else(workbench: Workbench) -> None:
+    names = workbench.files(150)
+    workbench.settings |= {"processor": "tests.processors:traced", "retry_pause": "0.01"}
+    workbench.enqueue(buckets=3, retries=50)
+    worker = workbench.worker().started()
+    kill_horses_at_random_moments(workbench, 5)
+    assert workbench.ended().state == "done"
+    assert worker.process.poll() is None
+    assert workbench.outputs() == names
+    now = workbench.check_books()
+    assert (now.done, now.skipped) == (150, 0)
+    assert sum(workbench.begun().values()) <= 155
+    assert workbench.leaves_nothing_behind()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("processor", ["traced", "copy"])
+def test_horses_killed_a_hundred_times_leave_the_books_right(
+    workbench: Workbench, processor: str
+) -> None:
+    count = 1500 if processor == "traced" else 60_000
+    workbench.files(count)
+    workbench.settings |= {"processor": f"tests.processors:{processor}", "retry_pause": "0.01"}
+    workbench.enqueue(buckets=10, retries=100)
+    workbench.worker().started()
+    kill_horses_at_random_moments(workbench, 100)
+    assert workbench.ended(timeout=120).state == "done"
+    now = workbench.check_books()
+    assert (now.done, now.skipped) == (count, 0)
+    assert workbench.leaves_nothing_behind()
+
+
+def seconds_until_a_killed_worker_is_replaced(workbench: Workbench, run_id: str = "run") -> float:
+    """From the kill of a working worker to another one's `job taken`; that one goes on."""
+    working = workbench.worker(log_format="json", **AS_SHIPPED).took()
+    waiting = workbench.worker(log_format="json", **AS_SHIPPED).started()
+    until(lambda: workbench.status(run_id).done, "work to be done")
+    horse = working.horse()
+    killed = time.time()
+    working.kill()
+    until(lambda: not is_running(horse), "the horse to go down with it", timeout=1)
+    waiting.took()
+    return taken_at(waiting) - killed
+
+
+def taken_at(worker: WorkerProcess) -> float:
+    """When it took its first job, epoch seconds."""
+    return datetime.fromisoformat(worker.events("job taken")[0]["time"]).timestamp()
+
+
+def test_a_killed_workers_job_is_taken_up_within_five_seconds(workbench: Workbench) -> None:
+    names = workbench.files(150)
+    workbench.settings["processor"] = "tests.processors:traced"
+    workbench.enqueue(buckets=1, files_per_job=1000)
+    assert seconds_until_a_killed_worker_is_replaced(workbench) < TAKEN_UP_WITHIN
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == names
+    now = workbench.check_books()
+    assert (now.done, now.skipped, now.retried) == (150, 0, 0)
+    assert sum(workbench.begun().values()) <= 151
+    assert workbench.leaves_nothing_behind()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_it_is_within_five_seconds_time_after_time(workbench: Workbench) -> None:
+    workbench.files(3000)
+    workbench.settings["processor"] = "tests.processors:traced"
+    for attempt in range(10):
+        run_id = f"run-{attempt}"
+        workbench.enqueue(run_id, buckets=1, files_per_job=5000, overwrite=True)
+        took = seconds_until_a_killed_worker_is_replaced(workbench, run_id)
+        assert took < TAKEN_UP_WITHIN, f"attempt {attempt}"
+        assert workbench.workers[-1].stop() == 0
+        workbench.redis.flushall()
+
+
+def test_a_job_whose_worker_died_between_queue_and_lease_is_taken_up(workbench: Workbench) -> None:
+    workbench.files(10)
+    workbench.enqueue(buckets=1)
+    # What a worker leaves behind that is killed right after its pop.
+    assert workbench.redis.lmove("rq:queue:imece", "rq:queue:imece:intermediate")
+    began = time.time()
+    worker = workbench.worker(log_format="json", **AS_SHIPPED)
+    assert workbench.ended().state == "done"
+    assert taken_at(worker) - began < TAKEN_UP_WITHIN + 2  # it had to start, too
+    assert workbench.check_books().done == 10
+    assert workbench.status().backlog.pending == 0
+
+
+def test_workers_killed_while_a_run_goes_on_leave_the_books_right(workbench: Workbench) -> None:
+    names = workbench.files(150)
+    workbench.settings |= {"processor": "tests.processors:traced", "lease": "3"}
+    workbench.settings |= {"heartbeat": "0.2", "retry_pause": "0.01"}
+    workbench.enqueue(buckets=4, retries=50)
+    kill_workers_at_random_moments(workbench, 3)
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == names
+    now = workbench.check_books()
+    assert (now.done, now.skipped, now.failed) == (150, 0, 0)
+    # What each kill may cost: the file in hand.
+    assert sum(workbench.begun().values()) <= 153
+    assert workbench.leaves_nothing_behind()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("processor", ["traced", "copy"])
+def test_workers_killed_many_times_leave_the_books_right(
+    workbench: Workbench, processor: str
+) -> None:
+    count = 1500 if processor == "traced" else 100_000
+    workbench.files(count)
+    workbench.settings |= {"processor": f"tests.processors:{processor}", "lease": "3"}
+    workbench.settings |= {"heartbeat": "0.2", "retry_pause": "0.01"}
+    workbench.enqueue(buckets=20, retries=100)
+    kill_workers_at_random_moments(workbench, 40)
+    assert workbench.ended(timeout=300).state == "done"
+    now = workbench.check_books()
+    assert (now.done, now.skipped, now.failed) == (count, 0, 0)
+    assert workbench.leaves_nothing_behind()
+
+
+def test_a_killed_workers_horse_and_program_go_down_with_it(workbench: Workbench) -> None:
+    workbench.files(1)
+    workbench.settings.pop("processor")
+    workbench.enqueue()
+    program = workbench.folder / "program"
+    program.write_text(f"#!/bin/sh\necho $$ > {workbench.folder}/pid\nexec sleep 1000\n")
+    program.chmod(0o755)
+    worker = workbench.worker(command=f"{program} {{input}}")
+    until((workbench.folder / "pid").exists, "the program to start")
+    pid = int(until((workbench.folder / "pid").read_text, "its process id"))
+    horse = worker.horse()
+    assert is_running(pid)
+    worker.kill()
+    until(lambda: not is_running(horse) and not is_running(pid), "both to be gone", timeout=2)
+
+
+def test_a_horse_killed_after_its_failed_try_was_recorded_counts_it_once(
+    workbench: Workbench,
+) -> None:
+    workbench.files(3)
+    workbench.file("f-0001.txt", f"fail-and-die-once {workbench.folder}/died")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, retries=1)
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    [(name, failure)] = workbench.failures().items()
+    assert (name, failure.tries) == ("f-0001.txt", 2)
+    now = workbench.check_books()
+    assert (now.done, now.failed, now.retried) == (2, 1, 1)
+
+
+def test_a_horse_killed_after_its_last_try_was_recorded_fails_the_file_once(
+    workbench: Workbench,
+) -> None:
+    workbench.files(3)
+    workbench.file("f-0001.txt", f"fail-and-die-once {workbench.folder}/died")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    assert workbench.failures()["f-0001.txt"].tries == 1
+    now = workbench.check_books()
+    assert (now.done, now.failed, now.retried) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_horse_killed_after_its_output_was_in_place_has_done_the_file(
+    workbench: Workbench, retries: int
+) -> None:
+    names = workbench.files(3)
+    workbench.file("f-0001.txt", f"finish-and-die-once {workbench.folder}/died")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, retries=retries)
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    assert (workbench.folder / "died").exists()
+    assert workbench.outputs() == names
+    now = workbench.check_books()
+    assert (now.done, now.skipped, now.retried) == (3, 0, 0)
+    assert (
+        now.bytes_in
+        == now.bytes_out
+        == sum(len((workbench.source / n).read_bytes()) for n in names)
+    )
+
+
+def test_a_worker_killed_while_it_replaces_a_directory_leaves_no_temporary(
+    workbench: Workbench,
+) -> None:
+    workbench.files(1)
+    older = workbench.target / "f-0000.txt"
+    older.mkdir(parents=True)
+    (older / "older").touch()
+    workbench.settings |= {"processor": "tests.processors:directory_and_die_once", "lease": "3"}
+    workbench.enqueue(overwrite=True, retries=3)
+    workbench.worker()
+    until(lambda: workbench.workers[0].process.poll() is not None, "the worker to be killed")
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == ["f-0000.txt/part-1"]
+    assert workbench.check_books().done == 1
