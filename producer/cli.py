@@ -115,7 +115,7 @@ def find_settings() -> Settings:
         if len(runs) == 1:
             run_id, url = next(iter(runs.items()))
             say(f"(on the local run {run_id})")
-            return load(redis_url=url)
+            return local.at(settings, url)
     return settings
 
 
@@ -420,9 +420,9 @@ def scale(
     """Change the limit of replicas of a local run while it is on."""
     from producer import local
 
-    state_dir = load().state_dir.expanduser()
-    name, url = local.only_live(state_dir, run_id)
-    with redis_of(load(redis_url=url)) as redis:
+    settings = load()
+    name, url = local.only_live(settings.state_dir.expanduser(), run_id)
+    with redis_of(local.at(settings, url)) as redis:
         before = local.set_limit(redis, replicas)
     print(f"run {name}: at most {replicas} replicas (it was {before})")
 

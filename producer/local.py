@@ -34,6 +34,9 @@ from producer.listing import Listing
 FAILED = 1
 INTERRUPTED = 130
 
+OTHER_SERVER = ("redis_username", "redis_password", "redis_sentinels", "redis_sentinel_master")
+"""What settings say of a server that is not the embedded one."""
+
 LIMIT_KEY = "imece:local:max-replicas"
 TURN = 0.1
 """Seconds between two looks at the queue."""
@@ -264,8 +267,16 @@ def set_limit(redis: Redis, limit: int) -> int | None:
 def worker_settings(url: str, **settings: str | Path | float | None) -> dict[str, str]:
     """Settings as environment variables for worker processes."""
     given = {name: str(value) for name, value in settings.items() if value is not None}
+    given |= dict.fromkeys(OTHER_SERVER, "")
     given["redis_url"] = url
     return {PREFIX + name.upper(): value for name, value in given.items()}
+
+
+def at(settings: Settings, url: str) -> Settings:
+    """The settings for the server of a local run, whatever other server they name."""
+    return settings.model_copy(
+        update={**dict.fromkeys(OTHER_SERVER), "redis_url": SecretStr(url)},
+    )
 
 
 def only_live(state_dir: Path, run_id: str | None) -> tuple[str, str]:
@@ -311,7 +322,7 @@ def run_here(
     began = time.monotonic()
     with occupied(directory), Server(directory) as server, Interrupts() as interrupts:
         announce(directory, server.url)
-        inner = settings.model_copy(update={"redis_url": SecretStr(server.url)})
+        inner = at(settings, server.url)
         with reachable(inner):
             redis = connect(inner)
             set_limit(redis, limit)
