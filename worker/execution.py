@@ -86,7 +86,6 @@ class Execution:
         self._unanswered: Unanswered | None = None
         self._checkpoint_due = time.monotonic() + workshop.settings.checkpoint
         self._lost = False
-        self._overdue = NONE
         self._outage_since: float | None = None
 
     def run(self) -> Ending:
@@ -177,7 +176,7 @@ class Execution:
             os.setpgid(pid, pid)  # the horse does so itself; whoever is first
         except OSError:
             pass
-        self._overdue = NONE
+        self._table.overdue = NONE
         beat_due = time.monotonic() + shop.settings.heartbeat
         while True:
             due = min(beat_due, self._checkpoint_due, self._deadline())
@@ -189,7 +188,7 @@ class Execution:
                 _kill_group(pid)  # what the processor has left behind
                 self._progress.collect()
                 return os.waitstatus_to_exitcode(status)
-            if self._overdue == NONE and time.monotonic() >= self._deadline():
+            if self._table.overdue == NONE and time.monotonic() >= self._deadline():
                 self._stop_overdue(pid)
             if wants_mark:
                 self._mark(line)
@@ -205,13 +204,15 @@ class Execution:
 
     def _deadline(self) -> float:
         """When the file in hand will have taken too long, on the monotonic clock."""
-        if self._table.current == NONE or self._overdue != NONE:
+        if self._table.current == NONE or self._table.overdue != NONE:
             return float("inf")
         return self._table.started + self._claimed.parameters.timeout
 
     def _stop_overdue(self, pid: int) -> None:
         """Kills the horse, in Python and in C code alike; before that it says where it hangs."""
-        self._overdue, began = self._table.current, self._table.began
+        self._table.overdue, began = self._table.current, self._table.began
+        if self._table.overdue == NONE:
+            return
         try:
             os.kill(pid, signal.SIGUSR2)
             size, end = -1, time.monotonic() + DUMP_PATIENCE
@@ -221,10 +222,10 @@ class Execution:
                 time.sleep(0.02)
         except ProcessLookupError:
             pass
-        if (self._table.current, self._table.began) == (self._overdue, began):
+        if (self._table.current, self._table.began) == (self._table.overdue, began):
             _kill_group(pid)
         else:
-            self._overdue = NONE  # it has come to its end after all
+            self._table.overdue = NONE  # it has come to its end after all
 
     def _hold_to_account(self, code: int) -> bool:
         """Charges the horse's death to the file it had in hand. False if it had none."""
@@ -241,7 +242,7 @@ class Execution:
             self._close_finished(index)
             return True
         self._table.drop_current()
-        if index == self._overdue:
+        if index == self._table.overdue:
             limit = f"{self._claimed.parameters.timeout:g} s"
             how = f"took longer than its limit of {limit}, and was killed"
             reason = f"{horse.captured(self._shop.capture)}\n{how}".strip()

@@ -183,6 +183,7 @@ class Horse:
             self._owed.pop(index, None)
             table.end(index, outcome, bytes_in, bytes_out)
         except BaseException as error:
+            self._bow_to_the_limit(index)
             _flush()
             if temporary is not None:
                 remove(temporary)
@@ -204,10 +205,17 @@ class Horse:
                 return Outcome.SKIPPED, 0, 0
         places.prepare(name)
         self._a.processor(places.source(name), temporary)
+        self._bow_to_the_limit(index)
         if places.changed_since(name, source):
             raise PlaceError("the input changed while it was processed")
         size = places.commit(name, temporary) if temporary is not None else 0
         return Outcome.DONE, source.size, size
+
+    def _bow_to_the_limit(self, index: int) -> None:
+        """Waits to be killed if the file's time is up: the question where it hangs, a signal, may
+        have ended a call that hung, and what came of that is nothing to keep."""
+        while self._table.overdue == index:
+            time.sleep(0.01)
 
     def _record(self, index: int, reason: str) -> None:
         """One line in the journal; the parent takes it from there."""

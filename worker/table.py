@@ -24,7 +24,7 @@ class Outcome(IntEnum):
 class Table:
     """Rows for the files [first, stop) of a bucket, and some words between parent and horse."""
 
-    _STOP, _OTHERS, _CURRENT, _STARTED, _WANTED, _WORDS = range(6)
+    _STOP, _OTHERS, _CURRENT, _STARTED, _WANTED, _OVERDUE, _WORDS = range(7)
 
     def __init__(self, first: int, stop: int) -> None:
         self.first, self.stop = first, stop
@@ -38,6 +38,7 @@ class Table:
         self.bytes_out = numbers[self._WORDS + 2 * rows :]
         self.outcomes = memory[8 * (self._WORDS + 3 * rows) : size]
         self._words[self._CURRENT] = NONE
+        self._words[self._OVERDUE] = NONE
 
     @property
     def stopping(self) -> bool:
@@ -64,6 +65,15 @@ class Table:
     @wanted.setter
     def wanted(self, index: int) -> None:
         self._words[self._WANTED] = index
+
+    @property
+    def overdue(self) -> int:
+        """Parent to horse: the file whose time is up; nothing that comes of it counts."""
+        return self._words[self._OVERDUE]
+
+    @overdue.setter
+    def overdue(self, index: int) -> None:
+        self._words[self._OVERDUE] = index
 
     @property
     def current(self) -> int:
