@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,8 +51,8 @@ def traced(source: str, target: str | None) -> None:
         log.write(b"finished by %d\n" % os.getpid())
 
 
-def die_at(function: str, victim: int, calls: int = 1) -> None:
-    """Kills a process at the moment the work-horse's own code calls a function the given time."""
+def stop_at(function: str, act: Callable[[], None], calls: int = 1) -> None:
+    """Does something at the moment the work-horse's own code calls a function the given time."""
     left = calls
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
@@ -61,10 +62,31 @@ def die_at(function: str, victim: int, calls: int = 1) -> None:
         if ours and event in ("call", "c_call") and name == function:
             left -= 1
             if left == 0:
-                os.kill(victim, signal.SIGKILL)
-                time.sleep(60)
+                act()
 
     sys.setprofile(watch)
+
+
+def die_at(function: str, victim: int, calls: int = 1) -> None:
+    """Kills a process at such a moment."""
+
+    def kill() -> None:
+        os.kill(victim, signal.SIGKILL)
+        time.sleep(60)
+
+    stop_at(function, kill, calls)
+
+
+def wait_for_signal(number: signal.Signals) -> Callable[[], None]:
+    """A wait that ends when a signal comes."""
+    came: list[int] = []
+    signal.signal(number, lambda number, frame: came.append(number))
+
+    def wait() -> None:
+        while not came:
+            time.sleep(0.005)
+
+    return wait
 
 
 def by_content(source: str, target: str) -> None:
@@ -109,14 +131,11 @@ def by_content(source: str, target: str) -> None:
         # Killed after the output is in its place, before that is on record.
         Path(argument).touch()
         die_at("end", os.getpid())
-    if word == "outlast-the-limit":
-        # Comes to its end just when its time is up, before it can be killed.
-        asked = []
-        signal.signal(signal.SIGUSR2, lambda number, frame: asked.append(number))
-        while not asked:
-            time.sleep(0.005)
-        Path(target).write_bytes(data)
-        return
+    if word == "end-at-the-limit":
+        # Its time is up just when its output is being put in its place.
+        stop_at("commit", wait_for_signal(signal.SIGUSR2))
+    if word == "end-when-asked":
+        wait_for_signal(signal.SIGUSR2)()
     if word == "no-output":
         return
     if word == "once":
