@@ -1,7 +1,9 @@
 """A manifest: the names of one bucket's files, sorted, joined by NUL, compressed. Never changed."""
 
+import operator
 import zlib
 from collections.abc import Sequence
+from itertools import islice, pairwise
 
 from imece import names
 
@@ -9,10 +11,31 @@ LARGEST = 256 * 2**20
 """Bytes a manifest may unpack to; a larger one was not made by imece."""
 
 
+class DuplicateError(ValueError):
+    """A name is in a bucket twice."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__(f"the name {names.shown(name)!r} is there twice")
+        self.name = name
+
+
 def encode(files: Sequence[bytes]) -> bytes:
-    """The blob for sorted names. Level 1: half the time of level 6 and 15 % larger on 1,000,000
-    names like part-000001.csv (bench/enqueue.py)."""
-    return zlib.compress(b"\0".join(files), 1)
+    """The blob for names in any order.
+
+    The means are chosen for speed (bench/enqueue.py). As Latin-1 text, names sort in half the time,
+    in the order of their bytes. Level 1 takes half the time of level 6 and is 15 % larger; a small
+    window takes less memory to set up, and names that are alike stand close together.
+
+    Raises:
+        DuplicateError: a name is there twice.
+    """
+    texts = b"\0".join(files).decode("latin-1").split("\0")
+    texts.sort()
+    if any(map(operator.eq, texts, islice(texts, 1, None))):
+        twice = next(name for name, following in pairwise(texts) if name == following)
+        raise DuplicateError(twice.encode("latin-1"))
+    packer = zlib.compressobj(level=1, wbits=13, memLevel=7)
+    return packer.compress("\0".join(texts).encode("latin-1")) + packer.flush()
 
 
 def decode(blob: bytes) -> list[bytes]:
@@ -28,6 +51,8 @@ def decode(blob: bytes) -> list[bytes]:
         raise ValueError(f"not a manifest: {error}") from None
     if not unpacker.eof:
         raise ValueError("not a manifest: cut off or too large")
+    if b"\0\0" in text:  # before they become a list many times as large
+        raise ValueError("a name in the manifest is empty")
     files = text.split(b"\0")
     for name in files:
         if flaw := names.flaw(name):

@@ -4,15 +4,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from redis import Redis
-from redis.client import Pipeline
 from redis.exceptions import RedisError
+from redis.typing import EncodableT, FieldT
 
-from imece import manifest, scripts
+from imece import scripts
 from imece.connection import connect, text
 from imece.cursor import Cursor
 from imece.errors import ListingError, RunError
@@ -20,6 +19,7 @@ from imece.job import BucketQueue, Reference
 from imece.run import LISTING_TTL, RUNS, Parameters, Run, leases_key, pending_key
 from imece.settings import Settings
 from producer import grouping
+from producer.grouping import Bucket
 from producer.listing import Listing
 
 STAGED_TTL = 3600
@@ -28,6 +28,7 @@ STAGED_TTL = 3600
 STAGE_BYTES = 2**20
 """About how much is sent to Redis in one go."""
 
+Fields = dict[FieldT, EncodableT]
 Say = Callable[[str], None]
 
 
@@ -37,7 +38,7 @@ class Plan:
 
     listing: Listing
     shape: grouping.Shape
-    groups: list[list[bytes]] = field(repr=False)
+    buckets: list[Bucket] = field(repr=False)
 
     @property
     def files(self) -> int:
@@ -46,7 +47,7 @@ class Plan:
     @property
     def jobs(self) -> int:
         cap = self.shape.files_per_job
-        return sum(1 for group in self.groups for _ in grouping.slices(len(group), cap))
+        return sum(1 for bucket in self.buckets for _ in grouping.slices(bucket.files, cap))
 
 
 def plan(parameters: Parameters, listing: Listing) -> Plan:
@@ -163,7 +164,7 @@ class Producer:
 
     def _stage_and_commit(self, run: Run, token: str, parameters: Parameters, made: Plan) -> None:
         shape = made.shape
-        self._stage(run, token, made.groups, shape.files_per_job)
+        self._stage(run, token, made.buckets, shape.files_per_job)
         fields: dict[str, str | int] = {
             "files": made.files,
             "buckets": shape.buckets,
@@ -173,35 +174,41 @@ class Producer:
         if answer != "committed":
             raise RunError(f"run {run.id} was cancelled, or taken over, while it was being listed")
 
-    def _stage(self, run: Run, token: str, groups: list[list[bytes]], cap: int) -> None:
-        """Writes manifests, cursors and RQ's job hashes where no worker looks.
+    def _stage(self, run: Run, token: str, buckets: list[Bucket], cap: int) -> None:
+        """Writes manifests, cursors and RQ's job hashes where no worker looks."""
+        manifests: Fields = {}
+        references: list[Reference] = []
+        cursors: Fields = {}
+        size = 0
+        for bucket in buckets:
+            manifests[str(bucket.number)] = bucket.manifest
+            size += len(bucket.manifest)
+            for start, stop in grouping.slices(bucket.files, cap):
+                reference = Reference(run.id, token, bucket.number, start)
+                references.append(reference)
+                cursors[reference.field] = Cursor(start, stop).encode()
+                size += 1000
+            if size > STAGE_BYTES or bucket is buckets[-1]:
+                self._send(run, token, manifests, references, cursors)
+                manifests, references, cursors, size = {}, [], {}, 0
 
-        One thread sends while this one compresses: zlib and the socket let go of the GIL.
-        """
-        key, staged = run.manifest_key(token), run.staged_key(token)
-        with ThreadPoolExecutor(1) as sender:
-            sending: Future[None] | None = None
-            # In transactions: nothing is ever there without its TTL, whenever this dies.
-            pipeline, size = self.redis.pipeline(), 0
-            for bucket, files in enumerate(groups):
-                if not files:
-                    continue
-                blob = manifest.encode(files)
-                pipeline.hset(key, str(bucket), blob)
-                size += len(blob)
-                for start, stop in grouping.slices(len(files), cap):
-                    reference = Reference(run.id, token, bucket, start)
-                    pipeline.hset(staged, reference.field, Cursor(start, stop).encode())
-                    self._queue.stage(reference, STAGED_TTL, pipeline)
-                    size += 1000
-                if size > STAGE_BYTES:
-                    if sending is not None:
-                        sending.result()
-                    sending = sender.submit(_send, pipeline, key, staged)
-                    pipeline, size = self.redis.pipeline(), 0
-            if sending is not None:
-                sending.result()
-            _send(pipeline, key, staged)
+    def _send(
+        self,
+        run: Run,
+        token: str,
+        manifests: Fields,
+        references: list[Reference],
+        cursors: Fields,
+    ) -> None:
+        """In a transaction: nothing is ever there without its TTL, whenever this process dies."""
+        with self.redis.pipeline() as pipeline:
+            pipeline.hset(run.manifest_key(token), mapping=manifests)
+            pipeline.hset(run.staged_key(token), mapping=cursors)
+            pipeline.expire(run.manifest_key(token), STAGED_TTL)
+            pipeline.expire(run.staged_key(token), STAGED_TTL)
+            for reference in references:
+                self._queue.stage(reference, STAGED_TTL, pipeline)
+            pipeline.execute()
 
     def _commit(
         self, run: Run, token: str, kind: str, generation: str, fields: dict[str, str | int]
@@ -254,12 +261,6 @@ class Producer:
             self._withdraw(run, token)
             raise RunError(f"run {run.id} is {answer} meanwhile: somebody else retries it")
         return len(failed)
-
-
-def _send(pipeline: Pipeline, key: str, staged: str) -> None:
-    pipeline.expire(key, STAGED_TTL)
-    pipeline.expire(staged, STAGED_TTL)
-    pipeline.execute()
 
 
 def _unfinished(run: Run) -> Iterator[Reference]:

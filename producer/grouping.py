@@ -1,18 +1,23 @@
 """Files to buckets, buckets to bucket jobs."""
 
+import marshal
 import math
-from collections import Counter
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mmh3
 
-from imece import names
+from imece import manifest, names
 from imece.errors import ListingError
 
 FILES_PER_BUCKET = 1000
 FEWEST_BUCKETS = 256
 MOST_BUCKETS = 65536
+
+WORTH_A_PROCESS = 100_000
+"""From so many files on, sorting and compressing are shared with a second process."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +43,62 @@ def shape(files: int, buckets: int | None, files_per_job: int | None) -> Shape:
     return Shape(buckets, files_per_job)
 
 
-def group(files: Sequence[bytes], buckets: int, seed: int) -> list[list[bytes]]:
-    """For each bucket its files, sorted: those with `mmh3.hash(name, seed, signed=False) % buckets`
-    the bucket's number.
+@dataclass(frozen=True)
+class Bucket:
+    """One bucket: its number, how many files are in it, and its manifest."""
+
+    number: int
+    files: int
+    manifest: bytes
+
+
+def group(files: Sequence[bytes], buckets: int, seed: int) -> list[Bucket]:
+    """The buckets that have files: those with `mmh3.hash(name, seed, signed=False) % buckets` the
+    bucket's number.
 
     Raises:
         ListingError: a name is there twice.
     """
     groups: list[list[bytes]] = [[] for _ in range(buckets)]
-    appends = [bucket.append for bucket in groups]
+    appends = [group.append for group in groups]
     hash_ = mmh3.hash
     for name in files:
         appends[hash_(name, seed, False) % buckets](name)
-    for bucket in groups:
-        bucket.sort()
-        if len(set(bucket)) != len(bucket):
-            name = next(name for name, count in Counter(bucket).items() if count > 1)
-            raise ListingError(f"the name {names.shown(name)!r} is in the list twice")
-    return groups
+    filled = [number for number in range(buckets) if groups[number]]
+    try:
+        manifests = _encode([groups[number] for number in filled], len(files) >= WORTH_A_PROCESS)
+    except manifest.DuplicateError as error:
+        raise ListingError(f"the name {names.shown(error.name)!r} is in the list twice") from None
+    return [
+        Bucket(number, len(groups[number]), blob)
+        for number, blob in zip(filled, manifests, strict=True)
+    ]
+
+
+def _encode(groups: list[list[bytes]], in_two: bool) -> list[bytes]:
+    """The manifest of each group; of every second one by a forked child, if `in_two`."""
+    if not in_two:
+        return [manifest.encode(group) for group in groups]
+    with tempfile.TemporaryFile() as answer:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                marshal.dump(_encode(groups[1::2], False), answer)
+                answer.flush()
+                code = 0
+            finally:
+                os._exit(code)
+        try:
+            ours = _encode(groups[::2], False)
+        finally:
+            _, status = os.waitpid(child, 0)
+        answer.seek(0)
+        # If the child has failed, so shall we, with the reason.
+        theirs = marshal.load(answer) if status == 0 else _encode(groups[1::2], False)  # noqa: S302
+    merged = [b""] * len(groups)
+    merged[::2], merged[1::2] = ours, theirs
+    return merged
 
 
 def slices(files: int, files_per_job: int) -> Iterator[tuple[int, int]]:

@@ -5,13 +5,17 @@ import random
 import mmh3
 import pytest
 
+from imece import manifest
 from imece.errors import ListingError
 from producer import grouping
+
+UNSOUND = bytes.maketrans(b"\0/", b"__")
 
 
 def some_names(count: int) -> list[bytes]:
     chance = random.Random(7)
-    names = {chance.randbytes(chance.randint(1, 40)).replace(b"\0", b"_") for _ in range(count)}
+    parts = (chance.randbytes(chance.randint(1, 40)) for _ in range(count))
+    names = {part.translate(UNSOUND) for part in parts} - {b".", b".."}
     return sorted(names, key=lambda name: chance.random())
 
 
@@ -19,23 +23,36 @@ def some_names(count: int) -> list[bytes]:
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
 def test_a_files_bucket_is_its_hash_modulo_the_buckets(buckets: int, seed: int) -> None:
     files = some_names(3000)
-    groups = grouping.group(files, buckets, seed)
-    assert len(groups) == buckets
-    assert sorted(name for bucket in groups for name in bucket) == sorted(files)
-    for number, bucket in enumerate(groups):
-        assert bucket == sorted(bucket)
-        for name in bucket:
-            assert mmh3.hash(name, seed, signed=False) % buckets == number
+    found: list[bytes] = []
+    for bucket in grouping.group(files, buckets, seed):
+        names = manifest.decode(bucket.manifest)
+        assert names == sorted(names)
+        assert len(names) == bucket.files > 0
+        assert {mmh3.hash(name, seed, signed=False) % buckets for name in names} == {bucket.number}
+        found += names
+    assert sorted(found) == sorted(files)
 
 
 def test_the_hash_is_the_one_others_can_compute() -> None:
     """MurmurHash3_x86_32 of `hello` with seed 1 is 0xbb4abcad, by its reference implementation."""
-    assert grouping.group([b"hello"], 1000, 1)[0xBB4ABCAD % 1000] == [b"hello"]
+    (bucket,) = grouping.group([b"hello"], 1000, 1)
+    assert bucket.number == 0xBB4ABCAD % 1000
+    assert manifest.decode(bucket.manifest) == [b"hello"]
 
 
 def test_a_name_that_is_there_twice_is_refused() -> None:
     with pytest.raises(ListingError, match=r"'two\\\\nlines' is in the list twice"):
         grouping.group([b"a", b"two\nlines", b"b", b"two\nlines"], 16, 1)
+
+
+def test_two_processes_make_what_one_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = some_names(3000)
+    alone = grouping.group(files, 101, 1)
+    monkeypatch.setattr(grouping, "WORTH_A_PROCESS", 1)
+    assert grouping.group(files, 101, 1) == alone
+    for name in files[:20]:  # in either half
+        with pytest.raises(ListingError, match="is in the list twice"):
+            grouping.group([*files, name], 101, 1)
 
 
 @pytest.mark.parametrize("files", [1, 2, 9, 10, 11, 99, 1000, 1251])
