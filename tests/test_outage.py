@@ -1,0 +1,223 @@
+"""The promise: Redis may stop and start again; nothing is lost, done twice or counted twice."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Workbench, until
+
+SHORT, LONG = 2.0, 10.0
+
+
+def redis_is_away_for(
+    workbench: Workbench, seconds: float, how: signal.Signals = signal.SIGTERM
+) -> None:
+    workbench.server.stop(how)
+    time.sleep(seconds)
+    workbench.server.start()
+
+
+def a_run_in_progress(workbench: Workbench, files: int, workers: int, buckets: int = 2) -> None:
+    workbench.files(files)
+    workbench.settings |= {"processor": "tests.processors:traced", "log_format": "json"}
+    workbench.enqueue(buckets=buckets, files_per_job=files)
+    for _ in range(workers):
+        workbench.worker()
+    for worker in workbench.workers:
+        worker.took()
+    until(lambda: workbench.status().done, "the first files")
+
+
+def each_file_was_begun_once_and_is_done(workbench: Workbench, files: int) -> bool:
+    now = workbench.check_books()
+    assert (now.state, now.done, now.retried) == ("done", files, 0)
+    assert workbench.finished() == dict.fromkeys(workbench.begun(), 1)
+    return workbench.begun() == dict.fromkeys(workbench.outputs(), 1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "seconds", [SHORT, pytest.param(LONG, marks=[pytest.mark.slow, pytest.mark.timeout(180)])]
+)
+def test_busy_workers_go_on_through_an_outage_and_none_takes_anothers_job(
+    workbench: Workbench, how: signal.Signals, seconds: float
+) -> None:
+    """A third worker, idle, could take the others' jobs: their leases run out meanwhile. And one
+    bucket ends during the outage, so that its end has to be told afterwards."""
+    workbench.settings["lease"] = "3"
+    workbench.settings["heartbeat"] = "0.2"
+    files = int(seconds * 60) + 150
+    a_run_in_progress(workbench, files, workers=2)
+    idle = workbench.worker().started()
+    redis_is_away_for(workbench, seconds, how)
+    assert workbench.ended(timeout=60).state == "done"
+    assert each_file_was_begun_once_and_is_done(workbench, files)
+    assert idle.events("job taken") == []
+    for worker in workbench.workers:
+        assert worker.process.poll() is None
+        assert worker.events("redis out of reach")
+        until(lambda: worker.events("redis is back"), "word that it is back")  # noqa: B023
+    assert workbench.leaves_nothing_behind()
+
+
+@pytest.mark.parametrize(
+    "seconds", [SHORT, pytest.param(LONG, marks=[pytest.mark.slow, pytest.mark.timeout(180)])]
+)
+def test_a_job_that_ends_during_an_outage_is_recorded_after_it(
+    workbench: Workbench, seconds: float
+) -> None:
+    a_run_in_progress(workbench, files=50, workers=1, buckets=1)
+    workbench.server.stop()
+    until(lambda: len(workbench.outputs()) == 50, "the last file")
+    time.sleep(seconds)
+    workbench.server.start()
+    assert workbench.ended().state == "done"
+    assert each_file_was_begun_once_and_is_done(workbench, 50)
+    assert workbench.leaves_nothing_behind()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "seconds", [SHORT, pytest.param(LONG, marks=[pytest.mark.slow, pytest.mark.timeout(180)])]
+)
+def test_idle_workers_wait_for_redis_and_then_work(
+    workbench: Workbench, how: signal.Signals, seconds: float
+) -> None:
+    names = workbench.files(100)
+    workbench.settings |= {"processor": "tests.processors:traced", "log_format": "json"}
+    workers = [workbench.worker().started() for _ in range(2)]
+    until(lambda: workbench.redis.scard("rq:workers:imece") == 2, "both to be registered")
+    redis_is_away_for(workbench, seconds, how)
+    workbench.enqueue(buckets=10)
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == names
+    assert each_file_was_begun_once_and_is_done(workbench, 100)
+    for worker in workers:
+        assert worker.process.poll() is None
+        assert worker.events("job taken")
+    assert workbench.status().backlog.workers == 2
+    assert workbench.leaves_nothing_behind()
+
+
+def test_a_worker_started_while_redis_is_away_waits_for_it(workbench: Workbench) -> None:
+    workbench.files(5)
+    workbench.enqueue()
+    workbench.server.stop()
+    worker = workbench.worker(log_format="json")
+    until(lambda: worker.events("redis out of reach"), "the worker to notice")
+    workbench.server.start()
+    assert workbench.ended().state == "done"
+    assert workbench.check_books().done == 5
+
+
+def test_a_worker_killed_during_an_outage_is_replaced_after_it(workbench: Workbench) -> None:
+    workbench.settings |= {"lease": "3", "heartbeat": "0.2"}
+    a_run_in_progress(workbench, files=150, workers=1, buckets=1)
+    workbench.worker().started()
+    workbench.server.stop()
+    workbench.workers[0].kill()
+    workbench.workers[0].wait()
+    workbench.server.start()
+    assert workbench.ended().state == "done"
+    now = workbench.check_books()
+    assert (now.done, now.skipped, now.retried) == (150, 0, 0)
+    assert sum(workbench.begun().values()) <= 151
+    assert workbench.leaves_nothing_behind()
+
+
+def test_an_idle_worker_can_be_stopped_while_redis_is_away(workbench: Workbench) -> None:
+    worker = workbench.worker(log_format="json").started()
+    workbench.server.stop()
+    until(lambda: worker.events("redis out of reach"), "the worker to notice")
+    asked = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - asked < 2
+    workbench.server.start()
+
+
+def test_a_busy_worker_stopped_while_redis_is_away_gives_its_job_back_when_it_is_there(
+    workbench: Workbench,
+) -> None:
+    a_run_in_progress(workbench, files=200, workers=1, buckets=1)
+    [worker] = workbench.workers
+    workbench.server.stop()
+    until(lambda: worker.events("redis out of reach"), "the worker to notice")
+    worker.kill(signal.SIGTERM)
+    until(lambda: not worker.horses(), "the file in hand to be finished")
+    assert worker.process.poll() is None
+    workbench.server.start()
+    assert worker.wait() == 0
+    now = workbench.check_books()
+    assert 0 < now.done < 200
+    assert (now.backlog.pending, now.backlog.in_flight) == (1, 0)
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    assert each_file_was_begun_once_and_is_done(workbench, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_busy_worker_stopped_in_an_outage_without_end_leaves_and_its_files_count_later(
+    workbench: Workbench,
+) -> None:
+    workbench.settings["lease"] = "3"
+    a_run_in_progress(workbench, files=200, workers=1, buckets=1)
+    [worker] = workbench.workers
+    workbench.server.stop()
+    until(lambda: worker.events("redis out of reach"), "the worker to notice")
+    worker.kill(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert worker.events("job abandoned")
+    workbench.server.start()
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    assert each_file_was_begun_once_and_is_done(workbench, 200)
+    assert workbench.leaves_nothing_behind()
+
+
+def test_the_heartbeat_file_is_touched_during_an_outage_idle_and_busy(
+    workbench: Workbench,
+) -> None:
+    workbench.settings["heartbeat_file"] = str(workbench.folder / "busy")
+    a_run_in_progress(workbench, files=300, workers=1, buckets=1)
+    workbench.worker(heartbeat_file=str(workbench.folder / "idle")).started()
+    workbench.server.stop()
+    away = time.time()
+    for name in ("busy", "idle"):
+        beat = workbench.folder / name
+        for _ in range(3):
+            until(lambda: was_touched_after(beat, away), f"a sign of life in {name}")  # noqa: B023
+            away = time.time()
+    workbench.server.start()
+
+
+def was_touched_after(path: Path, moment: float) -> bool:
+    return path.exists() and path.stat().st_mtime > moment
+
+
+def test_a_registration_that_redis_lost_heals_and_is_not_immortal(workbench: Workbench) -> None:
+    workbench.worker().started()
+    until(lambda: workbench.redis.scard("rq:workers:imece"), "the registration")
+    workbench.redis.flushall()
+    for _ in range(2):
+        until(lambda: workbench.redis.scard("rq:workers:imece") == 1, "it to be there again")
+        assert workbench.immortal_keys() == []
+        workbench.redis.flushall()
+
+
+def test_lost_connections_cost_nothing(workbench: Workbench) -> None:
+    """All of them are cut again and again, in the middle of whatever they do."""
+    workbench.settings |= {"lease": "3", "heartbeat": "0.2"}
+    a_run_in_progress(workbench, files=150, workers=2, buckets=4)
+    chance = random.Random(17)
+    for _ in range(40):
+        time.sleep(chance.uniform(0, 0.1))  # the random moment
+        workbench.redis.client_kill_filter(_type="normal", skipme=True)
+        workbench.redis.client_kill_filter(_type="pubsub", skipme=True)
+    assert workbench.ended().state == "done"
+    assert each_file_was_begun_once_and_is_done(workbench, 150)
+    assert all(worker.process.poll() is None for worker in workbench.workers)
+    assert workbench.leaves_nothing_behind()
