@@ -8,6 +8,7 @@ reference and does the rest (rq/job.py, `Job.func`, `Job._deserialize_data`).
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from rq import Queue
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
+from imece import scripts
 from imece.connection import raw
 
 FUNCTION = "imece.bucket"
@@ -53,6 +55,11 @@ class Reference:
     def field(self) -> str:
         """The field of this job in the run's hashes of jobs and holders."""
         return f"{self.part}-{self.bucket}-{self.start}"
+
+    def encode(self) -> str:
+        """A job's data, as RQ's JSON serializer has it."""
+        arguments = [self.run, self.part, self.bucket, self.start]
+        return json.dumps([FUNCTION, None, arguments, {}])
 
     @classmethod
     def read(cls, redis: Redis, job_id: str) -> "Reference | None":
@@ -131,21 +138,26 @@ class BucketQueue(Queue):
             name, connection=connection, serializer=JSONSerializer, job_class=BucketJob
         )
 
-    def stage(self, reference: Reference, ttl: int, pipeline: Pipeline) -> None:
-        """Writes the job's hash, without putting the job in the queue: a commit does that.
+    def stage(self, references: Sequence[Reference], ttl: int, pipeline: Pipeline) -> None:
+        """Writes the jobs' hashes, without putting the jobs in the queue: a commit does that.
 
         Args:
-            ttl: seconds the hash lives if nothing renews it.
+            ttl: seconds the hashes live if nothing renews them.
         """
         job = self.create_job(
             FUNCTION,
-            args=(reference.run, reference.part, reference.bucket, reference.start),
-            job_id=reference.job_id,
             timeout=-1,
             result_ttl=0,
             ttl=ttl,
-            description=f"bucket {reference.bucket} of {reference.run}",
+            description="",
             status=JobStatus.QUEUED,
         )
-        job.save(pipeline=pipeline)
-        pipeline.expire(job.key, ttl)
+        common = job.to_dict()
+        del common["data"], common["description"]
+        arguments: list[str | bytes | int | float] = [ttl, len(common)]
+        for name, value in common.items():
+            arguments += [name, value]
+        for reference in references:
+            arguments += [reference.encode(), f"bucket {reference.bucket} of {reference.run}"]
+        keys = [f"rq:job:{reference.job_id}" for reference in references]
+        scripts.run("stage", pipeline, keys, arguments)

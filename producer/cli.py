@@ -1,6 +1,7 @@
 """The command line `imece`. What it needs for one command only is imported there: `imece status`
 has to answer at once."""
 
+import gc
 import json
 import os
 import secrets
@@ -91,6 +92,7 @@ Timeout = Annotated[
 
 def main() -> NoReturn:
     """The entry point: what is meant for people becomes one line and an exit code."""
+    gc.freeze()  # what is imported stays: no need to look at it each time memory is tidied
     try:
         app(prog_name="imece")
     except ImeceError as error:

@@ -206,8 +206,7 @@ class Producer:
             pipeline.hset(run.staged_key(token), mapping=cursors)
             pipeline.expire(run.manifest_key(token), STAGED_TTL)
             pipeline.expire(run.staged_key(token), STAGED_TTL)
-            for reference in references:
-                self._queue.stage(reference, STAGED_TTL, pipeline)
+            self._queue.stage(references, STAGED_TTL, pipeline)
             pipeline.execute()
 
     def _commit(
@@ -230,8 +229,7 @@ class Producer:
         """Goes on with a cancelled run where it was."""
         generation = run.generation()
         with self.redis.pipeline() as pipeline:
-            for reference in _unfinished(run):
-                self._queue.stage(reference, STAGED_TTL, pipeline)
+            self._queue.stage(_unfinished(run), STAGED_TTL, pipeline)
             pipeline.execute()
         answer = self._commit(run, secrets.token_hex(4), "resume", generation, {})
         return Enqueued(run, "resumed" if answer == "committed" else "attached")
@@ -263,7 +261,9 @@ class Producer:
         return len(failed)
 
 
-def _unfinished(run: Run) -> Iterator[Reference]:
+def _unfinished(run: Run) -> list[Reference]:
+    found = []
     for field_ in run.redis.hkeys(f"{run.key}:jobs"):
         part, bucket, start = text(field_).split("-")
-        yield Reference(run.id, part, int(bucket), int(start))
+        found.append(Reference(run.id, part, int(bucket), int(start)))
+    return found

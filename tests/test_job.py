@@ -29,7 +29,7 @@ def put(redis: Redis, content: bytes, job_id: str = REFERENCE.job_id) -> None:
 
 def test_a_staged_reference_is_read_back(redis: Redis) -> None:
     with redis.pipeline() as pipeline:
-        BucketQueue("imece", redis).stage(REFERENCE, 60, pipeline)
+        BucketQueue("imece", redis).stage([REFERENCE], 60, pipeline)
         pipeline.execute()
     assert Reference.read(redis, REFERENCE.job_id) == REFERENCE
 
@@ -37,7 +37,7 @@ def test_a_staged_reference_is_read_back(redis: Redis) -> None:
 def test_a_staged_job_has_a_ttl_and_is_not_in_the_queue(redis: Redis) -> None:
     queue = BucketQueue("imece", redis)
     with redis.pipeline() as pipeline:
-        queue.stage(REFERENCE, 60, pipeline)
+        queue.stage([REFERENCE], 60, pipeline)
         pipeline.execute()
     assert 0 < redis.ttl(f"rq:job:{REFERENCE.job_id}") <= 60
     assert redis.keys() == [f"rq:job:{REFERENCE.job_id}".encode()]
@@ -46,7 +46,7 @@ def test_a_staged_job_has_a_ttl_and_is_not_in_the_queue(redis: Redis) -> None:
 def test_tools_of_rq_can_show_a_staged_job(redis: Redis) -> None:
     queue = BucketQueue("imece", redis)
     with redis.pipeline() as pipeline:
-        queue.stage(REFERENCE, 60, pipeline)
+        queue.stage([REFERENCE], 60, pipeline)
         pipeline.execute()
     job = Job.fetch(REFERENCE.job_id, redis, serializer=queue.serializer)
     assert job.description == "bucket 7 of nightly"

@@ -50,18 +50,16 @@ local held = {}
 for _, member in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
   held[string.match(member, '^[^:]*')] = true
 end
-local ids = {}
+local ids, places = {}, {}
 for _, field in ipairs(redis.call('HKEYS', run .. ':jobs')) do
   local id = job_id(run, field)
   if not held[id] then
+    local bucket, start = string.match(field, '(%d+)-(%d+)$')
     ids[#ids + 1] = id
+    places[id] = tonumber(bucket) * 4294967296 + tonumber(start)
   end
 end
-local function place(id)
-  local bucket, start = string.match(id, '(%d+)-(%d+)$')
-  return tonumber(bucket) * 4294967296 + tonumber(start)
-end
-table.sort(ids, function(left, right) return place(left) < place(right) end)
+table.sort(ids, function(left, right) return places[left] < places[right] end)
 push(queue, ids)
 redis.call('SADD', KEYS[4], queue)
 at_least(KEYS[4], ttl)
