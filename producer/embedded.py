@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError
+from redis.retry import Retry
 
 from imece.errors import ServiceError, UsageError
 from imece.parent import follow_parent
@@ -89,11 +91,13 @@ class Server:
     def _wait_until_ready(self) -> None:
         assert self._process is not None  # noqa: S101 - start has set it
         end = time.monotonic() + START_TIMEOUT
-        client = Redis(unix_socket_path=str(self.socket))
+        client = Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0))
         while True:
             try:
                 client.ping()
                 return
+            except AuthenticationError:
+                return  # it answers: it wants a password
             except RedisError:
                 if self._process.poll() is not None or time.monotonic() > end:
                     log = self.directory / "server.log"
@@ -114,7 +118,11 @@ class Server:
         shutil.rmtree(self._socket_dir, ignore_errors=True)
 
     def __enter__(self) -> "Server":
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
