@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from redis import Redis
 from redis import exceptions as redis_errors
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
@@ -73,8 +73,9 @@ def _by_sentinel(addresses: str, master: str, url: str, options: dict[str, Any])
         options["username"] = unquote(parts.username)
     if parts.password and "password" not in options:
         options["password"] = unquote(parts.password)
-    timeouts = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
-    sentinel = Sentinel(sentinels, sentinel_kwargs=timeouts)  # type: ignore[no-untyped-call]
+    asking = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
+    asking["retry"] = Retry(NoBackoff(), 0)  # the next sentinel is asked instead
+    sentinel = Sentinel(sentinels, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
     client: Redis = sentinel.master_for(master, **options)  # type: ignore[no-untyped-call]
     return client
 
