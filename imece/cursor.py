@@ -35,6 +35,21 @@ class Cursor:
 
     @classmethod
     def decode(cls, text: bytes | str) -> "Cursor":
-        following, stop, owed, careful, marked = json.loads(text)
-        entries = {int(index): Owed(tries, due) for index, (tries, due) in owed.items()}
+        """The cursor in a run's hash.
+
+        Raises:
+            ValueError: it is not what `encode` makes.
+        """
+        try:
+            following, stop, owed, careful, marked = json.loads(text)
+            entries = {int(index): Owed(tries, due) for index, (tries, due) in owed.items()}
+        except (ValueError, TypeError, AttributeError):
+            raise ValueError(f"not a cursor: {text!r:.200}") from None
+        numbers = [following, stop, marked, *(entry.tries for entry in entries.values())]
+        dues_fit = all(type(entry.due) in (int, float) for entry in entries.values())
+        inside = all(0 <= index < stop for index in entries) if type(stop) is int else False
+        if not (dues_fit and inside and all(type(number) is int for number in numbers)):
+            raise ValueError(f"not a cursor: {text!r:.200}")
+        if not (0 <= following <= stop and -1 <= marked < stop):
+            raise ValueError(f"not a cursor: {text!r:.200}")
         return cls(following, stop, entries, bool(careful), marked)

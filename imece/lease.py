@@ -120,7 +120,7 @@ class Lease:
             manifest.decode(blob),
             pending,
         )
-        if not 0 <= claimed.cursor.next <= claimed.cursor.stop <= len(claimed.files):
+        if claimed.cursor.stop > len(claimed.files):
             raise ValueError(f"the cursor {cursor!r} points outside its bucket")
         return claimed
 

@@ -13,10 +13,12 @@ imece:runs                        sorted set: run id by time of creation
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 
@@ -87,13 +89,26 @@ class Parameters:
             given = json.loads(text)
             for name in ("include", "exclude"):
                 given[name] = tuple(given[name])
-            return cls(**given)
+            parameters = cls(**given)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"the run's parameters cannot be read: {error}") from None
+        for field in fields(cls):
+            if not _fits(getattr(parameters, field.name), field.type):
+                raise ValueError(f"the run's parameter {field.name} is not what it should be")
+        return parameters
 
     def differences(self, other: "Parameters") -> list[str]:
         """The names of the parameters in which two differ."""
         return [name for name, value in asdict(self).items() if asdict(other)[name] != value]
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is of the type a field of `Parameters` has."""
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind == tuple[str, ...]:
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 class Run:

@@ -68,6 +68,7 @@ if tonumber(ARGV[6]) > sequence then
   if redis.call('TTL', run) < tonumber(ARGV[9]) / 2 then
     keep(run, tonumber(ARGV[9]))
   end
+  keep_new(run)
 end
 
 if action == 'continue' then

@@ -20,11 +20,23 @@ local function at_least(key, ttl)
   end
 end
 
+local suffixes = {
+  '', ':jobs', ':holders', ':failures', ':outputs', ':durations', ':timeline', ':slowest'
+}
+
+-- Lets what has come up since the last `keep` live as long as its run.
+local function keep_new(run)
+  local ttl = redis.call('TTL', run)
+  for _, suffix in ipairs(suffixes) do
+    if redis.call('TTL', run .. suffix) == -1 then
+      redis.call('EXPIRE', run .. suffix, ttl)
+    end
+  end
+end
+
 -- Lets all keys of a run live `ttl` seconds from now.
 local function keep(run, ttl)
-  for _, suffix in ipairs({
-    '', ':jobs', ':holders', ':failures', ':outputs', ':durations', ':timeline', ':slowest'
-  }) do
+  for _, suffix in ipairs(suffixes) do
     redis.call('EXPIRE', run .. suffix, ttl)
   end
   local parts = redis.call('HGET', run, 'parts') or ''

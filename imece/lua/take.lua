@@ -25,7 +25,11 @@ if refusal then
 end
 local time = now()
 local earlier = redis.call('HGET', run .. ':holders', field) or ''
+if redis.call('ZSCORE', KEYS[3], ARGV[1] .. ':' .. string.match(earlier, '[^,]*$')) then
+  return {'lost'} -- it was in the queue twice
+end
 redis.call('HSET', run .. ':holders', field, earlier .. ',' .. ARGV[2], field .. ':seq', 0)
+keep_new(run)
 redis.call('ZADD', KEYS[3], time + tonumber(ARGV[3]), ARGV[1] .. ':' .. ARGV[2])
 redis.call('HSET', KEYS[4], 'status', 'started', 'worker_name', ARGV[4],
   'started_at', ARGV[8], 'last_heartbeat', ARGV[8])
