@@ -1,0 +1,392 @@
+"""The promise: whatever lies in the queue, nothing of it is executed; it is put on record and out
+of the way, and the worker goes on with the next real job."""
+
+import itertools
+import json
+import os
+import pickle
+import zlib
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq import Callback, Queue
+
+from imece.connection import raw, text
+from imece.job import BucketQueue, MalformedJobError, Reference
+from tests.conftest import Workbench, until
+
+QUEUE = "rq:queue:imece"
+PART = "0123abcd"
+
+_numbers = itertools.count()
+
+
+class Bomb:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, canary: str) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.fixture
+def canary(workbench: Workbench) -> Path:
+    """A file that is there once something hostile has been executed."""
+    return workbench.folder / "canary"
+
+
+def fresh() -> str:
+    """A job id."""
+    return f"evil-{next(_numbers)}"
+
+
+def put(redis: Redis, job_id: str | bytes, **fields: str | bytes) -> None:
+    """A job's hash, if it has any fields, and its id in the queue."""
+    key = b"rq:job:" + (job_id if isinstance(job_id, bytes) else job_id.encode())
+    if fields:
+        redis.hset(key, mapping=fields)  # type: ignore[arg-type]
+    redis.lpush(QUEUE, job_id)
+
+
+def data(*parts: Any) -> bytes:
+    return zlib.compress(json.dumps(parts).encode())
+
+
+def pickled(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=zlib.compress(pickle.dumps(Bomb(str(canary)))))
+
+
+def pickled_plain(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=pickle.dumps(Bomb(str(canary))))
+
+
+def pickled_elsewhere(redis: Redis, canary: Path) -> None:
+    """In the fields RQ unpickles without being asked (rq/job.py, restore)."""
+    bomb = zlib.compress(pickle.dumps(Bomb(str(canary))))
+    put(redis, fresh(), data=b"?", exc_info=bomb, result=bomb, meta=bomb)
+
+
+def names_os_system(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=data("os.system", None, [f"touch {canary}"], {}))
+
+
+def made_by_rq(redis: Redis, canary: Path) -> None:
+    queue = Queue("imece", connection=redis)
+    callback = Callback(os.system)
+    queue.enqueue(os.system, f"touch {canary}", on_success=callback, on_failure=callback)
+
+
+def has_an_instance(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=data("imece.bucket", "os", ["run", PART, 0, 0], {}))
+
+
+def has_keywords(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=data("imece.bucket", None, ["run", PART, 0, 0], {"x": 1}))
+
+
+def leaves_the_keys_of_runs(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=data("imece.bucket", None, ["run:jobs", PART, 0, 0], {}))
+
+
+def has_negative_numbers(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=data("imece.bucket", None, ["run", PART, -1, 0], {}))
+
+
+def has_truth_for_a_number(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=data("imece.bucket", None, ["run", PART, True, 0], {}))
+
+
+def has_endless_lists(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=b"[" * 4000)
+
+
+def has_an_endless_number(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=b"[" + b"9" * 4090 + b"]")
+
+
+def is_no_json(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=b"\xff\xfe\x00garbage")
+
+
+def has_lone_surrogates(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=data("\ud800\n\x1b[2J", None, ["run", PART, 0, 0], {}))
+
+
+def has_no_data(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), status="queued", created_at="never")
+
+
+def holds_a_string(redis: Redis, canary: Path) -> None:
+    job_id = fresh()
+    redis.set(f"rq:job:{job_id}", "a string")
+    put(redis, job_id)
+
+
+def has_a_foreign_id(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=data("imece.bucket", None, ["run", PART, 0, 0], {}))
+
+
+def is_a_zip_bomb(redis: Redis, canary: Path) -> None:
+    put(redis, fresh(), data=zlib.compress(bytes(2**28), 9))
+
+
+def has_an_id_that_is_not_text(redis: Redis, canary: Path) -> None:
+    """The id, read as text, is that of another job that is there."""
+    redis.hset("rq:job:evil-\N{REPLACEMENT CHARACTER}", "data", "garbage")
+    redis.expire("rq:job:evil-\N{REPLACEMENT CHARACTER}", 1000)
+    put(redis, b"evil-\xff", data="garbage")
+
+
+def has_an_id_full_of_control_characters(redis: Redis, canary: Path) -> None:
+    put(redis, "evil\n\x1b[2J\r:*", data="garbage")
+
+
+HOSTILE: list[Callable[[Redis, Path], None]] = [
+    pickled,
+    pickled_plain,
+    pickled_elsewhere,
+    names_os_system,
+    made_by_rq,
+    has_an_instance,
+    has_keywords,
+    leaves_the_keys_of_runs,
+    has_negative_numbers,
+    has_truth_for_a_number,
+    has_endless_lists,
+    has_an_endless_number,
+    is_no_json,
+    has_lone_surrogates,
+    has_no_data,
+    holds_a_string,
+    has_a_foreign_id,
+    is_a_zip_bomb,
+    has_an_id_that_is_not_text,
+    has_an_id_full_of_control_characters,
+]
+
+
+def refused(workbench: Workbench) -> list[dict[str, Any]]:
+    """What is on record, newest first."""
+    return [json.loads(line) for line in workbench.redis.lrange("imece:refused:imece", 0, -1)]
+
+
+def nothing_is_counted(workbench: Workbench) -> bool:
+    """What KEDA sees: with this at zero the last worker may leave."""
+    redis = workbench.redis
+    return (
+        redis.llen(QUEUE) + redis.llen(f"{QUEUE}:intermediate") + redis.zcard("rq:wip:imece") == 0
+    )
+
+
+def test_no_hostile_job_is_executed_and_the_real_ones_are_done(
+    workbench: Workbench, canary: Path
+) -> None:
+    """All at once, in front of real work, and one worker that has to survive them all."""
+    names = workbench.files(10)
+    workbench.enqueue()
+    for hostile in HOSTILE:
+        hostile(workbench.redis, canary)
+    assert workbench.redis.llen(QUEUE) == 10 + len(HOSTILE)
+    worker = workbench.worker(log_format="json")
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == names
+    assert workbench.check_books().done == 10
+    assert not canary.exists()
+    assert worker.process.poll() is None
+    records = refused(workbench)
+    assert len(records) == len(HOSTILE)
+    assert len(worker.events("job refused")) == len(HOSTILE)
+    for record in records:
+        assert record["job"]
+        assert record["job"].isprintable()
+        assert record["reason"].isprintable()
+        assert datetime.fromtimestamp(record["at"]).year >= 2020
+    until(lambda: nothing_is_counted(workbench), "the queue to be empty")
+    assert workbench.leaves_nothing_behind()
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.__name__)
+def test_each_of_them_is_refused_by_the_reader_of_jobs(
+    redis: Redis, workbench: Workbench, canary: Path, hostile: Callable[[Redis, Path], None]
+) -> None:
+    """The same one by one, without a worker: which of them it is that gets through."""
+    hostile(redis, canary)
+    job_id = redis.lpop(QUEUE)
+    assert isinstance(job_id, bytes)
+    with pytest.raises(MalformedJobError) as error:
+        Reference.read(redis, job_id.decode("utf-8", "replace"))
+    assert str(error.value).isprintable()
+    assert not canary.exists()
+
+
+def test_callbacks_on_a_real_job_are_not_called(workbench: Workbench, canary: Path) -> None:
+    workbench.files(3)
+    workbench.enqueue(buckets=1)
+    [job] = map(raw, workbench.redis.lrange(QUEUE, 0, -1))
+    bomb = zlib.compress(pickle.dumps(Bomb(str(canary))))
+    for kind in ("success", "failure", "stopped"):
+        workbench.redis.hset(b"rq:job:" + job, f"{kind}_callback_name", "os.system")
+    for field in ("exc_info", "result", "meta"):
+        workbench.redis.hset(b"rq:job:" + job, field, bomb)
+    workbench.redis.hset(b"rq:job:" + job, "dependency_ids", "evil")
+    worker = workbench.worker()
+    assert workbench.ended().state == "done"
+    assert workbench.check_books().done == 3
+    assert not canary.exists()
+    assert worker.stop() == 0
+
+
+def test_a_job_of_a_run_that_is_not_there_is_dropped(workbench: Workbench) -> None:
+    workbench.files(3)
+    workbench.enqueue()
+    reference = Reference("nowhere", PART, 0, 0)
+    with workbench.redis.pipeline() as pipeline:
+        BucketQueue("imece", workbench.redis).stage([reference], 60, pipeline)
+        pipeline.lpush(QUEUE, reference.job_id)
+        pipeline.execute()
+    workbench.redis.lpush(QUEUE, "no-hash-at-all")
+    worker = workbench.worker(log_format="json")
+    assert workbench.ended().state == "done"
+    assert workbench.check_books().done == 3
+    [dropped] = worker.events("job dropped")
+    assert (dropped["run"], dropped["reason"]) == ("nowhere", "gone")
+    assert not workbench.redis.exists("rq:job:" + reference.job_id, "imece:run:nowhere")
+    assert not workbench.redis.exists("imece:run:nowhere:holders")
+    until(lambda: nothing_is_counted(workbench), "the queue to be empty")
+
+
+def the_manifest(workbench: Workbench) -> str:
+    [key] = workbench.redis.keys("imece:run:evil:manifest:*")
+    return text(key)
+
+
+def climbs_out(workbench: Workbench) -> None:
+    blob = zlib.compress(b"../../outside")
+    workbench.redis.hset(the_manifest(workbench), "0", blob)
+
+
+def is_absolute(workbench: Workbench) -> None:
+    workbench.redis.hset(the_manifest(workbench), "0", zlib.compress(b"/etc/passwd"))
+
+
+def is_garbage(workbench: Workbench) -> None:
+    workbench.redis.hset(the_manifest(workbench), "0", b"garbage")
+
+
+def is_cut_off(workbench: Workbench) -> None:
+    blob = workbench.redis.hget(the_manifest(workbench), "0")
+    assert isinstance(blob, bytes)
+    workbench.redis.hset(the_manifest(workbench), "0", blob[:-4])
+
+
+def unpacks_to_too_much(workbench: Workbench) -> None:
+    packer = zlib.compressobj(9)
+    blob = b"".join(packer.compress(b"a" * 2**24) for _ in range(20)) + packer.flush()
+    workbench.redis.hset(the_manifest(workbench), "0", blob)
+
+
+def unpacks_to_nothing_but_separators(workbench: Workbench) -> None:
+    packer = zlib.compressobj(9)
+    blob = b"".join(packer.compress(bytes(2**24)) for _ in range(8)) + packer.flush()
+    workbench.redis.hset(the_manifest(workbench), "0", blob)
+
+
+def a_cursor(workbench: Workbench, text: str) -> None:
+    [field] = workbench.redis.hkeys("imece:run:evil:jobs")
+    workbench.redis.hset("imece:run:evil:jobs", field, text)
+
+
+def has_a_cursor_past_its_end(workbench: Workbench) -> None:
+    a_cursor(workbench, "[0,1000000,{},0,-1]")
+
+
+def has_a_cursor_of_fractions(workbench: Workbench) -> None:
+    a_cursor(workbench, "[0.5,1,{},0,-1]")
+
+
+def has_a_cursor_marked_outside(workbench: Workbench) -> None:
+    a_cursor(workbench, "[0,1,{},1,99]")
+
+
+def has_a_cursor_that_owes_what_is_not_there(workbench: Workbench) -> None:
+    a_cursor(workbench, '[0,1,{"99":[1,0]},0,-1]')
+
+
+def has_a_cursor_that_is_a_list(workbench: Workbench) -> None:
+    a_cursor(workbench, "[0,1,[],0,-1]")
+
+
+def has_no_parameters(workbench: Workbench) -> None:
+    workbench.redis.hset("imece:run:evil", "parameters", "{}")
+
+
+def has_parameters_of_other_types(workbench: Workbench) -> None:
+    key = "imece:run:evil"
+    found = workbench.redis.hget(key, "parameters")
+    assert isinstance(found, bytes)
+    parameters = json.loads(found) | {"timeout": "soon", "retries": None, "input": 7}
+    workbench.redis.hset(key, "parameters", json.dumps(parameters))
+
+
+def was_made_at_no_time(workbench: Workbench) -> None:
+    workbench.redis.hset("imece:run:evil", "created", "yesterday")
+
+
+def holds_a_list(workbench: Workbench) -> None:
+    workbench.redis.delete("imece:run:evil:jobs")
+    workbench.redis.rpush("imece:run:evil:jobs", "list")
+    workbench.redis.expire("imece:run:evil:jobs", 1000)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        climbs_out,
+        is_absolute,
+        is_garbage,
+        is_cut_off,
+        unpacks_to_too_much,
+        unpacks_to_nothing_but_separators,
+        has_a_cursor_past_its_end,
+        has_a_cursor_of_fractions,
+        has_a_cursor_marked_outside,
+        has_a_cursor_that_owes_what_is_not_there,
+        has_a_cursor_that_is_a_list,
+        has_no_parameters,
+        has_parameters_of_other_types,
+        was_made_at_no_time,
+        holds_a_list,
+    ],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_a_spoilt_run_is_refused_and_the_next_one_is_done(
+    workbench: Workbench, spoil: Callable[[Workbench], None]
+) -> None:
+    workbench.file("f")
+    outside = workbench.folder.parent / "outside"
+    workbench.enqueue("evil", buckets=1)
+    spoil(workbench)
+    workbench.enqueue("run", overwrite=True)
+    worker = workbench.worker(log_format="json")
+    assert workbench.ended("run").state == "done"
+    assert worker.process.poll() is None
+    assert len(worker.events("job refused")) == 1, worker.log()
+    [record] = refused(workbench)
+    assert record["job"].startswith("evil-")
+    assert workbench.check_books().done == 1
+    assert not outside.exists()
+    until(lambda: nothing_is_counted(workbench), "the queue to be empty")
+    peak = next(
+        line
+        for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
+    assert int(peak.split()[1]) < 700_000  # kB
+    assert worker.stop() == 0
+    assert workbench.immortal_keys() == []
