@@ -31,9 +31,9 @@ def seconds(value: float | None) -> str:
     """`850 ms`, `4.2 s`, `3 min 12 s`, `2 h 05 min`."""
     if value is None:
         return "unknown"
-    if value < 1:
+    if value < 0.9995:
         return f"{value * 1000:.0f} ms"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
@@ -45,7 +45,7 @@ def size(value: int) -> str:
     """`512 B`, `3.1 MB`."""
     number = float(value)
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 1000 or unit == "TB":
+        if number < 999.95 or unit == "TB":
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1000
     raise AssertionError
