@@ -1,0 +1,293 @@
+"""The promise: any file, whatever its name and whatever happens to it meanwhile, comes out right,
+or fails with the reason."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Workbench, until
+
+ODD_NAMES = [
+    b"new\nline",
+    b"-rf",
+    b"--help.txt",
+    b"with space and 'quotes' \"double\"",
+    b"$(touch canary)",
+    b"; touch canary;",
+    b"`touch canary`",
+    b"a&b|c>d<e",
+    b"{input}{output}",
+    b"%s%n{0}\\x",
+    b"\xff\xfe not UTF-8",
+    "çok güzel \N{GRINNING FACE}".encode(),
+    b"\x1b[31mred\r\x07",
+    b"x" * 255,
+    b"y" * 250 + b".txt",
+    b"*",
+    b"~",
+    b"#",
+    b"dir with\nnewline/-f \xff",
+    b"deep/" * 20 + b"file",
+]
+
+
+def make(root: Path, names: list[bytes]) -> None:
+    for name in names:
+        path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"content of " + name)
+
+
+def outputs(workbench: Workbench) -> dict[bytes, bytes]:
+    return {
+        os.fsencode(name): (workbench.target / name).read_bytes() for name in workbench.outputs()
+    }
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"processor": "tests.processors:copy"}, {"command": "cp {input} {output}"}],
+    ids=["function", "command"],
+)
+def test_any_name_the_file_system_allows_comes_out_unchanged(
+    workbench: Workbench, how: dict[str, str]
+) -> None:
+    make(workbench.source, ODD_NAMES)
+    del workbench.settings["processor"]
+    workbench.settings |= how
+    workbench.enqueue(buckets=3)
+    workbench.worker(log_format="json")
+    now = workbench.ended()
+    assert now.state == "done", workbench.failures()
+    assert outputs(workbench) == {name: b"content of " + name for name in ODD_NAMES}
+    assert workbench.check_books().done == len(ODD_NAMES)
+    assert not list(workbench.folder.rglob("canary"))
+    assert workbench.leaves_nothing_behind()
+
+
+def test_odd_names_of_failed_files_are_kept_byte_for_byte(workbench: Workbench) -> None:
+    make(workbench.source, ODD_NAMES)
+    for name in ODD_NAMES:
+        Path(os.fsdecode(os.fsencode(workbench.source) + b"/" + name)).write_text("raise no")
+    workbench.enqueue(buckets=1, retries=0)
+    worker = workbench.worker(processor="tests.processors:by_content", log_format="json")
+    assert workbench.ended().state == "failed"
+    assert {os.fsencode(name) for name in workbench.failures()} == set(ODD_NAMES)
+    workbench.check_books()
+    assert worker.events("job finished")
+
+
+def test_a_file_that_crashes_is_logged_on_one_line_whatever_its_name(workbench: Workbench) -> None:
+    make(workbench.source, [b"a\nb\r\x1b[2Jc\xff"])
+    Path(os.fsdecode(os.fsencode(workbench.source) + b"/a\nb\r\x1b[2Jc\xff")).write_text("exit 1")
+    workbench.enqueue(retries=0)
+    worker = workbench.worker(processor="tests.processors:by_content")
+    assert workbench.ended().state == "failed"
+    [line] = [line for line in worker.log().split("\n") if "file killed its process" in line]
+    assert line.isprintable()
+    assert r"file=a\nb\r\x1b[2Jc\xff" in line
+
+
+def test_inputs_that_vanish_before_their_turn_fail_and_the_others_are_done(
+    workbench: Workbench,
+) -> None:
+    names = workbench.files(20)
+    workbench.enqueue(buckets=1)
+    for name in names[5:10]:
+        (workbench.source / name).unlink()
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    failures = workbench.failures()
+    assert sorted(failures) == names[5:10]
+    assert {failure.cause for failure in failures.values()} == {"the input is no longer there"}
+    assert {failure.tries for failure in failures.values()} == {2}
+    assert workbench.check_books().done == 15
+
+
+def test_an_input_that_comes_back_is_done_at_the_next_try(workbench: Workbench) -> None:
+    workbench.file("f")
+    workbench.enqueue(retries=100)
+    (workbench.source / "f").unlink()
+    workbench.worker()
+    until(lambda: workbench.status().retried, "the first try to fail")
+    workbench.file("f")
+    assert workbench.ended().state == "done"
+    assert workbench.check_books().done == 1
+
+
+def test_an_input_that_changes_while_it_is_processed_is_not_taken_for_done(
+    workbench: Workbench,
+) -> None:
+    workbench.file("f")
+    workbench.enqueue(retries=1)
+    workbench.worker(processor="tests.processors:touch_input")
+    assert workbench.ended().state == "failed"
+    assert workbench.failures()["f"].cause == "the input changed while it was processed"
+    assert workbench.check_books().failed == 1
+
+
+def test_a_processor_may_consume_its_input(workbench: Workbench) -> None:
+    names = workbench.files(10)
+    workbench.enqueue(buckets=1)
+    workbench.worker(processor="tests.processors:consume")
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == names
+    assert list(workbench.source.iterdir()) == []
+    assert workbench.check_books().done == 10
+
+
+def test_an_input_that_became_something_else_is_not_read(workbench: Workbench) -> None:
+    for name in ("pipe", "folder", "fine"):
+        workbench.file(name)
+    workbench.enqueue(buckets=1, retries=0)
+    (workbench.source / "pipe").unlink()
+    os.mkfifo(workbench.source / "pipe")  # to read it would hang
+    (workbench.source / "folder").unlink()
+    (workbench.source / "folder").mkdir()
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    causes = {name: failure.cause for name, failure in workbench.failures().items()}
+    assert causes == dict.fromkeys(("folder", "pipe"), "the input is not a regular file")
+    assert workbench.check_books().done == 1
+
+
+def test_outputs_newer_than_their_inputs_are_skipped_and_counted(workbench: Workbench) -> None:
+    names = workbench.files(10)
+    workbench.target.mkdir()
+    for name in names[:4]:
+        (workbench.target / name).write_text("made before")
+    for name in names[4:6]:
+        older = workbench.target / name
+        older.write_text("made before, and its input has changed since")
+        os.utime(older, (0, 0))
+    workbench.enqueue(buckets=1)
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    now = workbench.check_books()
+    assert (now.done, now.skipped) == (6, 4)
+    assert {(workbench.target / name).read_text() for name in names[:4]} == {"made before"}
+    assert [(workbench.target / name).read_text() for name in names[4:]] == names[4:]
+
+
+def test_a_second_run_over_the_same_folder_has_nothing_to_do(workbench: Workbench) -> None:
+    workbench.files(20)
+    workbench.enqueue("first")
+    workbench.worker()
+    assert workbench.ended("first").done == 20
+    workbench.enqueue("second")
+    assert workbench.ended("second").skipped == 20
+    workbench.check_books("second")
+
+
+def test_with_overwrite_every_file_is_processed_whatever_is_there(workbench: Workbench) -> None:
+    names = workbench.files(10)
+    workbench.target.mkdir()
+    for name in names[:4]:
+        (workbench.target / name).write_text("made before")
+    workbench.enqueue(buckets=1, overwrite=True)
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    now = workbench.check_books()
+    assert (now.done, now.skipped) == (10, 0)
+    assert [(workbench.target / name).read_text() for name in names] == names
+
+
+def test_a_suffix_takes_the_place_of_the_inputs_ending(workbench: Workbench) -> None:
+    for name in ("a.txt", "b.tar.gz", "noending", "sub/c.csv"):
+        workbench.file(name)
+    workbench.enqueue(suffix=".json")
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == ["a.json", "b.tar.json", "noending.json", "sub/c.json"]
+    workbench.check_books()
+
+
+def test_a_suffix_that_makes_a_name_too_long_is_a_failure_that_says_so(
+    workbench: Workbench,
+) -> None:
+    workbench.file("x" * 252 + ".a")
+    workbench.file("fine.a")
+    workbench.enqueue(suffix=".json", retries=0)
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    [failure] = workbench.failures().values()
+    assert failure.cause == "the output cannot be put in its place: File name too long"
+    assert workbench.check_books().done == 1
+
+
+def test_without_outputs_everything_is_done_and_nothing_is_written(workbench: Workbench) -> None:
+    workbench.files(50)
+    workbench.enqueue(target="-")
+    workbench.worker(processor="tests.processors:nothing")
+    assert workbench.ended().state == "done"
+    now = workbench.status()
+    assert (now.done, now.skipped, now.bytes_out) == (50, 0, 0)
+    assert now.bytes_in == 50 * len("f-0000.txt")
+    assert not workbench.target.exists()
+    assert workbench.leaves_nothing_behind()
+
+
+def test_an_output_may_be_a_directory(workbench: Workbench) -> None:
+    names = workbench.files(5)
+    workbench.enqueue()
+    workbench.worker(processor="tests.processors:directory")
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == [f"{name}/part-1" for name in names]
+    assert workbench.check_books().done == 5
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_directory_takes_the_place_of_an_older_one_whole(
+    workbench: Workbench, overwrite: bool
+) -> None:
+    names = workbench.files(3)
+    for name in names:
+        older = workbench.target / name
+        older.mkdir(parents=True)
+        (older / "part-1").write_text("older")
+        (older / "part-2").write_text("older")
+        if not overwrite:
+            os.utime(older, (0, 0))
+    workbench.enqueue(overwrite=overwrite)
+    workbench.worker(processor="tests.processors:directory")
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == [f"{name}/part-1" for name in names]
+    assert [(workbench.target / name / "part-1").read_text() for name in names] == names
+    assert workbench.check_books().done == 3
+
+
+def test_a_file_and_a_directory_may_take_each_others_place(workbench: Workbench) -> None:
+    workbench.file("f")
+    (workbench.target / "f").mkdir(parents=True)
+    (workbench.target / "f" / "older").touch()
+    workbench.enqueue("first", overwrite=True)
+    worker = workbench.worker(processor="tests.processors:copy")
+    assert workbench.ended("first").state == "done"
+    assert workbench.outputs() == ["f"]
+    worker.stop()
+    workbench.enqueue("second", overwrite=True)
+    workbench.worker(processor="tests.processors:directory")
+    assert workbench.ended("second").state == "done"
+    assert workbench.outputs() == ["f/part-1"]
+    workbench.check_books("second")
+
+
+def test_no_half_written_output_is_ever_seen(workbench: Workbench) -> None:
+    """Somebody watches the output directory while files are written in two halves."""
+    names = workbench.files(60)
+    whole = {name: name.encode() for name in names}
+    workbench.enqueue(buckets=2)
+    workbench.worker(processor="tests.processors:slow")
+    seen = 0
+    while not workbench.status().has_ended:
+        if not workbench.target.exists():
+            continue
+        for path in workbench.target.iterdir():
+            if not path.name.startswith(".imece-"):
+                assert path.read_bytes() == whole[path.name]
+                seen += 1
+        time.sleep(0.005)
+    assert seen > 100
+    assert workbench.check_books().done == 60

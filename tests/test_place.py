@@ -1,0 +1,292 @@
+"""The promise: nothing is read or written outside the run's two directories; a place that cannot be
+used is a reason that is told, and the work waits for it."""
+
+import ctypes
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Workbench, until
+
+PR_CAPBSET_DROP = 24  # linux/prctl.h
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
+MIB = 2**20
+
+
+def without_roots_powers() -> None:
+    """In the worker's process: permissions then hold for root, too. Anybody else has no such powers
+    to begin with."""
+    libc = ctypes.CDLL(None)
+    for power in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        libc.prctl(PR_CAPBSET_DROP, power, 0, 0, 0)
+
+
+@pytest.fixture
+def workbench(workbench: Workbench) -> Iterator[Workbench]:
+    yield workbench
+    for path in [workbench.folder, *workbench.folder.rglob("*")]:
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
+
+
+def gives_back(workbench: Workbench, trouble: str) -> None:
+    """Waits until a worker has said why it can do nothing, and given the job back."""
+    until(lambda: workbench.status().trouble, "trouble to be told")
+    assert trouble in str(workbench.status().trouble)
+    until(
+        lambda: workbench.status().backlog.pending == workbench.status().jobs_left, "the job back"
+    )
+    now = workbench.status()
+    assert (now.done, now.failed, now.retried) == (0, 0, 0)
+    assert now.backlog.in_flight == 0
+
+
+def test_an_output_directory_that_cannot_be_written_to_costs_no_file_a_try(
+    workbench: Workbench,
+) -> None:
+    names = workbench.files(10)
+    workbench.target.mkdir()
+    workbench.target.chmod(0o555)
+    workbench.enqueue(buckets=2)
+    worker = workbench.worker(before=without_roots_powers, log_format="json")
+    gives_back(workbench, "cannot be written to")
+    assert worker.events("job given back")
+    workbench.target.chmod(0o755)
+    assert workbench.ended().state == "done"
+    assert workbench.status().trouble is None
+    assert workbench.outputs() == names
+    assert workbench.check_books().done == 10
+    assert workbench.leaves_nothing_behind()
+
+
+def test_an_output_directory_that_cannot_be_made_costs_no_file_a_try(workbench: Workbench) -> None:
+    workbench.files(10)
+    parent = workbench.folder / "parent"
+    parent.mkdir()
+    parent.chmod(0o555)
+    workbench.target = parent / "out"
+    workbench.enqueue(buckets=2)
+    workbench.worker(before=without_roots_powers)
+    gives_back(workbench, "Permission denied")
+    parent.chmod(0o755)
+    assert workbench.ended().state == "done"
+    assert workbench.check_books().done == 10
+
+
+def test_an_input_directory_that_this_worker_does_not_see_costs_no_file_a_try(
+    workbench: Workbench,
+) -> None:
+    """A volume that is not mounted here; another worker, that has it, does the work."""
+    workbench.files(10)
+    workbench.enqueue(buckets=2)
+    workbench.worker(input=str(workbench.folder / "not mounted"))
+    gives_back(workbench, "is not there")
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    assert workbench.check_books().done == 10
+
+
+def test_an_input_directory_that_cannot_be_read_costs_no_file_a_try(workbench: Workbench) -> None:
+    workbench.files(10)
+    workbench.enqueue(buckets=2)
+    workbench.source.chmod(0o000)
+    workbench.worker(before=without_roots_powers)
+    gives_back(workbench, "cannot be read")
+    workbench.source.chmod(0o755)
+    assert workbench.ended().state == "done"
+    assert workbench.check_books().done == 10
+
+
+def test_a_worker_may_see_the_directories_under_other_paths(workbench: Workbench) -> None:
+    names = workbench.files(10)
+    workbench.enqueue()
+    source = workbench.source.rename(workbench.folder / "mounted-in")
+    workbench.worker(input=str(source), output=str(workbench.folder / "mounted-out"))
+    assert workbench.ended().state == "done"
+    workbench.target = workbench.folder / "mounted-out"
+    assert workbench.outputs() == names
+    workbench.check_books()
+
+
+def test_a_file_that_cannot_be_read_fails_alone(workbench: Workbench) -> None:
+    workbench.files(5)
+    (workbench.source / "f-0002.txt").chmod(0o000)
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker(before=without_roots_powers)
+    assert workbench.ended().state == "failed"
+    [(name, failure)] = workbench.failures().items()
+    assert name == "f-0002.txt"
+    assert failure.cause.startswith("PermissionError")
+    assert workbench.check_books().done == 4
+
+
+def test_a_directory_among_the_outputs_that_cannot_be_written_to_is_the_files_reason(
+    workbench: Workbench,
+) -> None:
+    workbench.file("fine/f")
+    workbench.file("closed/f")
+    (workbench.target / "closed").mkdir(parents=True)
+    (workbench.target / "closed").chmod(0o555)
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker(before=without_roots_powers)
+    assert workbench.ended().state == "failed"
+    assert workbench.outputs() == ["fine/f"]
+    [(name, failure)] = workbench.failures().items()
+    assert name == "closed/f"
+    assert "Permission denied" in failure.reason
+    workbench.check_books()
+
+
+@dataclass
+class SmallDisk:
+    """A disk with room for 1 MiB at `path`, or what comes closest where nobody may mount: a limit
+    on the size of files, which ends a write in its middle as well. `before` is for the workers."""
+
+    path: Path
+    before: Callable[[], None] | None
+    complaint: str
+
+    def enlarge(self) -> None:
+        if self.before is None:
+            options = f"remount,size={64 * MIB}"
+            subprocess.run(["mount", "-o", options, str(self.path)], check=True)
+        self.before = None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={MIB}", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+        yield SmallDisk(path, None, "No space left on device")
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+    else:
+        yield SmallDisk(path, limit_file_size, "File too large")
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB))
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_a_full_disk_fails_the_file_leaves_no_half_and_a_retry_mends_it(
+    workbench: Workbench, small_disk: SmallDisk, mounted: bool, tmp_path: Path
+) -> None:
+    if not mounted:
+        small_disk = SmallDisk(tmp_path / "no-disk", limit_file_size, "File too large")
+    workbench.target = small_disk.path / "out"
+    for number in range(4):
+        (workbench.source / f"small-{number}").write_bytes(b"x" * 1000)
+    (workbench.source / "large").write_bytes(b"x" * 3 * MIB)
+    workbench.enqueue(buckets=1, retries=1)
+    worker = workbench.worker(before=small_disk.before)
+    assert workbench.ended().state == "failed"
+    [(name, failure)] = workbench.failures().items()
+    assert (name, failure.tries) == ("large", 2)
+    assert small_disk.complaint in failure.cause
+    now = workbench.check_books()
+    assert (now.done, now.failed) == (4, 1)
+    assert worker.stop() == 0
+
+    small_disk.enlarge()
+    assert workbench.imece("retry", "run").returncode == 0
+    workbench.worker(before=small_disk.before)
+    until(lambda: workbench.status().state == "done", "the retry to be done")
+    assert workbench.check_books().done == 5
+    assert (workbench.target / "large").stat().st_size == 3 * MIB
+    assert workbench.leaves_nothing_behind()
+
+
+def test_a_disk_too_full_for_any_file_fails_them_with_the_reason(
+    workbench: Workbench, small_disk: SmallDisk
+) -> None:
+    workbench.target = small_disk.path / "out"
+    for number in range(10):
+        (workbench.source / f"large-{number}").write_bytes(b"x" * 2 * MIB)
+    del workbench.settings["processor"]
+    workbench.enqueue(buckets=2, retries=0)
+    workbench.worker(before=small_disk.before, command="cp {input} {output}")
+    assert workbench.ended().state == "failed"
+    failures = workbench.failures()
+    assert len(failures) == 10
+    for failure in failures.values():
+        assert small_disk.complaint in failure.reason or "SIGXFSZ" in failure.reason
+    assert workbench.check_books().failed == 10
+
+
+def test_a_link_swapped_in_after_listing_leads_nowhere(workbench: Workbench) -> None:
+    secret = workbench.folder / "secret"
+    secret.write_text("secret")
+    names = workbench.files(5)
+    workbench.enqueue(buckets=1, retries=0)
+    (workbench.source / names[2]).unlink()
+    (workbench.source / names[2]).symlink_to(secret)
+    (workbench.source / names[3]).unlink()
+    (workbench.source / names[3]).symlink_to(names[0])
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    [(name, failure)] = workbench.failures().items()
+    assert name == names[2]
+    assert "a link leads it out of" in failure.cause
+    assert workbench.outputs() == [names[0], names[1], names[3], names[4]]
+    assert all("secret" not in path.read_text() for path in workbench.target.iterdir())
+    workbench.check_books()
+
+
+def test_a_directory_of_inputs_swapped_for_a_link_leads_nowhere(workbench: Workbench) -> None:
+    elsewhere = workbench.folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "f").write_text("secret")
+    workbench.file("sub/f")
+    workbench.file("fine")
+    workbench.enqueue(buckets=1, retries=0)
+    (workbench.source / "sub").rename(workbench.folder / "moved")
+    (workbench.source / "sub").symlink_to(elsewhere)
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    assert "a link leads it out of" in workbench.failures()["sub/f"].cause
+    assert workbench.outputs() == ["fine"]
+    workbench.check_books()
+
+
+def test_an_output_directory_replaced_by_a_link_is_not_written_through(
+    workbench: Workbench,
+) -> None:
+    elsewhere = workbench.folder / "elsewhere"
+    elsewhere.mkdir()
+    workbench.file("sub/deeper/f")
+    workbench.file("sub/g")
+    workbench.file("fine")
+    workbench.target.mkdir()
+    (workbench.target / "sub").symlink_to(elsewhere)
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    failures = workbench.failures()
+    assert sorted(failures) == ["sub/deeper/f", "sub/g"]
+    assert all("a link leads it out of" in failure.cause for failure in failures.values())
+    assert list(elsewhere.rglob("*")) == []
+    assert workbench.outputs() == ["fine"]
+    workbench.check_books()
+
+
+def test_an_output_that_is_a_link_is_replaced_and_not_followed(workbench: Workbench) -> None:
+    precious = workbench.folder / "precious"
+    precious.write_text("precious")
+    os.utime(precious, (0, 0))
+    workbench.file("f", "new")
+    workbench.target.mkdir()
+    (workbench.target / "f").symlink_to(precious)
+    workbench.enqueue(overwrite=True)
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    assert precious.read_text() == "precious"
+    assert not (workbench.target / "f").is_symlink()
+    assert (workbench.target / "f").read_text() == "new"
+    workbench.check_books()
