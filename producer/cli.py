@@ -40,7 +40,10 @@ app = typer.Typer(
     "3 a service is out of reach.",
 )
 
-In = Annotated[Path, typer.Argument(metavar="IN", help="The input directory.", show_default=False)]
+In = Annotated[
+    Path,
+    typer.Argument(metavar="IN", help="The input directory.", show_default=False, readable=False),
+]
 Out = Annotated[
     str,
     typer.Argument(

@@ -97,6 +97,20 @@ class Producer:
         """
         run = Run(self.redis, run_id)
         token = secrets.token_hex(4)
+        try:
+            found = self._find_or_claim(run, parameters, token)
+            if found is not None:
+                return found
+            with self._sign_of_life(run):
+                made = plan(parameters, list_files())
+                self._stage_and_commit(run, token, parameters, made)
+        except BaseException:
+            self._withdraw(run, token)
+            raise
+        return Enqueued(run, "enqueued", made)
+
+    def _find_or_claim(self, run: Run, parameters: Parameters, token: str) -> Enqueued | None:
+        """The run that is there already; None once the id is ours."""
         waiting = False
         while not run.claim(parameters, token, self.settings.run_ttl):
             state = run.state()
@@ -108,18 +122,10 @@ class Producer:
             if state != "listing":
                 return Enqueued(run, "attached")
             if not waiting:
-                self._say(f"run {run_id} is being listed by another producer: waiting for it")
+                self._say(f"run {run.id} is being listed by another producer: waiting for it")
                 waiting = True
             time.sleep(0.5)
-        with self._sign_of_life(run):
-            try:
-                listing = list_files()
-                made = plan(parameters, listing)
-                self._stage_and_commit(run, token, parameters, made)
-            except BaseException:
-                self._withdraw(run, token)
-                raise
-        return Enqueued(run, "enqueued", made)
+        return None
 
     def _check_same(self, run: Run, parameters: Parameters) -> None:
         different = run.parameters().differences(parameters)
@@ -154,11 +160,13 @@ class Producer:
     def _withdraw(self, run: Run, token: str) -> None:
         """Takes back what was staged, if Redis can be asked."""
         try:
-            state, owner = self.redis.hmget(run.key, "state", "token")
+            state, owner, parts = self.redis.hmget(run.key, "state", "token", "parts")
+            if token in text(parts or b"").split(","):
+                return  # it was committed after all; only the answer was lost
             if state == b"listing" and owner == token.encode():
                 self.redis.delete(run.key)
                 self.redis.zrem(RUNS, run.id)
-            self.redis.delete(run.manifest_key(token), run.staged_key(token))
+            self.redis.delete(run.staged_key(token), run.manifest_key(token))
         except RedisError:
             pass  # all of it has a TTL
 

@@ -46,16 +46,32 @@ class Listing:
 
 def check_directories(source: Path, target: Path | None) -> None:
     """Raises ListingError unless source can be read, and neither directory is in the other."""
+    try:
+        _check_input(source)
+    except OSError as error:
+        raise ListingError(f"the input directory {source}: {error.strerror}") from None
+    if target is None:
+        return
+    try:
+        _check_output(target, source)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        reason = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
+        raise ListingError(f"the output directory {target}: {reason}") from None
+
+
+def _check_input(source: Path) -> None:
     if not source.exists():
         raise ListingError(f"the input directory {source} does not exist")
     if not source.is_dir():
         raise ListingError(f"the input {source} is not a directory")
     if not os.access(source, os.R_OK | os.X_OK):
         raise ListingError(f"the input directory {source} cannot be read: check its permissions")
-    if target is None:
-        return
-    if target.exists() and not target.is_dir():
-        raise ListingError(f"the output {target} is not a directory")
+
+
+def _check_output(target: Path, source: Path) -> None:
+    there = next(path for path in (target, *target.parents) if _is_there(path))
+    if not there.is_dir():
+        raise ListingError(f"the output {there} is not a directory")
     inner, outer = target.resolve(), source.resolve()
     if inner == outer:
         raise ListingError(
@@ -71,6 +87,15 @@ def check_directories(source: Path, target: Path | None) -> None:
             f"the input directory {source} lies inside the output directory {target}: "
             "outputs could overwrite inputs. Take another for the outputs"
         )
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything by this name, be it a link to nothing."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def filters(include: Iterable[str], exclude: Iterable[str]) -> tuple[Accept | None, Accept | None]:

@@ -24,6 +24,9 @@ elseif generation ~= ARGV[3] then
 elseif kind == 'retry' and state ~= 'failed' or kind == 'resume' and state ~= 'cancelled' then
   return state
 end
+if kind ~= 'resume' and redis.call('EXISTS', KEYS[5]) == 0 then
+  return 'without what was staged' -- the producer gave up while this call was on its way
+end
 
 for index = 5, #ARGV, 2 do
   redis.call('HSET', run, ARGV[index], ARGV[index + 1])
