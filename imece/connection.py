@@ -117,10 +117,6 @@ def reachable(settings: Settings) -> Iterator[None]:
             f"Redis at {where} is out of reach ({error}): check IMECE_REDIS_URL, "
             "and that the server runs and can be reached from here"
         ) from None
-    except redis_errors.OutOfMemoryError:
-        raise ServiceError(
-            f"Redis at {where} is out of memory: raise its maxmemory, or delete ended runs"
-        ) from None
     except redis_errors.NoPermissionError as error:
         raise ServiceError(
             f"Redis at {where} forbids what imece needs ({error}): see its ACL"
@@ -130,6 +126,11 @@ def reachable(settings: Settings) -> Iterator[None]:
             f"Redis at {where} is a read-only replica: IMECE_REDIS_URL must name the master"
         ) from None
     except redis_errors.ResponseError as error:
+        at_once = isinstance(error, redis_errors.OutOfMemoryError)
+        if at_once or "OOM " in str(error):  # or at the end of a transaction
+            raise ServiceError(
+                f"Redis at {where} is out of memory: raise its maxmemory, or delete ended runs"
+            ) from None
         raise ServiceError(f"Redis at {where} refused a command: {error}") from None
 
 
