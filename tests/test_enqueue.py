@@ -1,0 +1,720 @@
+"""A run is enqueued whole or not at all, and its id means one run, whatever dies meanwhile."""
+
+import ctypes
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from imece import manifest, scripts
+from imece.errors import ServiceError
+from imece.job import Reference
+from imece.run import Run, pending_key
+from producer.enqueue import Producer
+from tests.conftest import ROOT, Workbench, until
+from tests.test_listing import ODD_NAMES
+
+Producing = subprocess.Popen[bytes]
+
+
+def without_override() -> None:
+    """In a new process: root, too, is bound by permissions (capabilities(7), CAP_DAC_…)."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability)  # PR_CAPBSET_DROP; refused to others than root
+
+
+class Produce:
+    """Starts `imece enqueue` processes; those still there are killed in the end."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        self._workbench = workbench
+        self._started: list[Producing] = []
+
+    def __call__(self, *options: str, run_id: str = "run") -> Producing:
+        bench = self._workbench
+        directories = [str(bench.source), str(bench.target)]
+        call = ["enqueue", *directories, "--run-id", run_id, *options]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "producer", *call],
+            env={**os.environ, **bench.environment()},
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._started.append(process)
+        return process
+
+    def listing(self, run_id: str = "run") -> Producing:
+        """One that has begun its run and waits for names on its standard input."""
+        process = self("--from-file", "-", run_id=run_id)
+        until(lambda: Run(self._workbench.redis, run_id).state() == "listing", "the listing")
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+            with process:  # closes its pipes
+                pass
+
+
+@pytest.fixture
+def produce(workbench: Workbench) -> Iterator[Produce]:
+    made = Produce(workbench)
+    yield made
+    made.close()
+
+
+def result(process: Producing, names: Iterable[str] = ()) -> tuple[int, str, str]:
+    """Gives a producer its names and waits for it: exit code, output, errors."""
+    text = "".join(f"{name}\n" for name in names)
+    output, errors = process.communicate(text.encode(), timeout=60)
+    return process.returncode, output.decode(), errors.decode()
+
+
+def forget_waiting(workbench: Workbench, run_id: str = "run") -> None:
+    """As if the time after which a silent producer counts as dead had passed."""
+    workbench.redis.delete(f"imece:run:{run_id}")
+
+
+def files_in_queue(redis: Redis, queue: str = "imece") -> list[bytes]:
+    """Every name that the queue's jobs stand for, as a worker would see them."""
+    names = []
+    for job_id in redis.lrange(pending_key(queue), 0, -1):
+        assert isinstance(job_id, bytes)
+        reference = Reference.read(redis, job_id.decode())
+        assert reference is not None, job_id
+        key = f"imece:run:{reference.run}"
+        blob = redis.hget(f"{key}:manifest:{reference.part}", str(reference.bucket))
+        cursor = redis.hget(f"{key}:jobs", reference.field)
+        assert isinstance(blob, bytes)
+        assert isinstance(cursor, bytes)
+        start, stop, *_ = json.loads(cursor)
+        names += manifest.decode(blob)[start:stop]
+    return names
+
+
+def nothing_to_see(workbench: Workbench) -> bool:
+    """No job in the queue, no run, and nothing that stays."""
+    redis = workbench.redis
+    assert redis.exists(pending_key("imece"), "rq:queues") == 0
+    assert workbench.immortal_keys() == []
+    return True
+
+
+# What is enqueued
+
+
+def test_each_file_is_in_the_queue_exactly_once(workbench: Workbench) -> None:
+    names = workbench.files(500)
+    workbench.enqueue(buckets=7, files_per_job=10)
+    assert sorted(files_in_queue(workbench.redis)) == [name.encode() for name in names]
+    now = workbench.status()
+    assert (now.state, now.files, now.buckets) == ("queued", 500, 7)
+    assert now.jobs_left == now.backlog.pending
+
+
+def test_odd_names_are_enqueued_and_processed_as_they_are(workbench: Workbench) -> None:
+    for name in ODD_NAMES:
+        (workbench.source / os.fsdecode(name)).write_bytes(name)
+    workbench.enqueue()
+    assert sorted(files_in_queue(workbench.redis)) == sorted(ODD_NAMES)
+    workbench.worker()
+    assert workbench.ended().done == len(ODD_NAMES)
+    for name in ODD_NAMES:
+        assert (workbench.target / os.fsdecode(name)).read_bytes() == name
+    workbench.check_books()
+
+
+def test_more_files_than_one_process_groups_are_all_there(
+    workbench: Workbench, tmp_path: Path
+) -> None:
+    names = [f"part-{number:07d}.csv" for number in range(120_000)]
+    (tmp_path / "names").write_text("\n".join(names))
+    workbench.enqueue(from_file=str(tmp_path / "names"))
+    assert sorted(files_in_queue(workbench.redis)) == [name.encode() for name in names]
+
+
+def test_every_key_of_an_enqueued_run_has_a_ttl(workbench: Workbench) -> None:
+    workbench.files(50)
+    workbench.enqueue()
+    assert workbench.immortal_keys() == ["rq:queue:imece"]
+    for key in workbench.redis.scan_iter():
+        if key != b"rq:queue:imece":
+            assert workbench.redis.ttl(key) >= workbench.load().run_ttl - 60, key
+
+
+# The run id
+
+
+def test_the_same_id_again_attaches(workbench: Workbench) -> None:
+    workbench.files(10)
+    assert workbench.enqueue().how == "enqueued"
+    workbench.files(20)
+    assert workbench.enqueue().how == "attached"
+    assert workbench.status().files == 10
+    assert len(files_in_queue(workbench.redis)) == 10
+
+
+def test_the_same_id_attaches_to_an_ended_run(workbench: Workbench) -> None:
+    workbench.files(3)
+    workbench.enqueue()
+    workbench.worker()
+    workbench.ended()
+    answer = workbench.imece(
+        "enqueue", str(workbench.source), str(workbench.target), "--run-id", "run"
+    )
+    assert answer.returncode == 0
+    assert answer.stdout.startswith("run run is there already: done: 3 done")
+    assert workbench.status().backlog.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--suffix", ".json"], "another suffix:"),
+        (["--overwrite"], "another overwrite:"),
+        (["--include", "*.txt", "--hidden"], "another include, another hidden:"),
+        (["--buckets", "3"], "another buckets:"),
+        (["--retries", "7", "--timeout", "8"], "another retries, another timeout:"),
+        (["--from-file", "/dev/null"], "another source:"),
+    ],
+)
+def test_the_same_id_with_other_parameters_is_refused_by_their_names(
+    workbench: Workbench, options: list[str], named: str
+) -> None:
+    workbench.files(3)
+    workbench.enqueue()
+    answer = workbench.imece(
+        "enqueue", str(workbench.source), str(workbench.target), "--run-id", "run", *options
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("imece: the run id run is in use with ")
+    assert named in answer.stderr
+    assert "--run-id" in answer.stderr
+    assert workbench.status().files == 3
+
+
+def test_an_id_is_slugged(workbench: Workbench) -> None:
+    workbench.files(1)
+    answer = workbench.imece(
+        *("enqueue", str(workbench.source), str(workbench.target)),
+        *("--run-id", "scheduled__2026-11-23T00:00:00+00:00", "--json"),
+    )
+    assert json.loads(answer.stdout)["run"] == "scheduled__2026-11-23T00-00-00-00-00"
+
+
+def test_an_id_is_made_from_the_directory_where_none_is_given(workbench: Workbench) -> None:
+    workbench.files(1)
+    call = ["enqueue", str(workbench.source), str(workbench.target), "--json"]
+    made = [json.loads(workbench.imece(*call).stdout) for _ in range(2)]
+    assert [one["how"] for one in made] == ["enqueued", "enqueued"]
+    assert made[0]["run"] != made[1]["run"]
+    assert made[0]["run"].startswith("in-20")
+
+
+# Two at once
+
+
+def test_two_producers_at_once_make_one_run(workbench: Workbench, produce: Produce) -> None:
+    names = workbench.files(2000)
+    both = [produce(), produce()]
+    answers = [result(process) for process in both]
+    assert [answer[0] for answer in answers] == [0, 0], answers
+    assert sorted(files_in_queue(workbench.redis)) == [name.encode() for name in names]
+    assert workbench.status().files == 2000
+    assert workbench.status().generation == 1
+
+
+def test_a_second_producer_waits_for_the_one_that_lists(
+    workbench: Workbench, produce: Produce
+) -> None:
+    first = produce.listing()
+    second = produce("--from-file", "-")
+    assert second.stderr is not None
+    said = second.stderr.readline().decode()
+    assert said == "run run is being listed by another producer: waiting for it\n"
+    code, output, _ = result(first, ["a", "b"])
+    assert (code, output.splitlines()[0].split(":")[0]) == (0, "run run")
+    code, output, _ = result(second, ["a", "b"])
+    assert (code, output.startswith("run run is there already: queued")) == (0, True)
+    assert sorted(files_in_queue(workbench.redis)) == [b"a", b"b"]
+
+
+def test_a_second_producer_takes_over_from_one_that_fails(
+    workbench: Workbench, produce: Produce
+) -> None:
+    first = produce.listing()
+    second = produce("--from-file", "-")
+    assert second.stderr is not None
+    second.stderr.readline()
+    assert result(first, ["/etc/passwd"])[0] == 2
+    assert result(second, ["a"])[0] == 0
+    assert files_in_queue(workbench.redis) == [b"a"]
+
+
+# Producers that die
+
+
+def test_a_producer_killed_while_listing_leaves_nothing(
+    workbench: Workbench, produce: Produce
+) -> None:
+    process = produce.listing()
+    process.kill()
+    process.wait()
+    assert nothing_to_see(workbench)
+    assert 0 < workbench.redis.ttl("imece:run:run") <= 10
+    forget_waiting(workbench)
+    assert result(produce("--from-file", "-"), ["a", "b"])[0] == 0
+    assert sorted(files_in_queue(workbench.redis)) == [b"a", b"b"]
+
+
+def test_a_dead_producers_id_is_free_after_ten_seconds(
+    workbench: Workbench, produce: Produce
+) -> None:
+    process = produce.listing()
+    process.kill()
+    process.wait()
+    workbench.redis.expire("imece:run:run", 2)  # eight of them have passed
+    assert result(produce("--from-file", "-"), ["a"])[0] == 0
+    assert files_in_queue(workbench.redis) == [b"a"]
+
+
+def test_a_producer_that_lists_for_long_keeps_its_run(
+    workbench: Workbench, produce: Produce
+) -> None:
+    process = produce.listing()
+    workbench.redis.expire("imece:run:run", 5)
+    until(lambda: workbench.redis.ttl("imece:run:run") > 5, "a sign of life")
+    assert result(process, ["a"])[0] == 0
+
+
+def test_a_producer_killed_while_staging_leaves_nothing(
+    workbench: Workbench, produce: Produce
+) -> None:
+    process = produce.listing()
+    workbench.redis.client_pause(60_000, all=False)  # writes wait
+    assert process.stdin is not None
+    process.stdin.write(b"".join(b"name-%05d\n" % number for number in range(5000)))
+    process.stdin.close()
+    until(
+        lambda: any("b" in client["flags"] for client in workbench.redis.client_list()),
+        "the producer to stage",
+    )
+    process.kill()
+    process.wait()
+    workbench.redis.client_unpause()
+    assert nothing_to_see(workbench)
+    forget_waiting(workbench)
+    assert result(produce("--from-file", "-"), ["a"])[0] == 0
+    assert files_in_queue(workbench.redis) == [b"a"]
+
+
+def test_an_interrupted_producer_takes_its_run_back_at_once(
+    workbench: Workbench, produce: Produce
+) -> None:
+    process = produce.listing()
+    process.send_signal(signal.SIGINT)
+    code, _, errors = result(process)
+    assert code == 130
+    assert "Traceback" not in errors
+    assert nothing_to_see(workbench)
+    assert Run(workbench.redis, "run").state() is None
+
+
+MOMENTS = 40
+
+LATE = """
+import json, sys, time
+from producer.cli import list_files
+from producer.enqueue import Producer
+from imece.connection import connect
+from imece.run import Parameters
+from imece.settings import load
+import producer.listing, rq
+settings = load()
+redis = connect(settings)
+redis.ping()
+parameters = Parameters.decode(sys.argv[2].encode())
+print("ready", flush=True)
+sys.stdin.readline()
+def names():
+    return list_files(parameters, None, False)
+Producer(redis, settings).enqueue(sys.argv[1], parameters, names)
+print("enqueued", flush=True)
+"""
+
+
+class Moments:
+    """Kills producers of one folder at given delays after they have begun."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        self.workbench = workbench
+        self.jobs = workbench.enqueue("whole", files_per_job=2, buckets=500).run.redis.llen(
+            pending_key("imece")
+        )
+        self.parameters = Run(workbench.redis, "whole").parameters()
+        workbench.redis.flushall()
+
+    def start(self, run_id: str) -> Producing:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LATE, run_id, self.parameters.encode()],
+            env={**os.environ, **self.workbench.environment(), "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    def time(self) -> float:
+        """Seconds an undisturbed one takes."""
+        process = self.start("timed")
+        began = time.monotonic()
+        process.communicate(b"go\n", timeout=60)
+        self.workbench.redis.flushall()
+        return time.monotonic() - began
+
+    def kill_after(self, run_id: str, delay: float) -> bool:
+        """Whether the run was committed before the producer was killed."""
+        process = self.start(run_id)
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+        time.sleep(delay)  # the moment itself, not a wait for something
+        process.kill()
+        process.communicate()
+        redis, key = self.workbench.redis, f"imece:run:{run_id}"
+        committed = redis.hget(key, "state") == b"queued"
+        assert redis.llen(pending_key("imece")) == (self.jobs if committed else 0)
+        assert redis.exists(f"{key}:jobs") == committed
+        left = set(self.workbench.immortal_keys()) - {pending_key("imece")}
+        assert left == set()
+        redis.delete(pending_key("imece"))
+        return committed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_producer_killed_at_any_moment_leaves_all_or_nothing(workbench: Workbench) -> None:
+    """And the same id does the right thing afterwards."""
+    names = workbench.files(4000)
+    moments = Moments(workbench)
+    longest = moments.time()
+    committed = [
+        moments.kill_after(f"run-{moment}", longest * moment / MOMENTS) for moment in range(MOMENTS)
+    ]
+    assert not all(committed)
+    assert not committed[0]
+    for moment in (0, MOMENTS // 3, MOMENTS // 2, MOMENTS - 1):
+        process = moments.start(f"run-{moment}")
+        output, _ = process.communicate(b"go\n", timeout=60)
+        assert output == b"enqueued\n"
+        queued = files_in_queue(workbench.redis)
+        expected = [] if committed[moment] else [name.encode() for name in names]
+        assert sorted(queued) == expected
+        assert workbench.status(f"run-{moment}").files == 4000
+        workbench.redis.delete(pending_key("imece"))
+
+
+# Cancelled or out of reach meanwhile
+
+
+def test_a_run_cancelled_while_it_is_listed_never_begins(
+    workbench: Workbench, produce: Produce
+) -> None:
+    process = produce.listing()
+    assert workbench.imece("cancel", "run").returncode == 0
+    code, _, errors = result(process, ["a"])
+    assert code == 2
+    assert errors == "imece: run run was cancelled, or taken over, while it was being listed\n"
+    assert nothing_to_see(workbench)
+    assert result(produce("--from-file", "-"), ["a"])[0] == 0
+
+
+def test_a_producer_whose_run_was_taken_over_does_no_harm(
+    workbench: Workbench, produce: Produce
+) -> None:
+    first = produce.listing()
+    forget_waiting(workbench)
+    assert result(produce("--from-file", "-"), ["b"])[0] == 0
+    assert result(first, ["a"])[0] == 2
+    assert files_in_queue(workbench.redis) == [b"b"]
+    assert workbench.status().files == 1
+
+
+def out_of_memory(workbench: Workbench, room: int) -> None:
+    used = workbench.redis.info("memory")["used_memory"]
+    workbench.redis.config_set("maxmemory", used + room)
+
+
+@pytest.mark.parametrize("room", [-(10**6), 200_000, 1_000_000, 3_000_000])
+def test_a_full_server_is_a_clear_error_and_nothing_is_enqueued(
+    workbench: Workbench, tmp_path: Path, room: int
+) -> None:
+    chance = random.Random(1)
+    names = [chance.randbytes(40).hex() for _ in range(100_000)]
+    (tmp_path / "names").write_text("\n".join(names))
+    out_of_memory(workbench, room)
+    call = ["enqueue", str(workbench.source), str(workbench.target), "--run-id", "run"]
+    call += ["--from-file", str(tmp_path / "names"), "--files-per-job", "50"]
+    answer = workbench.imece(*call)
+    assert answer.returncode == 3, answer.stdout
+    assert answer.stderr == (
+        f"imece: Redis at unix://{workbench.server.socket} is out of memory: "
+        "raise its maxmemory, or delete ended runs\n"
+    )
+    assert nothing_to_see(workbench)
+    assert Run(workbench.redis, "run").state() is None
+    workbench.redis.config_set("maxmemory", 0)
+    assert workbench.imece(*call).returncode == 0
+    assert workbench.status().files == 100_000
+
+
+def test_a_server_that_goes_away_while_listing_is_a_clear_error(
+    workbench: Workbench, produce: Produce
+) -> None:
+    process = produce.listing()
+    workbench.server.stop(signal.SIGKILL)
+    code, _, errors = result(process, ["a"])
+    assert code == 3
+    assert "is out of reach" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_commit_whose_answer_is_lost_stays_committed(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The producer hears nothing, gives up, and must not take back what workers may have begun."""
+    workbench.files(10)
+    commit = scripts.run
+
+    def lose_the_answer(name: str, *arguments: object) -> object:
+        answer = commit(name, *arguments)  # type: ignore[arg-type]
+        if name == "commit":
+            raise ServiceError("the answer was lost")
+        return answer
+
+    monkeypatch.setattr(scripts, "run", lose_the_answer)
+    with pytest.raises(ServiceError):
+        workbench.enqueue()
+    monkeypatch.undo()
+    assert len(files_in_queue(workbench.redis)) == 10
+    assert workbench.enqueue().how == "attached"
+
+
+def test_a_commit_that_comes_after_its_producer_gave_up_does_nothing(
+    workbench: Workbench,
+) -> None:
+    """What was staged is taken back by then."""
+    workbench.files(2)
+    workbench.settings["retries"] = "0"
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.file("f-0000.txt", "raise always")
+    workbench.enqueue()
+    worker = workbench.worker()
+    assert workbench.ended().state == "failed"
+    worker.stop()
+    run = Run(workbench.redis, "run")
+    producer = Producer(workbench.redis, workbench.load())
+    answer = producer._commit(run, "0a1b2c3d", "retry", run.generation(), {})
+    assert answer == "without what was staged"
+    assert workbench.status().state == "failed"
+    assert workbench.check_books().failed == 1
+
+
+# What cannot be listed
+
+
+def refused(workbench: Workbench, *arguments: str, text: str = "") -> str:
+    """The one line `imece` says of what it refuses, with exit code 2."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "producer", "enqueue", *arguments, "--run-id", "run"],
+        env={**os.environ, **workbench.environment()},
+        cwd=ROOT,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=without_override,
+    )
+    assert answer.returncode == 2, answer.stderr
+    assert answer.stdout == ""
+    [line] = answer.stderr.splitlines()
+    assert line.startswith("imece: ")
+    assert nothing_to_see(workbench)
+    assert Run(workbench.redis, "run").state() is None
+    return line.removeprefix("imece: ")
+
+
+def test_an_empty_directory_is_refused(workbench: Workbench) -> None:
+    line = refused(workbench, str(workbench.source), str(workbench.target))
+    assert line == f"there are no files to process in {workbench.source}"
+
+
+def test_a_directory_where_all_was_left_out_says_what(workbench: Workbench) -> None:
+    workbench.file(".hidden")
+    workbench.file("a.txt")
+    line = refused(workbench, str(workbench.source), str(workbench.target), "--exclude", "*.txt")
+    assert line.endswith(
+        "(1 hidden left out (--hidden takes them); 1 left out by --include and --exclude)"
+    )
+
+
+def test_a_missing_directory_is_refused(workbench: Workbench) -> None:
+    line = refused(workbench, str(workbench.folder / "nothing"), str(workbench.target))
+    assert line == f"the input directory {workbench.folder}/nothing does not exist"
+
+
+def test_a_file_as_input_is_refused(workbench: Workbench) -> None:
+    workbench.file("a")
+    line = refused(workbench, str(workbench.source / "a"), str(workbench.target))
+    assert line.endswith("in/a is not a directory")
+
+
+def test_a_directory_that_cannot_be_read_is_refused(workbench: Workbench) -> None:
+    workbench.file("a")
+    workbench.source.chmod(0)
+    line = refused(workbench, str(workbench.source), str(workbench.target))
+    assert line.endswith("cannot be read: check its permissions")
+
+
+def test_a_directory_inside_a_directory_that_cannot_be_read_is_refused(
+    workbench: Workbench,
+) -> None:
+    workbench.file("a")
+    workbench.file("out-of-reach/in/a")
+    (workbench.source / "out-of-reach").chmod(0)
+    inner = workbench.source / "out-of-reach" / "in"
+    line = refused(workbench, str(inner), str(workbench.target))
+    assert str(inner) in line
+
+
+def test_a_directory_below_that_cannot_be_read_is_named_and_can_be_left_out(
+    workbench: Workbench,
+) -> None:
+    workbench.file("a")
+    workbench.file("locked/b")
+    (workbench.source / "locked").chmod(0)
+    line = refused(workbench, str(workbench.source), str(workbench.target))
+    assert "in/locked/ cannot be read: Permission denied" in line
+    assert "--exclude" in line
+    answer = workbench.imece(
+        *("enqueue", str(workbench.source), str(workbench.target), "--exclude", "locked")
+    )
+    assert answer.returncode == 0
+
+
+@pytest.mark.parametrize("place", ["in", "out"])
+@pytest.mark.parametrize("name", ["loop", "x" * 300, "a-file/below", "broken"])
+def test_a_path_that_cannot_be_is_refused(workbench: Workbench, place: str, name: str) -> None:
+    workbench.file("a")
+    (workbench.folder / "loop").symlink_to("loop")
+    (workbench.folder / "broken").symlink_to("nothing")
+    (workbench.folder / "a-file").touch()
+    path = str(workbench.folder / name)
+    source, target = str(workbench.source), str(workbench.target)
+    call = [path, target] if place == "in" else [source, path]
+    assert path.removesuffix("/below") in refused(workbench, *call)
+
+
+def test_an_output_inside_the_input_is_refused(workbench: Workbench) -> None:
+    workbench.file("a")
+    line = refused(workbench, str(workbench.source), str(workbench.source / "out"))
+    assert "lies inside the input directory" in line
+
+
+def test_an_output_inside_the_input_through_a_link_is_refused(workbench: Workbench) -> None:
+    workbench.file("a")
+    (workbench.folder / "link").symlink_to(workbench.source)
+    line = refused(workbench, str(workbench.source), str(workbench.folder / "link" / "out"))
+    assert "lies inside the input directory" in line
+
+
+def test_an_input_inside_the_output_is_refused(workbench: Workbench) -> None:
+    workbench.file("d/a")
+    line = refused(workbench, str(workbench.source / "d"), str(workbench.source))
+    assert "lies inside the output directory" in line
+
+
+@pytest.mark.parametrize("target", ["in", "./in/", "d/../in", "link"])
+def test_the_input_as_output_is_refused(workbench: Workbench, target: str) -> None:
+    workbench.file("a")
+    (workbench.folder / "d").mkdir()
+    (workbench.folder / "link").symlink_to("in")
+    line = refused(workbench, str(workbench.source), f"{workbench.folder}/{target}")
+    assert line.startswith("the output directory is the input directory")
+
+
+def test_a_file_as_output_is_refused(workbench: Workbench) -> None:
+    workbench.file("a")
+    workbench.target.touch()
+    line = refused(workbench, str(workbench.source), str(workbench.target))
+    assert line == f"the output {workbench.target} is not a directory"
+
+
+def test_directories_side_by_side_with_alike_names_are_fine(workbench: Workbench) -> None:
+    workbench.file("a")
+    answer = workbench.imece("enqueue", str(workbench.source), str(workbench.folder / "in-out"))
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a\nb\na\n", "the name 'a' is in the list twice"),
+        ("a\n./a\n", "the name 'a' is in the list twice"),
+        ("../a\n", "the name '../a' in the list has an empty, '.' or '..' part"),
+        ("d/../../a\n", "in the list has an empty, '.' or '..' part"),
+        ("/etc/passwd\n", "the name '/etc/passwd' in the list is an absolute path"),
+        ("\n\n", "there are no files to process in "),
+        ("", "there are no files to process in "),
+    ],
+)
+def test_a_list_with_a_flaw_is_refused(workbench: Workbench, text: str, says: str) -> None:
+    call = [str(workbench.source), str(workbench.target), "--from-file", "-"]
+    assert says in refused(workbench, *call, text=text)
+
+
+def test_a_list_that_is_not_there_is_refused(workbench: Workbench) -> None:
+    call = [str(workbench.source), str(workbench.target), "--from-file", "/nowhere"]
+    assert refused(workbench, *call) == "--from-file /nowhere: No such file or directory"
+
+
+def test_two_inputs_for_one_output_are_refused(workbench: Workbench) -> None:
+    workbench.file("a.csv")
+    workbench.file("a.tsv")
+    call = [str(workbench.source), str(workbench.target), "--suffix", ".json"]
+    line = refused(workbench, *call)
+    assert "would both write 'a.json'" in line
+    assert "'a.csv'" in line
+    assert "'a.tsv'" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--suffix", "json"),
+        ("--suffix", "./x"),
+        ("--suffix", ""),
+        ("--timeout", "0"),
+        ("--timeout", "-1"),
+        ("--timeout", "nan"),
+        ("--include", "!"),
+    ],
+)
+def test_an_option_with_a_wrong_value_is_refused(
+    workbench: Workbench, option: str, value: str
+) -> None:
+    workbench.file("a")
+    line = refused(workbench, str(workbench.source), str(workbench.target), option, value)
+    assert option.strip("-") in line or "glob" in line
