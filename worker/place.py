@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from imece import names
 
@@ -20,8 +20,7 @@ class PlaceError(Exception):
     """A file cannot be read or written where it should be; the text is the reason to keep."""
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """An input as it was found: size in bytes, time of last change in ns."""
 
     size: int
@@ -45,6 +44,7 @@ class Places:
         self._suffix = suffix
         self._execution = execution
         self._inside: set[bytes] = set()
+        self._latest: tuple[bytes, bytes | None] = (b"", None)
 
     def trouble(self) -> str | None:
         """Why no file at all can be processed here, or None. Creates the output directory."""
@@ -66,9 +66,13 @@ class Places:
         return self._source_root + b"/" + name
 
     def target(self, name: bytes) -> bytes | None:
+        """The output's place. Asked for several times a file, and worked out once."""
         if self._target_root is None:
             return None
-        return self._target_root + b"/" + names.with_suffix(name, self._suffix)
+        if self._latest[0] != name:
+            target = self._target_root + b"/" + names.with_suffix(name, self._suffix)
+            self._latest = (name, target)
+        return self._latest[1]
 
     def temporary(self, name: bytes, index: int, execution: str | None = None) -> bytes | None:
         """The temporary output: short whatever the name, with the output's own ending, because
@@ -88,7 +92,7 @@ class Places:
             PlaceError: it is not there, not a file, or a link that leaves the input directory.
         """
         path = self.source(name)
-        self._check_inside(os.path.dirname(path), self._source_root)
+        self._check_inside(path.rpartition(b"/")[0], self._source_root)
         try:
             found = os.lstat(path)
             if stat.S_ISLNK(found.st_mode):
@@ -108,7 +112,7 @@ class Places:
             found = os.stat(self.source(name))
         except OSError:
             return False
-        return (found.st_size, found.st_mtime_ns) != (source.size, source.changed)
+        return (found.st_size, found.st_mtime_ns) != source
 
     def existing(self, name: bytes) -> os.stat_result | None:
         """The output that is there already, if any."""
@@ -129,7 +133,7 @@ class Places:
         target = self.target(name)
         if target is None or self._target_root is None:
             return
-        directory = os.path.dirname(target)
+        directory = target.rpartition(b"/")[0]
         if directory in self._inside:
             return
         self._check_inside(directory, self._target_root, remember=False)  # nothing is made outside
