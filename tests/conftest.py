@@ -100,8 +100,13 @@ class WorkerProcess:
 
     def took(self, jobs: int = 1) -> "WorkerProcess":
         """Waits until it has taken so many jobs."""
-        until(lambda: self.log().count("job taken") >= jobs, f"{jobs} jobs to be taken")
+        until(lambda: self._has_taken(jobs), f"{jobs} jobs to be taken")
         return self
+
+    def _has_taken(self, jobs: int) -> bool:
+        ended = self.process.poll()
+        assert ended is None, f"the worker has ended with {ended}: {self.log()}"
+        return self.log().count("job taken") >= jobs
 
     def horse(self) -> int:
         """Waits for its work-horse; the process id."""

@@ -102,15 +102,15 @@ def taken_at(worker: WorkerProcess) -> float:
 
 
 def test_a_killed_workers_job_is_taken_up_within_five_seconds(workbench: Workbench) -> None:
-    names = workbench.files(150)
+    names = workbench.files(100)
     workbench.settings["processor"] = "tests.processors:traced"
     workbench.enqueue(buckets=1, files_per_job=1000)
     assert seconds_until_a_killed_worker_is_replaced(workbench) < TAKEN_UP_WITHIN
     assert workbench.ended().state == "done"
     assert workbench.outputs() == names
     now = workbench.check_books()
-    assert (now.done, now.skipped, now.retried) == (150, 0, 0)
-    assert sum(workbench.begun().values()) <= 151
+    assert (now.done, now.skipped, now.retried) == (100, 0, 0)
+    assert sum(workbench.begun().values()) <= 101
     assert workbench.leaves_nothing_behind()
 
 

@@ -34,35 +34,47 @@ def quarantined(workbench: Workbench, content: str, retries: int = 1, **options:
     return failure
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("segfault", "its process was killed by SIGSEGV"),
-        ("kill-horse", "its process was killed by SIGKILL (out of memory?)"),
-        ("exit 0", "its process ended itself with exit code 0"),
-        ("exit 3", "its process ended itself with exit code 3"),
-        ("exit 80", "its process ended itself with exit code 80"),
-        ("exit 81", "its process ended itself with exit code 81"),
-        ("sysexit 4", "SystemExit: 4"),
-        ("raise ouch", "ValueError: ouch"),
-        ("no-output", "the processor returned without writing its output"),
-    ],
-)
-def test_a_bad_file_is_quarantined_after_its_tries_and_the_rest_is_done(
-    workbench: Workbench, content: str, reason: str
+BAD = {
+    "segfault": "its process was killed by SIGSEGV",
+    "kill-horse": "its process was killed by SIGKILL (out of memory?)",
+    "exit 0": "its process ended itself with exit code 0",
+    "exit 3": "its process ended itself with exit code 3",
+    "exit 80": "its process ended itself with exit code 80",
+    "exit 81": "its process ended itself with exit code 81",
+    "sysexit 4": "SystemExit: 4",
+    "raise ouch": "ValueError: ouch",
+    "no-output": "the processor returned without writing its output",
+}
+
+
+def test_bad_files_are_quarantined_after_their_tries_and_the_rest_is_done(
+    workbench: Workbench,
 ) -> None:
-    assert quarantined(workbench, content).cause == reason
+    names = workbench.files(OTHERS)
+    for content in BAD:
+        workbench.file(f"f-0010.{content}", content)
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, files_per_job=100, retries=1)
+    worker = workbench.worker()
+    assert workbench.ended().state == "failed"
+    failures = workbench.failures()
+    assert {name: why.cause for name, why in failures.items()} == {
+        f"f-0010.{content}": reason for content, reason in BAD.items()
+    }
+    assert {failure.tries for failure in failures.values()} == {2}
+    assert workbench.outputs() == names
+    now = workbench.check_books()
+    assert (now.done, now.failed, now.retried) == (OTHERS, len(BAD), len(BAD))
+    assert worker.process.poll() is None
     assert workbench.leaves_nothing_behind()
 
 
-@pytest.mark.parametrize("retries", [0, 3])
 def test_a_file_that_kills_its_process_is_tried_as_often_as_any_other(
-    workbench: Workbench, retries: int
+    workbench: Workbench,
 ) -> None:
-    failure = quarantined(workbench, "segfault", retries)
-    assert failure.tries == retries + 1
+    assert quarantined(workbench, "segfault", retries=3).tries == 4
     killed = workbench.workers[0].events("file killed its process")
-    assert [event["tries"] for event in killed] == list(range(1, retries + 2))
+    assert [event["tries"] for event in killed] == [1, 2, 3, 4]
 
 
 def test_what_a_file_printed_before_it_crashed_is_kept(workbench: Workbench) -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from tests.conftest import Workbench, until
 
-SHORT, LONG = 2.0, 10.0
+SHORT, LONG = 1.0, 10.0
+
+SLOW = [pytest.mark.slow, pytest.mark.timeout(180)]
+OUTAGES = [
+    pytest.param(SHORT, signal.SIGTERM),
+    pytest.param(SHORT, signal.SIGKILL),
+    pytest.param(LONG, signal.SIGTERM, marks=SLOW),
+    pytest.param(LONG, signal.SIGKILL, marks=SLOW),
+]
 
 
 def redis_is_away_for(
@@ -38,10 +46,7 @@ def each_file_was_begun_once_and_is_done(workbench: Workbench, files: int) -> bo
     return workbench.begun() == dict.fromkeys(workbench.outputs(), 1)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize(
-    "seconds", [SHORT, pytest.param(LONG, marks=[pytest.mark.slow, pytest.mark.timeout(180)])]
-)
+@pytest.mark.parametrize(("seconds", "how"), OUTAGES)
 def test_busy_workers_go_on_through_an_outage_and_none_takes_anothers_job(
     workbench: Workbench, how: signal.Signals, seconds: float
 ) -> None:
@@ -49,7 +54,7 @@ def test_busy_workers_go_on_through_an_outage_and_none_takes_anothers_job(
     bucket ends during the outage, so that its end has to be told afterwards."""
     workbench.settings["lease"] = "3"
     workbench.settings["heartbeat"] = "0.2"
-    files = int(seconds * 60) + 150
+    files = int(seconds * 80) + 60
     a_run_in_progress(workbench, files, workers=2)
     idle = workbench.worker().started()
     redis_is_away_for(workbench, seconds, how)
@@ -63,9 +68,7 @@ def test_busy_workers_go_on_through_an_outage_and_none_takes_anothers_job(
     assert workbench.leaves_nothing_behind()
 
 
-@pytest.mark.parametrize(
-    "seconds", [SHORT, pytest.param(LONG, marks=[pytest.mark.slow, pytest.mark.timeout(180)])]
-)
+@pytest.mark.parametrize("seconds", [SHORT, pytest.param(LONG, marks=SLOW)])
 def test_a_job_that_ends_during_an_outage_is_recorded_after_it(
     workbench: Workbench, seconds: float
 ) -> None:
@@ -79,14 +82,11 @@ def test_a_job_that_ends_during_an_outage_is_recorded_after_it(
     assert workbench.leaves_nothing_behind()
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize(
-    "seconds", [SHORT, pytest.param(LONG, marks=[pytest.mark.slow, pytest.mark.timeout(180)])]
-)
+@pytest.mark.parametrize(("seconds", "how"), OUTAGES)
 def test_idle_workers_wait_for_redis_and_then_work(
     workbench: Workbench, how: signal.Signals, seconds: float
 ) -> None:
-    names = workbench.files(100)
+    names = workbench.files(40)
     workbench.settings |= {"processor": "tests.processors:traced", "log_format": "json"}
     workers = [workbench.worker().started() for _ in range(2)]
     until(lambda: workbench.redis.scard("rq:workers:imece") == 2, "both to be registered")
@@ -94,7 +94,7 @@ def test_idle_workers_wait_for_redis_and_then_work(
     workbench.enqueue(buckets=10)
     assert workbench.ended().state == "done"
     assert workbench.outputs() == names
-    assert each_file_was_begun_once_and_is_done(workbench, 100)
+    assert each_file_was_begun_once_and_is_done(workbench, 40)
     for worker in workers:
         assert worker.process.poll() is None
         assert worker.events("job taken")
@@ -115,7 +115,7 @@ def test_a_worker_started_while_redis_is_away_waits_for_it(workbench: Workbench)
 
 def test_a_worker_killed_during_an_outage_is_replaced_after_it(workbench: Workbench) -> None:
     workbench.settings |= {"lease": "3", "heartbeat": "0.2"}
-    a_run_in_progress(workbench, files=150, workers=1, buckets=1)
+    a_run_in_progress(workbench, files=60, workers=1, buckets=1)
     workbench.worker().started()
     workbench.server.stop()
     workbench.workers[0].kill()
@@ -123,8 +123,8 @@ def test_a_worker_killed_during_an_outage_is_replaced_after_it(workbench: Workbe
     workbench.server.start()
     assert workbench.ended().state == "done"
     now = workbench.check_books()
-    assert (now.done, now.skipped, now.retried) == (150, 0, 0)
-    assert sum(workbench.begun().values()) <= 151
+    assert (now.done, now.skipped, now.retried) == (60, 0, 0)
+    assert sum(workbench.begun().values()) <= 61
     assert workbench.leaves_nothing_behind()
 
 
@@ -141,7 +141,7 @@ def test_an_idle_worker_can_be_stopped_while_redis_is_away(workbench: Workbench)
 def test_a_busy_worker_stopped_while_redis_is_away_gives_its_job_back_when_it_is_there(
     workbench: Workbench,
 ) -> None:
-    a_run_in_progress(workbench, files=200, workers=1, buckets=1)
+    a_run_in_progress(workbench, files=100, workers=1, buckets=1)
     [worker] = workbench.workers
     workbench.server.stop()
     until(lambda: worker.events("redis out of reach"), "the worker to notice")
@@ -151,11 +151,11 @@ def test_a_busy_worker_stopped_while_redis_is_away_gives_its_job_back_when_it_is
     workbench.server.start()
     assert worker.wait() == 0
     now = workbench.check_books()
-    assert 0 < now.done < 200
+    assert 0 < now.done < 100
     assert (now.backlog.pending, now.backlog.in_flight) == (1, 0)
     workbench.worker()
     assert workbench.ended().state == "done"
-    assert each_file_was_begun_once_and_is_done(workbench, 200)
+    assert each_file_was_begun_once_and_is_done(workbench, 100)
 
 
 @pytest.mark.slow

@@ -148,7 +148,8 @@ def test_a_worker_stopped_while_it_imports_the_processor_leaves_without_a_job(
 
 def test_a_stop_in_careful_mode_loses_nothing(workbench: Workbench) -> None:
     names = workbench.files(60)
-    workbench.settings["processor"] = "tests.processors:traced"
+    workbench.settings |= {"processor": "tests.processors:traced", "lease": "3"}
+    workbench.settings["heartbeat"] = "0.2"
     workbench.enqueue(buckets=1, files_per_job=100)
     workbench.worker().started().horse()
     workbench.workers[0].kill()
