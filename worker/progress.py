@@ -3,6 +3,7 @@
 import heapq
 import json
 import time
+from collections import Counter
 
 from imece.cursor import Cursor, Owed
 from imece.failure import Failure
@@ -10,6 +11,8 @@ from imece.lease import Batch, Claimed
 from worker.horse import next_try
 from worker.scroll import Scroll
 from worker.table import NONE, Outcome, Table
+
+OPEN = bytes([Outcome.OPEN])
 
 SLOWEST = 3
 """How many of a batch's files are put forward as the run's slowest."""
@@ -56,18 +59,19 @@ class Progress:
             self._fail(entry["index"], entry["tries"], owed, entry["reason"], entry["output"])
             self.last_failed = (entry["index"], entry["began"])
         table, first = self._table, self._table.first
-        ended = []
-        while self._next < table.stop and table.outcomes[self._next - first] != Outcome.OPEN:
-            if table.outcomes[self._next - first] != Outcome.FAILED:
-                ended.append(self._next)
-            self._next += 1
+        outcomes, _, _ = bytes(table.outcomes[self._next - first :]).partition(OPEN)
+        failed = int(Outcome.FAILED)
+        ended = [index for index, outcome in enumerate(outcomes, self._next) if outcome != failed]
+        self._next += len(outcomes)
         # A retry that ended well: its row is no longer the failed one.
         for index in [index for index in self._owed if first <= index < self._next]:
             if table.outcomes[index - first] in (Outcome.DONE, Outcome.SKIPPED):
                 ended.append(index)
-        for index in set(ended):
-            self._owed.pop(index, None)
-        self._count(sorted(set(ended)))
+        if self._owed:
+            ended = sorted(set(ended))
+            for index in ended:
+                self._owed.pop(index, None)
+        self._count(ended)
         if self.marked != NONE and table.outcomes[self.marked - first] != Outcome.OPEN:
             self.marked = NONE
 
@@ -96,15 +100,14 @@ class Progress:
 
     def _count(self, ended: list[int]) -> None:
         table, batch, first = self._table, self._batch, self._table.first
+        outcomes, done = bytes(table.outcomes), int(Outcome.DONE)
+        rows = [index - first for index in ended if outcomes[index - first] == done]
         took = table.microseconds
-        done = [index for index in ended if table.outcomes[index - first] == Outcome.DONE]
-        for index in done:
-            row = index - first
-            batch.bytes_in += table.bytes_in[row]
-            batch.bytes_out += table.bytes_out[row]
-            exponent = took[row].bit_length()
-            batch.durations[exponent] = batch.durations.get(exponent, 0) + 1
-        batch.done += len(done)
-        batch.skipped += len(ended) - len(done)
-        for index in heapq.nlargest(SLOWEST, done, key=lambda index: took[index - first]):
-            batch.slowest.append((self._claimed.files[index], took[index - first]))
+        batch.done += len(rows)
+        batch.skipped += len(ended) - len(rows)
+        batch.bytes_in += sum(map(table.bytes_in.__getitem__, rows))
+        batch.bytes_out += sum(map(table.bytes_out.__getitem__, rows))
+        for exponent, count in Counter(took[row].bit_length() for row in rows).items():
+            batch.durations[exponent] = batch.durations.get(exponent, 0) + count
+        for row in heapq.nlargest(SLOWEST, rows, key=took.__getitem__):
+            batch.slowest.append((self._claimed.files[first + row], took[row]))

@@ -108,7 +108,9 @@ class Worker(rq.Worker):
             self.heartbeat()
             self.clean_registries()
         reference = self.pop()
-        if reference is not None:
+        if reference is None:
+            self.set_state(WorkerStatus.IDLE)
+        else:
             self.perform(reference)
 
     def _outage(self, error: RedisError) -> None:
@@ -142,6 +144,11 @@ class Worker(rq.Worker):
             pipe.execute()
         if self.pubsub is not None:
             self.pubsub.get_message(timeout=0)
+
+    def set_state(self, state: str, pipeline: Any = None) -> None:
+        """Tells it when it changes, which it does not between a job and the next."""
+        if state != self.get_state():
+            super().set_state(state, pipeline)
 
     def _show_life(self) -> None:
         """As `heartbeat`, from within an execution: never in the way of it."""
@@ -244,10 +251,7 @@ class Worker(rq.Worker):
             log.event("job dropped", run=reference.run, job=reference.field, reason=claimed)
             return
         self.set_state(WorkerStatus.BUSY)
-        try:
-            self._execute(held, claimed)
-        finally:
-            self.set_state(WorkerStatus.IDLE)
+        self._execute(held, claimed)
 
     def _execute(self, held: Lease, claimed: Claimed) -> None:
         parameters, reference = claimed.parameters, held.reference
