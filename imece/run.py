@@ -129,7 +129,16 @@ class Run:
         found = self.redis.hget(self.key, "parameters")
         if found is None:
             raise self.missing()
-        return Parameters.decode(raw(found))
+        return self.decode(raw(found))
+
+    def decode(self, parameters: bytes) -> Parameters:
+        """Raises RunError if they are not what this version of imece writes."""
+        try:
+            return Parameters.decode(parameters)
+        except ValueError as error:
+            raise RunError(
+                f"run {self.id} was not made by this version of imece: {error}"
+            ) from None
 
     def generation(self) -> str:
         return text(self.redis.hget(self.key, "generation") or b"0")

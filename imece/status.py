@@ -131,7 +131,7 @@ def read(run: Run) -> Status:
     fields = {text(key): raw(value) for key, value in redis.hgetall(run.key).items()}
     if "parameters" not in fields:
         raise run.missing()
-    parameters = Parameters.decode(fields["parameters"])
+    parameters = run.decode(fields["parameters"])
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.time()
         pipeline.hlen(f"{run.key}:jobs")

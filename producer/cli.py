@@ -2,6 +2,7 @@
 has to answer at once."""
 
 import gc
+import io
 import json
 import os
 import secrets
@@ -96,6 +97,9 @@ Timeout = Annotated[
 def main() -> NoReturn:
     """The entry point: what is meant for people becomes one line and an exit code."""
     gc.freeze()  # what is imported stays: no need to look at it each time memory is tidied
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for paths that are not UTF-8
     try:
         app(prog_name="imece")
     except ImeceError as error:
@@ -300,7 +304,12 @@ def runs(as_json: Json = False) -> None:
     """All runs, newest first."""
     settings = find_settings()
     with redis_of(settings) as redis:
-        found = [status.read(Run(redis, run_id)) for run_id in recent(redis)]
+        found = []
+        for run_id in recent(redis):
+            try:
+                found.append(status.read(Run(redis, run_id)))
+            except RunError as error:  # it has just expired, or is not of this version
+                say(f"imece: {error}")
     if as_json:
         print(json.dumps([one.summary() for one in found]))
         return
@@ -390,7 +399,7 @@ def retry(run_id: RunId, as_json: Json = False) -> None:
         run = Run(redis, run_id)
         again = Producer(redis, settings).retry(run)
         if as_json:
-            print(json.dumps({"retried": again, **status.read(run).summary()}))
+            print(json.dumps({"requeued": again, **status.read(run).summary()}))
         else:
             print(f"run {run_id}: {display.count(again, 'file')} in the queue again")
 
