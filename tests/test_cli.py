@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def refusal(workbench: Workbench, *arguments: str, code: int = 2, **settings: st
     [line] = answer.stderr.splitlines()
     assert line.startswith("imece: ")
     return line.removeprefix("imece: ")
+
+
+def all_refusals(
+    workbench: Workbench, calls: list[list[str]], code: int, **settings: str
+) -> list[str]:
+    """The one line each of many commands says, called side by side."""
+    with ThreadPoolExecutor(4) as pool:
+        started = [pool.submit(refusal, workbench, *call, code=code, **settings) for call in calls]
+        return [one.result() for one in started]
 
 
 def some_that_fail(workbench: Workbench) -> None:
@@ -392,8 +402,8 @@ def test_a_failed_run_that_is_retried_and_cancelled_and_resumed_loses_no_file(
 def test_a_cancelled_run_starts_no_more_files_and_goes_on_where_it_was(
     workbench: Workbench,
 ) -> None:
-    workbench.files(60)
-    enqueue(workbench, "--buckets", "3", "--files-per-job", "20")
+    workbench.files(30)
+    enqueue(workbench, "--buckets", "3", "--files-per-job", "10")
     worker = workbench.worker(processor="tests.processors:slow")
     until(lambda: workbench.status().done, "the first file")
     assert told(workbench, "cancel", "run") == (
@@ -402,15 +412,15 @@ def test_a_cancelled_run_starts_no_more_files_and_goes_on_where_it_was(
     until(lambda: workbench.status().backlog.in_flight == 0, "the worker to let go")
     cancelled = workbench.check_books()
     assert cancelled.state == "cancelled"
-    assert 0 < cancelled.done < 60
+    assert 0 < cancelled.done < 30
     assert cancelled.backlog.pending == 0
     told(workbench, "cancel", "run")  # once more does no harm
     assert workbench.status().ended == cancelled.ended
 
-    text = enqueue(workbench, "--buckets", "3", "--files-per-job", "20")
+    text = enqueue(workbench, "--buckets", "3", "--files-per-job", "10")
     assert text.startswith("run run goes on: queued: ")
     now = workbench.ended()
-    assert (now.state, now.done, now.left, now.skipped) == ("done", 60, 0, 0)
+    assert (now.state, now.done, now.left, now.skipped) == ("done", 30, 0, 0)
     assert worker.stop() == 0
     workbench.check_books()
 
@@ -483,11 +493,10 @@ def test_a_run_that_has_not_ended_is_not_deleted(workbench: Workbench) -> None:
 # Trouble
 
 
-@pytest.mark.parametrize("command", ["status", "wait", "failures", "retry", "cancel", "delete"])
-def test_a_run_that_is_not_there_is_named(workbench: Workbench, command: str) -> None:
-    assert refusal(workbench, command, "nothing") == (
-        "there is no run nothing: `imece runs` lists those there are"
-    )
+def test_a_run_that_is_not_there_is_named(workbench: Workbench) -> None:
+    commands = ("status", "wait", "failures", "retry", "cancel", "delete")
+    for line in all_refusals(workbench, [[command, "nothing"] for command in commands], 2):
+        assert line == "there is no run nothing: `imece runs` lists those there are"
 
 
 def test_status_without_any_run_says_how_to_make_one(workbench: Workbench) -> None:
@@ -496,18 +505,15 @@ def test_status_without_any_run_says_how_to_make_one(workbench: Workbench) -> No
     )
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
+def test_exit_code_3_when_redis_is_away(workbench: Workbench) -> None:
+    calls = [
         *(["status"], ["status", "run", "--watch"], ["runs"], ["wait", "run"]),
         *(["failures", "run"], ["retry", "run"], ["cancel", "run"], ["delete", "run"]),
         ["enqueue", "imece", "/tmp/imece-out"],
-    ],
-)
-def test_exit_code_3_when_redis_is_away(workbench: Workbench, call: list[str]) -> None:
-    line = refusal(workbench, *call, code=3, redis_url="unix:///nowhere/redis.sock")
-    assert line.startswith("Redis at unix:///nowhere/redis.sock is out of reach (")
-    assert "check IMECE_REDIS_URL" in line
+    ]
+    for line in all_refusals(workbench, calls, 3, redis_url="unix:///nowhere/redis.sock"):
+        assert line.startswith("Redis at unix:///nowhere/redis.sock is out of reach (")
+        assert "check IMECE_REDIS_URL" in line
 
 
 def test_a_setting_that_is_wrong_is_named(workbench: Workbench) -> None:
@@ -537,20 +543,16 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(workbench: Workbench
     assert answer.stderr.startswith("imece: run strange was not made by this version of imece")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *(["nonsense"], ["status", "--nonsense"], ["enqueue", "only-one"], ["wait"]),
-        *(["enqueue", "a", "b", "--buckets", "0"], ["enqueue", "a", "b", "--buckets", "x"]),
-    ],
-)
-def test_a_wrong_call_is_exit_code_2_with_a_way_to_help(
-    workbench: Workbench, arguments: list[str]
-) -> None:
-    answer = workbench.imece(*arguments)
-    assert answer.returncode == 2
-    assert "Traceback" not in answer.stderr
-    assert "--help" in answer.stderr
+def test_a_wrong_call_is_exit_code_2_with_a_way_to_help(workbench: Workbench) -> None:
+    for arguments in (
+        ["nonsense"],
+        ["enqueue", "only-one"],
+        ["enqueue", "a", "b", "--buckets", "0"],
+    ):
+        answer = workbench.imece(*arguments)
+        assert answer.returncode == 2
+        assert "Traceback" not in answer.stderr
+        assert "--help" in answer.stderr
 
 
 def test_no_terminal_and_no_name_is_too_poor_for_a_path_or_a_name(workbench: Workbench) -> None:
@@ -619,11 +621,10 @@ def test_every_command_and_every_option_has_a_help_text() -> None:
             assert text, f"{name} {parameter.name}"
 
 
-@pytest.mark.parametrize("name", ["enqueue", "status", "failures", "local"])
-def test_help_comes_with_examples(workbench: Workbench, name: str) -> None:
-    text = told(workbench, name, "--help")
-    _, _, examples = text.partition("Examples:")
-    assert f"imece {name} " in examples
+def test_help_comes_with_examples() -> None:
+    for name in ("enqueue", "status", "failures", "local"):
+        _, _, examples = (commands()[name].epilog or "").partition("Examples:")
+        assert f"imece {name} " in examples
 
 
 def test_help_names_every_command_and_the_exit_codes(workbench: Workbench) -> None:
