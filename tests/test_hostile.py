@@ -16,7 +16,7 @@ from redis import Redis
 from rq import Callback, Queue
 
 from imece.connection import raw, text
-from imece.job import BucketQueue, MalformedJobError, Reference
+from imece.job import FUNCTION, BucketQueue, MalformedJobError, Reference
 from tests.conftest import Workbench, until
 
 QUEUE = "rq:queue:imece"
@@ -82,24 +82,42 @@ def made_by_rq(redis: Redis, canary: Path) -> None:
     queue.enqueue(os.system, f"touch {canary}", on_success=callback, on_failure=callback)
 
 
+def put_reference(redis: Redis, function: Any, instance: Any, keywords: Any, *place: Any) -> None:
+    """A job that is right in everything else, its id too."""
+    job_id = "-".join(map(str, place))
+    put(redis, job_id, data=data(function, instance, place, keywords))
+
+
+def names_other_code(redis: Redis, canary: Path) -> None:
+    put_reference(redis, "os.system", None, {}, "run", PART, 1, 0)
+
+
 def has_an_instance(redis: Redis, canary: Path) -> None:
-    put(redis, fresh(), data=data("imece.bucket", "os", ["run", PART, 0, 0], {}))
+    put_reference(redis, FUNCTION, "os", {}, "run", PART, 2, 0)
 
 
 def has_keywords(redis: Redis, canary: Path) -> None:
-    put(redis, fresh(), data=data("imece.bucket", None, ["run", PART, 0, 0], {"x": 1}))
+    put_reference(redis, FUNCTION, None, {"x": 1}, "run", PART, 3, 0)
 
 
 def leaves_the_keys_of_runs(redis: Redis, canary: Path) -> None:
-    put(redis, fresh(), data=data("imece.bucket", None, ["run:jobs", PART, 0, 0], {}))
+    put_reference(redis, FUNCTION, None, {}, "run:jobs", PART, 0, 0)
+
+
+def names_no_part(redis: Redis, canary: Path) -> None:
+    put_reference(redis, FUNCTION, None, {}, "run", "*", 0, 0)
 
 
 def has_negative_numbers(redis: Redis, canary: Path) -> None:
-    put(redis, fresh(), data=data("imece.bucket", None, ["run", PART, -1, 0], {}))
+    put_reference(redis, FUNCTION, None, {}, "run", PART, -1, 0)
 
 
 def has_truth_for_a_number(redis: Redis, canary: Path) -> None:
-    put(redis, fresh(), data=data("imece.bucket", None, ["run", PART, True, 0], {}))
+    put_reference(redis, FUNCTION, None, {}, "run", PART, True, 0)
+
+
+def has_a_number_too_large(redis: Redis, canary: Path) -> None:
+    put_reference(redis, FUNCTION, None, {}, "run", PART, 0, 2**64)
 
 
 def has_endless_lists(redis: Redis, canary: Path) -> None:
@@ -129,7 +147,7 @@ def holds_a_string(redis: Redis, canary: Path) -> None:
 
 
 def has_a_foreign_id(redis: Redis, canary: Path) -> None:
-    put(redis, fresh(), data=data("imece.bucket", None, ["run", PART, 0, 0], {}))
+    put(redis, fresh(), data=data(FUNCTION, None, ["run", PART, 0, 0], {}))
 
 
 def is_a_zip_bomb(redis: Redis, canary: Path) -> None:
@@ -153,11 +171,14 @@ HOSTILE: list[Callable[[Redis, Path], None]] = [
     pickled_elsewhere,
     names_os_system,
     made_by_rq,
+    names_other_code,
     has_an_instance,
     has_keywords,
     leaves_the_keys_of_runs,
     has_negative_numbers,
     has_truth_for_a_number,
+    has_a_number_too_large,
+    names_no_part,
     has_endless_lists,
     has_an_endless_number,
     is_no_json,

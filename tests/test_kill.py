@@ -255,3 +255,43 @@ def test_a_worker_killed_while_it_replaces_a_directory_leaves_no_temporary(
     assert workbench.ended().state == "done"
     assert workbench.outputs() == ["f-0000.txt/part-1"]
     assert workbench.check_books().done == 1
+
+
+def two_workers_one_frozen(workbench: Workbench, files: int) -> tuple[WorkerProcess, WorkerProcess]:
+    """The first holds the only job and is stopped in its tracks; its horse works on."""
+    workbench.files(files)
+    workbench.settings |= {"processor": "tests.processors:traced", "heartbeat": "0.2"}
+    workbench.settings |= {"log_format": "json"}
+    workbench.enqueue(buckets=1, files_per_job=1000)
+    frozen = workbench.worker().took()
+    idle = workbench.worker().started()
+    until(lambda: workbench.status().done, "the first files")
+    frozen.kill(signal.SIGSTOP)
+    return frozen, idle
+
+
+def test_a_worker_that_is_merely_slow_keeps_its_job(workbench: Workbench) -> None:
+    """It has missed many signs of life, but it is connected and its lease has not run out."""
+    workbench.settings["lease"] = "10"
+    frozen, idle = two_workers_one_frozen(workbench, 60)
+    stopped = time.monotonic()
+    until(lambda: time.monotonic() - stopped > 2, "the idle worker to look several times")
+    assert idle.events("job taken") == []
+    frozen.kill(signal.SIGCONT)
+    assert workbench.ended().state == "done"
+    assert workbench.begun() == dict.fromkeys(workbench.outputs(), 1)
+    assert workbench.check_books().done == 60
+
+
+def test_a_worker_that_lost_its_lease_records_nothing_more(workbench: Workbench) -> None:
+    workbench.settings["lease"] = "3"
+    frozen, idle = two_workers_one_frozen(workbench, 300)
+    until(lambda: idle.events("job taken"), "its lease to run out")
+    frozen.kill(signal.SIGCONT)
+    until(lambda: frozen.events("job lost"), "it to find out")
+    until(lambda: not frozen.horses(), "its horse to be gone")
+    assert workbench.ended().state == "done"
+    now = workbench.check_books()
+    assert (now.done, now.skipped, now.failed) == (300, 0, 0)
+    assert frozen.process.poll() is None
+    assert workbench.leaves_nothing_behind()

@@ -1,5 +1,6 @@
 """The promise: Redis may stop and start again; nothing is lost, done twice or counted twice."""
 
+import os
 import random
 import signal
 import time
@@ -221,3 +222,51 @@ def test_lost_connections_cost_nothing(workbench: Workbench) -> None:
     assert each_file_was_begun_once_and_is_done(workbench, 150)
     assert all(worker.process.poll() is None for worker in workbench.workers)
     assert workbench.leaves_nothing_behind()
+
+
+def test_a_worker_that_comes_back_to_a_restarted_redis_late_still_has_its_job(
+    workbench: Workbench,
+) -> None:
+    """One that was started meanwhile finds a lease nobody renews, and waits before it is sure."""
+    a_run_in_progress(workbench, files=60, workers=1, buckets=1)
+    [holder] = workbench.workers
+    workbench.server.stop()
+    until(lambda: holder.events("redis out of reach"), "the worker to notice")
+    holder.kill(signal.SIGSTOP)
+    workbench.server.start()
+    fresh = workbench.worker().started()
+    until(lambda: uptime(workbench) >= 3, "the fresh worker to look several times")
+    assert fresh.events("job taken") == []
+    holder.kill(signal.SIGCONT)
+    assert workbench.ended().state == "done"
+    assert each_file_was_begun_once_and_is_done(workbench, 60)
+    assert fresh.events("job taken") == []
+
+
+def uptime(workbench: Workbench) -> int:
+    """Seconds since the server was started."""
+    seconds: int = workbench.redis.info("server")["uptime_in_seconds"]
+    return seconds
+
+
+@pytest.mark.slow
+def test_a_redis_that_hangs_is_an_outage_like_any_other(workbench: Workbench) -> None:
+    """It is not restarted, so only the workers themselves can know that there was a gap."""
+    until(lambda: uptime(workbench) > 5, "a server that has been up for longer than a lease")
+    a_run_in_progress(workbench, files=100, workers=1, buckets=1)
+    [holder] = workbench.workers
+    idle = workbench.worker().started()
+    server: int = workbench.redis.info("server")["process_id"]
+    assert workbench.status().backlog.in_flight == 1
+    holder.kill(signal.SIGSTOP)  # so that it comes back late
+    os.kill(server, signal.SIGSTOP)
+    until(lambda: idle.events("redis out of reach"), "the idle worker to notice")
+    os.kill(server, signal.SIGCONT)
+    until(lambda: idle.events("redis is back"), "the idle worker to notice")
+    back = time.monotonic()
+    until(lambda: time.monotonic() - back > 2, "the idle worker to look several times")
+    assert idle.events("job taken") == []
+    holder.kill(signal.SIGCONT)
+    assert workbench.ended().state == "done"
+    assert each_file_was_begun_once_and_is_done(workbench, 100)
+    assert idle.events("job taken") == []
