@@ -191,7 +191,7 @@ def requeue_dead(
         (seconds, microseconds), leases, between = pipeline.execute()
     here = seconds + microseconds / 1e6
     patience = 3 * settings.heartbeat
-    started = here - uptime + 1
+    started = int(here) - uptime + 1  # at the latest: both count whole seconds
 
     for member, expiry in leases:
         job_id = member.rpartition(b":")[0].decode("utf-8", "replace")
