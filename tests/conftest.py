@@ -286,6 +286,12 @@ class Workbench:
                 worker.wait()
 
 
+def uptime(workbench: Workbench) -> int:
+    """Whole seconds since the server was started."""
+    seconds: int = workbench.redis.info("server")["uptime_in_seconds"]
+    return seconds
+
+
 @pytest.fixture
 def workbench(server: Server, redis: Redis, tmp_path: Path) -> Iterator[Workbench]:
     made = Workbench(server, redis, tmp_path)

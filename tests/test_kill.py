@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Workbench, WorkerProcess, until
+from tests.conftest import Workbench, WorkerProcess, until, uptime
 
 AS_SHIPPED = {"lease": "15", "heartbeat": "1", "checkpoint": "1"}
 TAKEN_UP_WITHIN = 5.0
@@ -85,6 +85,7 @@ def test_horses_killed_a_hundred_times_leave_the_books_right(
 
 def seconds_until_a_killed_worker_is_replaced(workbench: Workbench, run_id: str = "run") -> float:
     """From the kill of a working worker to another one's `job taken`; that one goes on."""
+    until(lambda: uptime(workbench) >= 1, "a server that was there before the workers")
     working = workbench.worker(log_format="json", **AS_SHIPPED).took()
     waiting = workbench.worker(log_format="json", **AS_SHIPPED).started()
     until(lambda: workbench.status(run_id).done, "work to be done")
@@ -272,7 +273,6 @@ def two_workers_one_frozen(workbench: Workbench, files: int) -> tuple[WorkerProc
 
 def test_a_worker_that_is_merely_slow_keeps_its_job(workbench: Workbench) -> None:
     """It has missed many signs of life, but it is connected and its lease has not run out."""
-    workbench.settings["lease"] = "10"
     frozen, idle = two_workers_one_frozen(workbench, 60)
     stopped = time.monotonic()
     until(lambda: time.monotonic() - stopped > 2, "the idle worker to look several times")
@@ -285,13 +285,13 @@ def test_a_worker_that_is_merely_slow_keeps_its_job(workbench: Workbench) -> Non
 
 def test_a_worker_that_lost_its_lease_records_nothing_more(workbench: Workbench) -> None:
     workbench.settings["lease"] = "3"
-    frozen, idle = two_workers_one_frozen(workbench, 300)
+    frozen, idle = two_workers_one_frozen(workbench, 100)
     until(lambda: idle.events("job taken"), "its lease to run out")
     frozen.kill(signal.SIGCONT)
     until(lambda: frozen.events("job lost"), "it to find out")
     until(lambda: not frozen.horses(), "its horse to be gone")
     assert workbench.ended().state == "done"
     now = workbench.check_books()
-    assert (now.done, now.skipped, now.failed) == (300, 0, 0)
+    assert (now.done, now.skipped, now.failed) == (100, 0, 0)
     assert frozen.process.poll() is None
     assert workbench.leaves_nothing_behind()

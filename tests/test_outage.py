@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Workbench, until
+from tests.conftest import Workbench, until, uptime
 
 SHORT, LONG = 1.0, 10.0
 
 SLOW = [pytest.mark.slow, pytest.mark.timeout(180)]
 OUTAGES = [
-    pytest.param(SHORT, signal.SIGTERM),
     pytest.param(SHORT, signal.SIGKILL),
     pytest.param(LONG, signal.SIGTERM, marks=SLOW),
     pytest.param(LONG, signal.SIGKILL, marks=SLOW),
@@ -114,6 +113,7 @@ def test_a_worker_started_while_redis_is_away_waits_for_it(workbench: Workbench)
     assert workbench.check_books().done == 5
 
 
+@pytest.mark.slow
 def test_a_worker_killed_during_an_outage_is_replaced_after_it(workbench: Workbench) -> None:
     workbench.settings |= {"lease": "3", "heartbeat": "0.2"}
     a_run_in_progress(workbench, files=60, workers=1, buckets=1)
@@ -241,12 +241,6 @@ def test_a_worker_that_comes_back_to_a_restarted_redis_late_still_has_its_job(
     assert workbench.ended().state == "done"
     assert each_file_was_begun_once_and_is_done(workbench, 60)
     assert fresh.events("job taken") == []
-
-
-def uptime(workbench: Workbench) -> int:
-    """Seconds since the server was started."""
-    seconds: int = workbench.redis.info("server")["uptime_in_seconds"]
-    return seconds
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def test_jobs_that_all_wait_for_retries_are_not_passed_around_without_pause(
 ) -> None:
     workbench.settings |= {
         "processor": "tests.processors:timed",
-        "retry_pause": "3",
+        "retry_pause": "2",
         "log_format": "json",
     }
     for name in ("a", "b", "c"):
@@ -105,7 +105,7 @@ def test_jobs_that_all_wait_for_retries_are_not_passed_around_without_pause(
 
 
 def test_several_workers_share_the_work_and_have_names_of_their_own(workbench: Workbench) -> None:
-    names = workbench.files(200)
+    names = workbench.files(80)
     workbench.settings |= {"processor": "tests.processors:traced", "log_format": "json"}
     workers = [workbench.worker().started() for _ in range(3)]
     workbench.enqueue(buckets=20)
@@ -114,7 +114,7 @@ def test_several_workers_share_the_work_and_have_names_of_their_own(workbench: W
     assert all(worker.events("job taken") for worker in workers)
     assert len({worker.events("worker started")[0]["worker"] for worker in workers}) == 3
     assert workbench.status().backlog.workers == 3
-    assert workbench.check_books().done == 200
+    assert workbench.check_books().done == 80
     assert workbench.leaves_nothing_behind()
     assert workbench.redis.scard("rq:workers:imece") == 0
 
