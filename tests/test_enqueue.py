@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
 
 from imece import manifest, scripts
-from imece.errors import ServiceError
+from imece.errors import ListingError, RunError, ServiceError
 from imece.job import Reference
 from imece.run import Run, pending_key
 from producer.enqueue import Producer
@@ -180,27 +181,37 @@ def test_the_same_id_attaches_to_an_ended_run(workbench: Workbench) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--suffix", ".json"], "another suffix:"),
-        (["--overwrite"], "another overwrite:"),
-        (["--include", "*.txt", "--hidden"], "another include, another hidden:"),
-        (["--buckets", "3"], "another buckets:"),
-        (["--retries", "7", "--timeout", "8"], "another retries, another timeout:"),
-        (["--from-file", "/dev/null"], "another source:"),
+        ({"suffix": ".json"}, "another suffix:"),
+        ({"overwrite": True}, "another overwrite:"),
+        ({"include": ["*.txt"], "hidden": True}, "another include, another hidden:"),
+        ({"buckets": 3}, "another buckets:"),
+        ({"retries": 7, "timeout": 8.0}, "another retries, another timeout:"),
+        ({"from_file": "/dev/null"}, "another source:"),
     ],
 )
 def test_the_same_id_with_other_parameters_is_refused_by_their_names(
-    workbench: Workbench, options: list[str], named: str
+    workbench: Workbench, options: dict[str, Any], named: str
 ) -> None:
     workbench.files(3)
     workbench.enqueue()
-    answer = workbench.imece(
-        "enqueue", str(workbench.source), str(workbench.target), "--run-id", "run", *options
-    )
-    assert answer.returncode == 2
-    assert answer.stderr.startswith("imece: the run id run is in use with ")
-    assert named in answer.stderr
-    assert "--run-id" in answer.stderr
+    with pytest.raises(RunError, match="the run id run is in use with ") as error:
+        workbench.enqueue(**options)
+    assert error.value.exit_code == 2
+    assert named in str(error.value)
+    assert "--run-id" in str(error.value)
     assert workbench.status().files == 3
+
+
+def test_the_same_id_with_another_output_is_exit_code_2(workbench: Workbench) -> None:
+    workbench.files(3)
+    workbench.enqueue()
+    call = ["enqueue", str(workbench.source), str(workbench.folder / "other"), "--run-id", "run"]
+    answer = workbench.imece(*call)
+    assert answer.returncode == 2
+    assert answer.stderr == (
+        "imece: the run id run is in use with another output: "
+        "take another --run-id, or call with what it was made with\n"
+    )
 
 
 def test_an_id_is_slugged(workbench: Workbench) -> None:
@@ -614,19 +625,6 @@ def test_a_directory_below_that_cannot_be_read_is_named_and_can_be_left_out(
     assert answer.returncode == 0
 
 
-@pytest.mark.parametrize("place", ["in", "out"])
-@pytest.mark.parametrize("name", ["loop", "x" * 300, "a-file/below", "broken"])
-def test_a_path_that_cannot_be_is_refused(workbench: Workbench, place: str, name: str) -> None:
-    workbench.file("a")
-    (workbench.folder / "loop").symlink_to("loop")
-    (workbench.folder / "broken").symlink_to("nothing")
-    (workbench.folder / "a-file").touch()
-    path = str(workbench.folder / name)
-    source, target = str(workbench.source), str(workbench.target)
-    call = [path, target] if place == "in" else [source, path]
-    assert path.removesuffix("/below") in refused(workbench, *call)
-
-
 def test_an_output_inside_the_input_is_refused(workbench: Workbench) -> None:
     workbench.file("a")
     line = refused(workbench, str(workbench.source), str(workbench.source / "out"))
@@ -644,15 +642,6 @@ def test_an_input_inside_the_output_is_refused(workbench: Workbench) -> None:
     workbench.file("d/a")
     line = refused(workbench, str(workbench.source / "d"), str(workbench.source))
     assert "lies inside the output directory" in line
-
-
-@pytest.mark.parametrize("target", ["in", "./in/", "d/../in", "link"])
-def test_the_input_as_output_is_refused(workbench: Workbench, target: str) -> None:
-    workbench.file("a")
-    (workbench.folder / "d").mkdir()
-    (workbench.folder / "link").symlink_to("in")
-    line = refused(workbench, str(workbench.source), f"{workbench.folder}/{target}")
-    assert line.startswith("the output directory is the input directory")
 
 
 def test_a_file_as_output_is_refused(workbench: Workbench) -> None:
@@ -673,16 +662,28 @@ def test_directories_side_by_side_with_alike_names_are_fine(workbench: Workbench
     [
         ("a\nb\na\n", "the name 'a' is in the list twice"),
         ("a\n./a\n", "the name 'a' is in the list twice"),
-        ("../a\n", "the name '../a' in the list has an empty, '.' or '..' part"),
         ("d/../../a\n", "in the list has an empty, '.' or '..' part"),
         ("/etc/passwd\n", "the name '/etc/passwd' in the list is an absolute path"),
         ("\n\n", "there are no files to process in "),
         ("", "there are no files to process in "),
     ],
 )
-def test_a_list_with_a_flaw_is_refused(workbench: Workbench, text: str, says: str) -> None:
+def test_a_list_with_a_flaw_is_refused(
+    workbench: Workbench, tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(ListingError) as error:
+        workbench.enqueue(from_file=str(tmp_path / "list"))
+    assert says in str(error.value)
+    assert error.value.exit_code == 2
+    assert nothing_to_see(workbench)
+    assert Run(workbench.redis, "run").state() is None
+
+
+def test_a_name_that_leaves_the_input_is_refused(workbench: Workbench) -> None:
     call = [str(workbench.source), str(workbench.target), "--from-file", "-"]
-    assert says in refused(workbench, *call, text=text)
+    line = refused(workbench, *call, text="fine\n../a\n")
+    assert line == "the name '../a' in the list has an empty, '.' or '..' part"
 
 
 def test_a_list_that_is_not_there_is_refused(workbench: Workbench) -> None:
@@ -704,10 +705,6 @@ def test_two_inputs_for_one_output_are_refused(workbench: Workbench) -> None:
     ("option", "value"),
     [
         ("--suffix", "json"),
-        ("--suffix", "./x"),
-        ("--suffix", ""),
-        ("--timeout", "0"),
-        ("--timeout", "-1"),
         ("--timeout", "nan"),
         ("--include", "!"),
     ],

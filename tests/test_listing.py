@@ -250,3 +250,50 @@ def test_an_absolute_name_that_begins_like_the_input_is_refused(tmp_path: Path) 
 def test_an_absolute_name_does_not_climb_out_of_the_input(tmp_path: Path) -> None:
     with pytest.raises(ListingError, match=r"'\.\.'"):
         names_in(os.fsencode(tmp_path) + b"/../secret\n", tmp_path)
+
+
+# The two directories
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With the input directory `in`."""
+    make(tmp_path, "in/d/file", "a-file")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "broken").symlink_to("nothing")
+    (tmp_path / "to-in").symlink_to("in")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300, "a-file/below", "broken", "a-file"])
+def test_a_path_that_can_be_no_directory_is_refused_by_name(folder: Path, name: str) -> None:
+    path = folder / name
+    there = str(path).removesuffix("/below")
+    with pytest.raises(ListingError, match=there):
+        listing.check_directories(path, folder / "out")
+    with pytest.raises(ListingError, match=there):
+        listing.check_directories(folder / "in", path)
+
+
+@pytest.mark.parametrize("target", ["in", "in/d/..", "d/../in", "to-in"])
+def test_the_input_as_output_is_refused(folder: Path, target: str) -> None:
+    with pytest.raises(ListingError, match="the output directory is the input directory"):
+        listing.check_directories(folder / "in", folder / target)
+
+
+@pytest.mark.parametrize("target", ["in/out", "to-in/a/b", "out/../in/d"])
+def test_an_output_inside_the_input_is_refused(folder: Path, target: str) -> None:
+    with pytest.raises(ListingError, match="lies inside the input directory"):
+        listing.check_directories(folder / "in", folder / target)
+
+
+@pytest.mark.parametrize(("source", "target"), [("in/d", "in"), ("to-in/d", "in"), ("in", ".")])
+def test_an_input_inside_the_output_is_refused(folder: Path, source: str, target: str) -> None:
+    with pytest.raises(ListingError, match="lies inside the output directory"):
+        listing.check_directories(folder / source, folder / target)
+
+
+@pytest.mark.parametrize("target", ["out", "in-out", "i", "a/b/c", "..out"])
+def test_any_other_output_is_fine_and_is_not_made_yet(folder: Path, target: str) -> None:
+    listing.check_directories(folder / "in", folder / target)
+    assert not (folder / target).exists()
