@@ -1,0 +1,4 @@
+"""The benchmarks: what imece must reach, each measured beside its alternative.
+
+`python -m bench` runs all of them, `python -m bench enqueue` one; see docs/benchmarks.md.
+"""
