@@ -56,8 +56,8 @@ def head() -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield "Made by `.venv/bin/python -m bench --write`; `make bench` prints the same tables. Each"
-    yield "figure is the median of 5 rounds. In each round imece and its alternative take turns on the"
-    yield "same machine and disk; a ratio is the median of the rounds' ratios."
+    yield "figure is the median of 5 rounds. In each round imece and its alternative take turns on"
+    yield "the same machine and disk; a ratio is the median of the rounds' ratios."
     yield ""
     yield (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.system()}, "
