@@ -264,3 +264,17 @@ def test_a_redis_that_hangs_is_an_outage_like_any_other(workbench: Workbench) ->
     assert workbench.ended().state == "done"
     assert each_file_was_begun_once_and_is_done(workbench, 100)
     assert idle.events("job taken") == []
+
+
+def test_a_worker_that_redis_turns_away_at_first_tries_again(workbench: Workbench) -> None:
+    """It takes the worker's first connection and not its second, by which it listens."""
+    until(lambda: len(workbench.redis.client_list()) == 1, "nobody but us to be connected")
+    workbench.redis.config_set("maxclients", 2)
+    worker = workbench.worker(log_format="json")
+    until(lambda: worker.events("redis out of reach"), "the worker to be turned away")
+    workbench.redis.config_set("maxclients", 100)
+    workbench.files(3)
+    workbench.enqueue()
+    assert workbench.ended().state == "done"
+    assert workbench.check_books().done == 3
+    assert workbench.status().backlog.workers == 1
