@@ -32,7 +32,11 @@ def with_suffix(name: bytes, suffix: bytes | None) -> bytes:
 
 def shown(name: bytes) -> str:
     """A file's name for people: bytes that are not UTF-8, and control characters, as escapes."""
-    text = name.decode("utf-8", "backslashreplace")
+    return printable(name.decode("utf-8", "backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """A line of text that does nothing to a terminal: control characters as escapes."""
     return "".join(char if char.isprintable() else _escape(char) for char in text)
 
 
@@ -43,8 +47,8 @@ def _escape(char: str) -> str:
 def slug(text: str) -> str:
     """A run id made of `text`: letters, digits, dash and underscore, the rest becomes dashes.
 
-    What would lose something other than by case of separators (too long, or nothing left) ends
-    in a digest of the whole, so that two texts do not become one run.
+    What is too long, or has nothing left, ends in a digest of the whole, so that two such texts do
+    not become one run.
     """
     kept = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")
     if kept and len(kept) <= LONGEST_RUN_ID:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from redis.exceptions import AuthenticationError
 
 from imece import names, status
 from imece.connection import OUTAGES, connect, reachable
@@ -53,7 +54,10 @@ Out = Annotated[
         show_default=False,
     ),
 ]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run id.", show_default=False)]
+RunId = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="The run id.", show_default=False, parser=names.slug),
+]
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
 GivenRunId = Annotated[
     str | None,
@@ -277,7 +281,8 @@ def enqueue(
 @app.command("status", epilog="Examples:\n\n  imece status\n\n  imece status nightly --watch")
 def show_status(
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="[default: the newest]")
+        str | None,
+        typer.Argument(metavar="[RUN]", help="[default: the newest]", parser=names.slug),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Until the run ends.")] = False,
     as_json: Json = False,
@@ -354,6 +359,8 @@ def patient_read(run: Run) -> Status:
     while True:
         try:
             return status.read(run)
+        except AuthenticationError:
+            raise  # no waiting mends that
         except OUTAGES:
             if since is None:
                 since = time.monotonic()
@@ -386,7 +393,7 @@ def failures(
             if full:
                 for title, text in (("reason", failure.reason), ("printed", failure.output)):
                     for line in text.splitlines():
-                        print(f"    {title}: {line}")
+                        print(f"    {title}: {names.printable(line)}")
 
 
 @app.command()

@@ -78,7 +78,7 @@ def enqueued(how: "Enqueued") -> str:
 
 def failure(name: bytes, why: Failure) -> str:
     tries = "1 try" if why.tries == 1 else f"{why.tries} tries"
-    return f"{names.shown(name)} ({tries}): {why.cause}"
+    return f"{names.shown(name)} ({tries}): {names.printable(why.cause)}"
 
 
 def line(status: Status) -> str:

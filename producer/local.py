@@ -74,25 +74,26 @@ def occupied(directory: Path) -> Iterator[None]:
 
 def announce(directory: Path, url: str) -> None:
     """Lets other commands find the server of a local run."""
-    text = json.dumps({"pid": os.getpid(), "url": url})
-    _address(directory).write_text(text, "utf-8")
+    _address(directory).write_text(url, "utf-8")
 
 
 def live(state_dir: Path) -> dict[str, str]:
     """The local runs that are on: run id -> URL of their server."""
     found = {}
-    for file in sorted(state_dir.glob("*/local.json")):
+    for file in sorted(state_dir.glob("*/server.url")):
         try:
-            entry = json.loads(file.read_text("utf-8"))
-            os.kill(entry["pid"], 0)
-        except (OSError, ValueError, KeyError):
-            continue
-        found[file.parent.name] = entry["url"]
+            url = file.read_text("utf-8")
+            with (file.parent / "lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found[file.parent.name] = url
+        except OSError:
+            pass  # it is just ending
     return found
 
 
 def _address(directory: Path) -> Path:
-    return directory / "local.json"
+    return directory / "server.url"
 
 
 class Replicas:
@@ -139,7 +140,7 @@ class Replicas:
     def _start(self) -> None:
         with self._log.open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
+                [sys.executable, "-P", "-m", "worker"],  # -P: ours, not one in this directory
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,0 +1,254 @@
+"""The promise: one command processes a folder on this machine, and can be stopped at any time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from producer import local
+from tests.conftest import ROOT, until
+
+
+class Folder:
+    """An input directory with files, and `imece local` over it."""
+
+    def __init__(self, base: Path) -> None:
+        self.source, self.target, self.state = base / "in", base / "out", base / "state"
+        self.source.mkdir()
+        self.calls: list[subprocess.Popen[str]] = []
+
+    def files(self, count: int, content: str = "content") -> None:
+        for number in range(count):
+            (self.source / f"f-{number:03d}.txt").write_text(content)
+
+    def start(self, *options: str, processor: str = "tests.processors:copy") -> "Call":
+        """Starts `imece local` in a process of its own."""
+        words = ["local", str(self.source), str(self.target), *options]
+        if "--command" not in options:
+            words += ["--processor", processor]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "producer", *words],
+            cwd=ROOT,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.calls.append(process)
+        return Call(process)
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "IMECE_STATE_DIR": str(self.state), "IMECE_RETRY_PAUSE": "0.05"}
+
+    def imece(self, *words: str) -> str:
+        """Another command, in another terminal; its standard output."""
+        command = [sys.executable, "-m", "producer", *words]
+        ended = subprocess.run(
+            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=True
+        )
+        return ended.stdout
+
+    def done(self) -> int:
+        return len(list(self.target.glob("f-*")))
+
+    def on(self) -> dict[str, str]:
+        return local.live(self.state)
+
+    def close(self) -> None:
+        for call in self.calls:
+            if call.poll() is None:
+                call.kill()
+            call.communicate()
+
+
+class Call:
+    """A running `imece local`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def ends(self, timeout: float = 60.0) -> tuple[int, str, str]:
+        """Its exit code, standard output and standard error, when it has ended."""
+        output, errors = self.process.communicate(timeout=timeout)
+        assert "Traceback" not in errors
+        return self.process.returncode, output, errors
+
+    def family(self) -> set[int]:
+        """The process ids of what it has started: server and workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return {int(pid) for pid in children.read_text().split()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    made = Folder(tmp_path)
+    yield made
+    made.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_a_folder_becomes_outputs_and_a_summary(folder: Folder) -> None:
+    folder.files(30)
+    code, output, _ = folder.start("--max-replicas", "2").ends()
+    assert code == 0
+    assert folder.done() == 30
+    assert "30 done, 0 failed, 0 skipped" in output
+    assert "slowest" in output
+    assert "(most: 2)" in output
+    assert list(folder.target.rglob(".imece-*")) == []
+    assert folder.on() == {}
+
+
+def test_failed_files_are_named_and_make_the_exit_code_one(folder: Folder) -> None:
+    folder.files(5)
+    (folder.source / "bad.txt").write_text("raise out of tune")
+    call = folder.start(processor="tests.processors:by_content")
+    code, output, _ = call.ends()
+    assert code == 1
+    assert "bad.txt (3 tries): ValueError: out of tune" in output
+    (list_of_all,) = folder.state.glob("*/failures.jsonl")
+    (entry,) = map(json.loads, list_of_all.read_text().splitlines())
+    assert entry["file"] == "bad.txt"
+    assert "about to raise" in entry["output"]
+
+
+def test_ctrl_c_hands_back_and_the_same_call_goes_on(folder: Folder) -> None:
+    folder.files(60)
+    call = folder.start("--max-replicas", "2", processor="tests.processors:slow")
+    until(lambda: folder.done() >= 5, "the first outputs")
+    call.process.send_signal(signal.SIGINT)
+    code, output, errors = call.ends()
+    assert code == 130
+    assert "to go on, call the same again" in errors
+    assert "stopped" in output
+    before = {path.name: path.stat().st_mtime_ns for path in folder.target.glob("f-*")}
+    assert 5 <= len(before) < 60
+    assert list(folder.target.rglob(".imece-*")) == []
+
+    code, output, _ = folder.start("--max-replicas", "2", processor="tests.processors:slow").ends()
+    assert code == 0
+    assert "is there already" in output
+    assert "60 done, 0 failed, 0 skipped" in output
+    assert folder.done() == 60
+    after = {name: (folder.target / name).stat().st_mtime_ns for name in before}
+    assert after == before  # nothing was done twice
+
+
+def test_the_same_call_after_the_end_takes_what_is_new(folder: Folder) -> None:
+    folder.files(3)
+    assert folder.start().ends()[0] == 0
+    (folder.source / "f-new.txt").write_text("new")
+    code, output, _ = folder.start().ends()
+    assert code == 0
+    assert "1 done, 0 failed, 3 skipped" in output
+
+
+def test_the_limit_can_be_changed_while_it_is_on(folder: Folder) -> None:
+    folder.files(12, "sleep 0.5")
+    call = folder.start("--max-replicas", "1", "--json", processor="tests.processors:by_content")
+    until(folder.on, "the local run to be announced")
+    until(lambda: folder.done() >= 1, "the first output")
+    assert "at most 4 replicas (it was 1)" in folder.imece("scale", "4")
+    shown = json.loads(folder.imece("status", "--json"))
+    assert shown["state"] == "running"
+    until(lambda: len(call.family()) == 1 + 4, "four workers beside the server")
+    code, output, _ = call.ends()
+    assert code == 0
+    assert max(json.loads(output)["replicas"]) == 4
+
+
+def test_a_lower_limit_stops_workers_and_loses_nothing(folder: Folder) -> None:
+    folder.files(40, "sleep 0.1")
+    call = folder.start("--max-replicas", "4", processor="tests.processors:by_content")
+    until(lambda: folder.done() >= 2, "the first outputs")
+    folder.imece("scale", "1")
+    until(lambda: len(call.family()) == 1 + 1, "one worker beside the server")
+    code, output, _ = call.ends()
+    assert code == 0
+    assert "40 done" in output
+
+
+def test_a_second_call_does_not_disturb_the_first(folder: Folder) -> None:
+    folder.files(20)
+    first = folder.start(processor="tests.processors:slow")
+    until(folder.on, "the first to be announced")
+    code, _, errors = folder.start(processor="tests.processors:slow").ends()
+    assert code == 2
+    assert "is being processed already" in errors
+    assert first.ends()[0] == 0
+
+
+def test_nothing_outlives_a_killed_call(folder: Folder) -> None:
+    folder.files(50)
+    call = folder.start("--max-replicas", "2", processor="tests.processors:slow")
+    until(lambda: folder.done() >= 2, "the first outputs")
+    family = call.family()
+    assert len(family) == 3
+    call.process.kill()
+    until(lambda: not any(map(alive, family)), "server and workers to be gone", 60)
+    assert folder.on() == {}
+    code, _, _ = folder.start("--max-replicas", "2", processor="tests.processors:slow").ends()
+    assert code == 0
+    assert folder.done() == 50
+    assert list(folder.target.rglob(".imece-*")) == []
+
+
+def test_a_killed_worker_is_replaced(folder: Folder) -> None:
+    folder.files(20)
+    (folder.source / "deadly.txt").write_text("kill-worker")
+    call = folder.start("--retries", "0", processor="tests.processors:by_content")
+    code, output, _ = call.ends(100)
+    assert code == 1
+    assert "20 done, 1 failed" in output
+    assert "deadly.txt (1 try): its worker died" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--processor", "no_such_module:convert"), "no_such_module"),
+        (("--processor", "tests.processors:no_such"), "no_such"),
+        (("--command", "no-such-program {input} {output}"), "no-such-program"),
+    ],
+)
+def test_a_processor_that_cannot_be_had_is_said_at_once(
+    folder: Folder, options: tuple[str, str], message: str
+) -> None:
+    folder.files(3)
+    spec = options[1] if options[0] == "--processor" else ""
+    rest = () if spec else options
+    code, _, errors = folder.start(*rest, processor=spec).ends()
+    assert code == 2
+    assert message in errors
+
+
+def test_the_users_own_packages_do_not_hide_ours(folder: Folder, tmp_path: Path) -> None:
+    """A project may have a package `worker`, too."""
+    (tmp_path / "worker").mkdir()
+    (tmp_path / "worker" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    (tmp_path / "mine.py").write_text("import shutil\nconvert = shutil.copyfile\n")
+    folder.files(3)
+    words = ["local", str(folder.source), str(folder.target), "--processor", "mine:convert"]
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", "producer", *words],
+        cwd=tmp_path,
+        env=folder.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert folder.done() == 3
