@@ -256,6 +256,9 @@ class Producer:
                 f"imece enqueue … --run-id {run.id}",
             }.get(state or "", "retry when it has ended")
             raise RunError(f"run {run.id} is {state}: {mend}")
+        if parameters.queue != self.settings.queue:
+            settings = self.settings.model_copy(update={"queue": parameters.queue})
+            return Producer(self.redis, settings, self._say).retry(run)
         token = secrets.token_hex(4)
         failed = [name for name, _ in run.failures()]
         shape = grouping.shape(len(failed), None, parameters.files_per_job)

@@ -715,3 +715,16 @@ def test_an_option_with_a_wrong_value_is_refused(
     workbench.file("a")
     line = refused(workbench, str(workbench.source), str(workbench.target), option, value)
     assert option.strip("-") in line or "glob" in line
+
+
+def test_a_retry_goes_through_the_queue_of_its_run(workbench: Workbench) -> None:
+    """Whatever queue the settings of the one who retries name."""
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.file("bad.txt", "raise")
+    workbench.enqueue(retries=0)
+    workbench.worker()
+    assert workbench.ended().failed == 1
+    (workbench.source / "bad.txt").write_text("good")
+    assert workbench.imece("retry", "run", queue="another").returncode == 0
+    until(lambda: workbench.status().state == "done", "the retried file to be done")
+    assert workbench.redis.exists("rq:queue:another") == 0

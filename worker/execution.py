@@ -277,10 +277,12 @@ class Execution:
         line.recv(1)
         self._progress.collect()
         self._progress.marked = self._table.wanted
-        self._checkpoint_due = 0.0
-        while not self._beat() and not self._lost:
-            self._shop.wakeup.wait(self._shop.settings.heartbeat)
-            if self._shop.wakeup.stopping:
+        while not (self._lost or self._shop.wakeup.stopping):
+            self._checkpoint_due = 0.0
+            carries_mark = self._unanswered is None  # else an older batch goes first
+            if not self._beat():
+                self._shop.wakeup.wait(self._shop.settings.heartbeat)
+            elif carries_mark:
                 break
         go = not (self._lost or self._table.stopping or self._shop.wakeup.stopping)
         line.send(horse.GO if go else horse.STOP)
