@@ -5,12 +5,10 @@ import gc
 import io
 import json
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -19,15 +17,35 @@ from redis.exceptions import AuthenticationError
 from imece import names, status
 from imece.connection import OUTAGES, connect, reachable
 from imece.errors import ImeceError, RunError, UsageError
-from imece.run import Parameters, Run, recent, text_path
+from imece.run import Run, recent
 from imece.settings import Settings, load
 from imece.status import Status
 from producer import display
+from producer.options import (
+    Buckets,
+    Exclude,
+    FilesPerJob,
+    FromFile,
+    GivenRunId,
+    Hidden,
+    In,
+    Include,
+    Json,
+    Null,
+    Out,
+    Overwrite,
+    Retries,
+    RunId,
+    Suffix,
+    Timeout,
+    list_files,
+    made_run_id,
+    parameters_of,
+)
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from producer.listing import Listing
 
 FAILED = 1
 INTERRUPTED = 130
@@ -41,61 +59,6 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 some files failed, 2 wrong usage or settings, "
     "3 a service is out of reach.",
 )
-
-In = Annotated[
-    Path,
-    typer.Argument(metavar="IN", help="The input directory.", show_default=False, readable=False),
-]
-Out = Annotated[
-    str,
-    typer.Argument(
-        metavar="OUT",
-        help="The output directory. - if the processor keeps what it makes elsewhere.",
-        show_default=False,
-    ),
-]
-RunId = Annotated[
-    str,
-    typer.Argument(metavar="RUN", help="The run id.", show_default=False, parser=names.slug),
-]
-Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
-GivenRunId = Annotated[
-    str | None,
-    typer.Option(
-        "--run-id", help="Name the run. The same id again attaches to it. [default: made]"
-    ),
-]
-Buckets = Annotated[
-    int | None,
-    typer.Option(min=1, max=65536, help="Buckets to group by. [default: chosen from the count]"),
-]
-FilesPerJob = Annotated[
-    int | None,
-    typer.Option(min=1, max=100_000, help="Most files in a bucket job. [default: chosen]"),
-]
-Include = Annotated[
-    list[str] | None,
-    typer.Option(help="Take only these, globs as in .gitignore: '*.csv', '/2026/**'. Repeatable."),
-]
-Exclude = Annotated[list[str] | None, typer.Option(help="Leave these out. Repeatable.")]
-Hidden = Annotated[bool, typer.Option("--hidden", help="Take hidden files, too.")]
-FromFile = Annotated[
-    str | None,
-    typer.Option(help="Take the names from this file (- is standard input), one a line."),
-]
-Null = Annotated[bool, typer.Option("--null", "-0", help="Names in --from-file end in NUL.")]
-Suffix = Annotated[
-    str | None, typer.Option(help="The outputs' ending in place of the inputs': .json")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Process files whose output is newer, too.")
-]
-Retries = Annotated[
-    int | None, typer.Option(min=0, max=100, help="Tries after the first. [IMECE_RETRIES]")
-]
-Timeout = Annotated[
-    float | None, typer.Option(help="Seconds a try of a file may take. [IMECE_FILE_TIMEOUT]")
-]
 
 
 def main() -> NoReturn:
@@ -152,69 +115,6 @@ def newest(redis: "Redis") -> str:
 def exit_for(last: Status) -> NoReturn:
     """How a run went, as an exit code."""
     raise typer.Exit(0 if last.state == "done" else FAILED)
-
-
-def parameters_of(
-    settings: Settings,
-    source: Path,
-    target: str,
-    *,
-    suffix: str | None,
-    overwrite: bool,
-    from_file: str | None,
-    include: list[str] | None,
-    exclude: list[str] | None,
-    hidden: bool,
-    buckets: int | None,
-    files_per_job: int | None,
-    retries: int | None,
-    timeout: float | None,
-) -> Parameters:
-    from producer.listing import check_directories
-
-    output = None if target == "-" else Path(target).absolute()
-    check_directories(source, output)
-    if suffix is not None and ("/" in suffix or "\0" in suffix or not suffix.startswith(".")):
-        raise UsageError(f"--suffix {suffix!r}: takes an ending like .json")
-    if timeout is not None and not timeout > 0:
-        raise UsageError(f"--timeout {timeout}: takes seconds, more than 0")
-    return Parameters(
-        input=text_path(source.absolute()),
-        output=text_path(output) if output is not None else None,
-        suffix=suffix,
-        overwrite=overwrite,
-        source="list" if from_file else "directory",
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        hidden=hidden,
-        buckets=buckets,
-        files_per_job=files_per_job or settings.files_per_job,
-        retries=settings.retries if retries is None else retries,
-        retry_pause=settings.retry_pause,
-        timeout=timeout or settings.file_timeout,
-        queue=settings.queue,
-    )
-
-
-def list_files(parameters: Parameters, from_file: str | None, null: bool) -> "Listing":
-    from producer import listing
-
-    root = parameters.input_path
-    if from_file is None:
-        return listing.walk(root, parameters.include, parameters.exclude, parameters.hidden)
-    separator = b"\0" if null else b"\n"
-    if from_file == "-":
-        return listing.read_names(sys.stdin.buffer, root, separator)
-    try:
-        with Path(from_file).open("rb") as stream:
-            return listing.read_names(stream, root, separator)
-    except OSError as error:
-        raise UsageError(f"--from-file {from_file}: {error.strerror}") from None
-
-
-def made_run_id(source: Path) -> str:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return names.slug(f"{source.resolve().name[:30]}-{stamp}-{secrets.token_hex(2)}")
 
 
 @app.command(

@@ -19,9 +19,9 @@ from imece.run import Run
 from imece.settings import Settings, load
 from imece.status import Status
 from imece.status import read as read_status
-from producer.cli import list_files, parameters_of
 from producer.embedded import Server
 from producer.enqueue import Enqueued, Producer
+from producer.options import list_files, parameters_of
 
 ROOT = Path(__file__).parent.parent
 

@@ -345,7 +345,7 @@ MOMENTS = 40
 
 LATE = """
 import json, sys, time
-from producer.cli import list_files
+from producer.options import list_files
 from producer.enqueue import Producer
 from imece.connection import connect
 from imece.run import Parameters
