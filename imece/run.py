@@ -131,6 +131,13 @@ class Run:
             raise self.missing()
         return self.decode(raw(found))
 
+    def state_and_parameters(self) -> tuple[str, Parameters] | None:
+        """Both as they were at one moment; None if there is no such run."""
+        state, parameters = self.redis.hmget(self.key, "state", "parameters")
+        if state is None or parameters is None:
+            return None
+        return text(state), self.decode(raw(parameters))
+
     def decode(self, parameters: bytes) -> Parameters:
         """Raises RunError if they are not what this version of imece writes."""
         try:

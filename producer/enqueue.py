@@ -113,10 +113,11 @@ class Producer:
         """The run that is there already; None once the id is ours."""
         waiting = False
         while not run.claim(parameters, token, self.settings.run_ttl):
-            state = run.state()
-            if state is None:
+            there = run.state_and_parameters()
+            if there is None:
                 continue  # it has just expired
-            self._check_same(run, parameters)
+            state, others = there
+            self._check_same(run, others, parameters)
             if state == "cancelled":
                 return self.resume(run)
             if state != "listing":
@@ -127,8 +128,8 @@ class Producer:
             time.sleep(0.5)
         return None
 
-    def _check_same(self, run: Run, parameters: Parameters) -> None:
-        different = run.parameters().differences(parameters)
+    def _check_same(self, run: Run, there: Parameters, parameters: Parameters) -> None:
+        different = there.differences(parameters)
         if different:
             raise RunError(
                 f"the run id {run.id} is in use with another {', another '.join(different)}: "

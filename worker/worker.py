@@ -164,7 +164,10 @@ class Worker(rq.Worker):
 
     def _touch(self) -> None:
         if self.settings.heartbeat_file is not None:
-            self.settings.heartbeat_file.touch()
+            try:
+                self.settings.heartbeat_file.touch()
+            except OSError as error:  # the probe will tell, if it lasts
+                log.event("heartbeat file not touched", logging.WARNING, error=str(error))
 
     def subscribe(self) -> None:
         """Listens on the worker's channel without a thread: that somebody listens is the message.
