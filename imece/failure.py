@@ -28,7 +28,7 @@ class Failure:
     @property
     def cause(self) -> str:
         """The reason in one line: the last that says something."""
-        lines = [line.strip() for line in self.reason.splitlines() if line.strip()]
+        lines = [line.strip() for line in self.reason.splitlines() if line.strip("+-| ")]
         return lines[-1] if lines else "no reason given"
 
     def encode(self) -> str:
@@ -46,6 +46,9 @@ def tail(text: str, longest: int) -> str:
     text = text.strip()
     if len(text) <= longest:
         return text
+    last = text[text.rfind("\n") + 1 :]
+    if len(last) >= longest:
+        return last[:longest] + "…"  # its beginning says what it is about
     cut = text[-longest:]
     _, newline, rest = cut.partition("\n")
     return "…" + (rest if newline and rest else cut)

@@ -175,7 +175,7 @@ def reference() -> str:
         "",
         "Made by `python -m imece.settings`; a test keeps it true. Each setting is read from the",
         "environment, from `.env`, or from a file of that name in the secrets directory",
-        "(`IMECE_SECRETS_DIR`, `/run/secrets/imece` if unset). The first that has a value wins.",
+        "(`IMECE_SECRETS_DIR`, `/run/secrets/imece` if unset). The first that names it wins.",
         "",
         "| variable | default | meaning |",
         "|---|---|---|",

@@ -76,9 +76,13 @@ def enqueued(how: "Enqueued") -> str:
     return f"run {how.run.id} {found}: {line(read(how.run))}"
 
 
+def shortened(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else text[:longest] + "…"
+
+
 def failure(name: bytes, why: Failure) -> str:
     tries = "1 try" if why.tries == 1 else f"{why.tries} tries"
-    return f"{names.shown(name)} ({tries}): {names.printable(why.cause)}"
+    return f"{names.shown(name)} ({tries}): {shortened(names.printable(why.cause))}"
 
 
 def line(status: Status) -> str:
@@ -153,6 +157,8 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
     yield f"  time      {seconds(elapsed)}, {rate(through / max(elapsed, 1e-3))}"
     median, most = quantile(status.durations, 0.5), quantile(status.durations, 0.99)
     if median is not None and most is not None:
+        if status.slowest:  # the histogram knows powers of two only
+            median, most = (min(value, status.slowest[0][1]) for value in (median, most))
         yield f"  a file    half take about {seconds(median)}, 99 % less than {seconds(most)}"
     if replicas:
         yield f"  replicas  {sparkline(replicas)} (most: {max(replicas)})"

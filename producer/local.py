@@ -58,8 +58,14 @@ def occupied(directory: Path) -> Iterator[None]:
     Raises:
         RunError: there is one.
     """
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (directory / "lock").open("w") as lock:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (directory / "lock").open("w")
+    except OSError as error:
+        raise UsageError(
+            f"IMECE_STATE_DIR: {directory} cannot be written to: {error.strerror}"
+        ) from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -201,14 +207,16 @@ class Replicas:
 
 
 class Interrupts:
-    """Counts Ctrl-C (and SIGTERM) in place of breaking off wherever we are."""
+    """Counts Ctrl-C (and SIGTERM, SIGHUP) in place of breaking off wherever we are."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def __enter__(self) -> "Interrupts":
         self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) != signal.SIG_IGN  # nohup
         }
         return self
 

@@ -1,5 +1,6 @@
 """What `imece enqueue` and `imece local` can be told, and what that asks of a run."""
 
+import math
 import secrets
 import sys
 import time
@@ -94,7 +95,7 @@ def parameters_of(
     check_directories(source, output)
     if suffix is not None and ("/" in suffix or "\0" in suffix or not suffix.startswith(".")):
         raise UsageError(f"--suffix {suffix!r}: takes an ending like .json")
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError(f"--timeout {timeout}: takes seconds, more than 0")
     return Parameters(
         input=text_path(source.absolute()),

@@ -195,3 +195,11 @@ def timed(source: str, target: str) -> None:
     if Path(source).read_text() == "fail":
         raise ValueError("as asked")
     copy(source, target)
+
+
+def fork_and_forget(source: str, target: str) -> None:
+    """Forks a child that is not ended and comes back from here like its parent."""
+    with Path(source).with_suffix(".ran").open("a") as log:
+        log.write("x")
+    os.fork()
+    copy(source, target)

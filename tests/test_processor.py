@@ -78,8 +78,8 @@ def test_the_tail_of_standard_error_is_the_reason_and_standard_output_is_kept(
     body = "echo to standard output; echo first >&2; echo the last word >&2; exit 7"
     worker = run_command(workbench, program(workbench, body))
     failure = workbench.failures()["f"]
-    assert failure.reason == "program ended with exit code 7: first\nthe last word"
-    assert failure.cause == "the last word"
+    assert failure.reason == ("first\nthe last word\nprogram ended with exit code 7: the last word")
+    assert failure.cause == "program ended with exit code 7: the last word"
     assert failure.output == "to standard output"
     assert "last word" not in worker.log()
     assert workbench.check_books().failed == 1
@@ -277,3 +277,12 @@ def test_an_import_may_print_without_spoiling_the_log(modules: Path, workbench: 
     assert workbench.ended().state == "done"
     assert worker.log().startswith("loud import\n")
     workbench.check_books()
+
+
+def test_a_child_the_processor_forked_does_not_go_on_with_the_files(workbench: Workbench) -> None:
+    names = workbench.files(5)
+    workbench.enqueue(include=["*.txt"], buckets=1, files_per_job=10)
+    workbench.worker(processor="tests.processors:fork_and_forget")
+    assert workbench.ended().done == 5
+    for name in names:
+        assert (workbench.source / name).with_suffix(".ran").read_text() == "x"

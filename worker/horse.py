@@ -132,6 +132,7 @@ class Horse:
         self._table = assignment.table
         self._owed = dict(assignment.cursor.owed)
         self._tried_any = False
+        self._pid = os.getpid()
 
     def work(self) -> Exit:
         """First each file once, then those that failed, when their pauses are over."""
@@ -183,6 +184,7 @@ class Horse:
             self._owed.pop(index, None)
             table.end(index, outcome, bytes_in, bytes_out)
         except BaseException as error:
+            self._end_copy()
             self._bow_to_the_limit(index)
             _flush()
             if temporary is not None:
@@ -205,11 +207,17 @@ class Horse:
                 return Outcome.SKIPPED, 0, 0
         places.prepare(name)
         self._a.processor(places.source(name), temporary)
+        self._end_copy()
         self._bow_to_the_limit(index)
         if places.changed_since(name, source):
             raise PlaceError("the input changed while it was processed")
         size = places.commit(name, temporary) if temporary is not None else 0
         return Outcome.DONE, source.size, size
+
+    def _end_copy(self) -> None:
+        """Ends a child that the processor has forked and not ended: one horse keeps the table."""
+        if os.getpid() != self._pid:
+            os._exit(0)
 
     def _bow_to_the_limit(self, index: int) -> None:
         """Waits to be killed if the file's time is up: the question where it hangs, a signal, may

@@ -169,6 +169,8 @@ class Places:
         except FileNotFoundError:
             raise PlaceError("the processor returned without writing its output") from None
         is_directory = stat.S_ISDIR(found.st_mode)
+        if not (is_directory or stat.S_ISREG(found.st_mode)):
+            raise PlaceError("the processor's output is neither a file nor a directory")
         try:
             try:
                 os.rename(temporary, target)

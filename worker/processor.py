@@ -104,7 +104,9 @@ class Command:
         else:
             how = f"ended with exit code {ended.returncode}"
         program = os.fsdecode(os.path.basename(words[0]))
-        raise CommandError(f"{program} {how}: {said}" if said else f"{program} {how}")
+        lines = said.splitlines()
+        end = f"{program} {how}: {lines[-1]}" if lines else f"{program} {how}"
+        raise CommandError("\n".join([*lines, end]) if len(lines) > 1 else end)
 
 
 def load(settings: Settings) -> Function | Command:
