@@ -40,7 +40,7 @@ def test_workers_that_come_and_go_do_each_file_exactly_once(workbench: Workbench
     workbench.settings["processor"] = "tests.processors:traced"
     workbench.enqueue(buckets=5)
     stop_workers_at_random_moments(workbench, 6)
-    assert 0 < workbench.status().done < 200
+    assert any("job returned" in worker.log() for worker in workbench.workers)
     workbench.worker()
     assert workbench.ended().state == "done"
     assert every_file_was_worked_on_once(workbench, names)
