@@ -23,7 +23,7 @@ from imece.lease import Action, Batch, Claimed, Lease
 from imece.settings import Settings
 from worker import horse, log
 from worker.horse import Exit
-from worker.place import PlaceError, Places, aside, remove
+from worker.place import PlaceError, Places, aside, existing, remove
 from worker.processor import Processor
 from worker.progress import Progress
 from worker.scroll import Scroll
@@ -126,16 +126,20 @@ class Execution:
         if cursor.marked != NONE and not self._was_finished(cursor.marked):
             self._blame(cursor.marked, "its worker died while at it (killed, out of memory?)", "")
 
+    def _output(self, index: int) -> os.stat_result | None:
+        """The output that is in its place."""
+        target = self._places.target(self._claimed.files[index])
+        return existing(target) if target is not None else None
+
     def _was_finished(self, index: int) -> bool:
-        there = self._places.existing(self._claimed.files[index])
+        there = self._output(index)
         return there is not None and there.st_ctime >= self._claimed.created
 
     def _close_finished(self, index: int) -> None:
         """Does what the horse was killed before: notes that the output is in its place."""
-        name = self._claimed.files[index]
-        there = self._places.existing(name)
+        there = self._output(index)
         try:
-            bytes_in = self._places.look(name).size
+            bytes_in = self._places.look(self._places.source(self._claimed.files[index])).st_size
         except PlaceError:  # the processor has consumed it
             bytes_in = 0
         bytes_out = there.st_size if there and not stat.S_ISDIR(there.st_mode) else 0
@@ -267,8 +271,9 @@ class Execution:
             self._remove_temporary(self._table.current, None)
 
     def _remove_temporary(self, index: int, execution: str | None) -> None:
-        path = self._places.temporary(self._claimed.files[index], index, execution)
-        if path is not None:
+        target = self._places.target(self._claimed.files[index])
+        if target is not None:
+            path = self._places.temporary(target, index, execution)
             remove(path)
             remove(aside(path))
 

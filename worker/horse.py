@@ -25,7 +25,7 @@ from imece.cursor import Cursor, Owed
 from imece.failure import LONGEST_OUTPUT, LONGEST_REASON, tail
 from imece.parent import follow_parent
 from imece.run import Parameters
-from worker.place import PlaceError, Places, remove
+from worker.place import PlaceError, Places, changed_since, commit, existing, remove
 from worker.processor import CommandError, Processor
 from worker.scroll import Scroll
 from worker.table import Outcome, Table
@@ -177,9 +177,10 @@ class Horse:
         table, name = self._table, self._a.files[index]
         self._tried_any = True
         table.begin(index)
-        temporary = self._a.places.temporary(name, index)
+        target = self._a.places.target(name)
+        temporary = self._a.places.temporary(target, index) if target is not None else None
         try:
-            outcome, bytes_in, bytes_out = self._process(index, name, temporary)
+            outcome, bytes_in, bytes_out = self._process(index, name, target, temporary)
             _flush()
             self._owed.pop(index, None)
             table.end(index, outcome, bytes_in, bytes_out)
@@ -195,24 +196,27 @@ class Horse:
             self._a.capture.clear()
 
     def _process(
-        self, index: int, name: bytes, temporary: bytes | None
+        self, index: int, name: bytes, target: bytes | None, temporary: bytes | None
     ) -> tuple[Outcome, int, int]:
         places = self._a.places
-        source = places.look(name)
-        if (there := places.existing(name)) is not None:
-            # After a worker died, what it finished since its last checkpoint is done, not skipped.
-            if self._a.cursor.careful and there.st_ctime >= self._a.created:
-                return Outcome.DONE, source.size, there.st_size
-            if not self._a.parameters.overwrite and there.st_mtime_ns >= source.changed:
-                return Outcome.SKIPPED, 0, 0
-        places.prepare(name)
-        self._a.processor(places.source(name), temporary)
+        source = places.source(name)
+        found = places.look(source)
+        if target is not None:
+            if (there := existing(target)) is not None:
+                # After a worker died, what it finished since its last checkpoint is done, not
+                # skipped.
+                if self._a.cursor.careful and there.st_ctime >= self._a.created:
+                    return Outcome.DONE, found.st_size, there.st_size
+                if not self._a.parameters.overwrite and there.st_mtime_ns >= found.st_mtime_ns:
+                    return Outcome.SKIPPED, 0, 0
+            places.prepare(target)
+        self._a.processor(source, temporary)
         self._end_copy()
         self._bow_to_the_limit(index)
-        if places.changed_since(name, source):
+        if changed_since(source, found):
             raise PlaceError("the input changed while it was processed")
-        size = places.commit(name, temporary) if temporary is not None else 0
-        return Outcome.DONE, source.size, size
+        size = commit(temporary, target) if temporary is not None and target is not None else 0
+        return Outcome.DONE, found.st_size, size
 
     def _end_copy(self) -> None:
         """Ends a child that the processor has forked and not ended: one horse keeps the table."""

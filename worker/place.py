@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import stat
-from typing import NamedTuple
 
 from imece import names
 
@@ -18,13 +17,6 @@ IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
 
 class PlaceError(Exception):
     """A file cannot be read or written where it should be; the text is the reason to keep."""
-
-
-class Source(NamedTuple):
-    """An input as it was found: size in bytes, time of last change in ns."""
-
-    size: int
-    changed: int
 
 
 class Places:
@@ -44,7 +36,6 @@ class Places:
         self._suffix = suffix
         self._execution = execution
         self._inside: set[bytes] = set()
-        self._latest: tuple[bytes, bytes | None] = (b"", None)
 
     def trouble(self) -> str | None:
         """Why no file at all can be processed here, or None. Creates the output directory."""
@@ -63,79 +54,54 @@ class Places:
         return None
 
     def source(self, name: bytes) -> bytes:
+        """The input's path."""
         return self._source_root + b"/" + name
 
     def target(self, name: bytes) -> bytes | None:
-        """The output's place. Asked for several times a file, and worked out once."""
+        """The path the output goes to; None if the run wants no output."""
         if self._target_root is None:
             return None
-        if self._latest[0] != name:
-            target = self._target_root + b"/" + names.with_suffix(name, self._suffix)
-            self._latest = (name, target)
-        return self._latest[1]
+        return self._target_root + b"/" + names.with_suffix(name, self._suffix)
 
-    def temporary(self, name: bytes, index: int, execution: str | None = None) -> bytes | None:
+    def temporary(self, target: bytes, index: int, execution: str | None = None) -> bytes:
         """The temporary output: short whatever the name, with the output's own ending, because
         many a tool chooses the format by it."""
-        target = self.target(name)
-        if target is None:
-            return None
         directory, _, last = target.rpartition(b"/")
-        ending = os.path.splitext(last)[1][-LONGEST_ENDING:]
+        stem, dot, ending = last.rpartition(b".")
+        ending = (dot + ending)[-LONGEST_ENDING:] if stem.strip(b".") else b""
         token = (execution or self._execution)[:12].encode()
         return b"%s/%s%s-%d%s" % (directory, names.TEMPORARY_PREFIX, token, index, ending)
 
-    def look(self, name: bytes) -> Source:
-        """The input's size and time.
+    def look(self, source: bytes) -> os.stat_result:
+        """The input as it is now.
 
         Raises:
             PlaceError: it is not there, not a file, or a link that leaves the input directory.
         """
-        path = self.source(name)
-        self._check_inside(path.rpartition(b"/")[0], self._source_root)
+        self._check_inside(source.rpartition(b"/")[0], self._source_root)
         try:
-            found = os.lstat(path)
+            found = os.lstat(source)
             if stat.S_ISLNK(found.st_mode):
-                self._check_inside(os.path.realpath(path), self._source_root, remember=False)
-                found = os.stat(path)
+                self._check_inside(os.path.realpath(source), self._source_root, remember=False)
+                found = os.stat(source)
         except FileNotFoundError:
             raise PlaceError("the input is no longer there") from None
         except OSError as error:
             raise PlaceError(f"the input cannot be looked at: {error.strerror}") from None
         if not stat.S_ISREG(found.st_mode):
             raise PlaceError("the input is not a regular file")
-        return Source(found.st_size, found.st_mtime_ns)
+        return found
 
-    def changed_since(self, name: bytes, source: Source) -> bool:
-        """Whether the input was written to since `look`. One that is gone counts as consumed."""
-        try:
-            found = os.stat(self.source(name))
-        except OSError:
-            return False
-        return (found.st_size, found.st_mtime_ns) != source
-
-    def existing(self, name: bytes) -> os.stat_result | None:
-        """The output that is there already, if any."""
-        target = self.target(name)
-        if target is None:
-            return None
-        try:
-            return os.lstat(target)
-        except OSError:
-            return None
-
-    def prepare(self, name: bytes) -> None:
+    def prepare(self, target: bytes) -> None:
         """Makes the directory the output goes to.
 
         Raises:
             PlaceError: it cannot be made, or a link leads it out of the output directory.
         """
-        target = self.target(name)
-        if target is None or self._target_root is None:
-            return
         directory = target.rpartition(b"/")[0]
         if directory in self._inside:
             return
+        assert self._target_root is not None  # noqa: S101 - there is a target
         self._check_inside(directory, self._target_root, remember=False)  # nothing is made outside
         try:
             os.makedirs(directory, exist_ok=True)
@@ -156,33 +122,52 @@ class Places:
         if remember:
             self._inside.add(directory)
 
-    def commit(self, name: bytes, temporary: bytes) -> int:
-        """Puts the finished output in its place; its size in bytes (0 for a directory).
 
-        Raises:
-            PlaceError: the processor has not written it, or it cannot be put there.
-        """
-        target = self.target(name)
-        assert target is not None  # noqa: S101 - there is a temporary output, so there is a place
+def changed_since(source: bytes, found: os.stat_result) -> bool:
+    """Whether the input was written to since `look`. One that is gone counts as consumed."""
+    try:
+        now = os.stat(source)
+    except OSError:
+        return False
+    return (now.st_size, now.st_mtime_ns) != (found.st_size, found.st_mtime_ns)
+
+
+def existing(target: bytes) -> os.stat_result | None:
+    """The output that is there already, if any."""
+    # Most are not there: to ask first is half as dear as an exception.
+    if not os.access(target, os.F_OK):
+        return None
+    try:
+        return os.lstat(target)
+    except OSError:
+        return None
+
+
+def commit(temporary: bytes, target: bytes) -> int:
+    """Puts the finished output in its place; its size in bytes (0 for a directory).
+
+    Raises:
+        PlaceError: the processor has not written it, or it cannot be put there.
+    """
+    try:
+        found = os.lstat(temporary)
+    except FileNotFoundError:
+        raise PlaceError("the processor returned without writing its output") from None
+    is_directory = stat.S_ISDIR(found.st_mode)
+    if not (is_directory or stat.S_ISREG(found.st_mode)):
+        raise PlaceError("the processor's output is neither a file nor a directory")
+    try:
         try:
-            found = os.lstat(temporary)
-        except FileNotFoundError:
-            raise PlaceError("the processor returned without writing its output") from None
-        is_directory = stat.S_ISDIR(found.st_mode)
-        if not (is_directory or stat.S_ISREG(found.st_mode)):
-            raise PlaceError("the processor's output is neither a file nor a directory")
-        try:
-            try:
-                os.rename(temporary, target)
-            except OSError as error:
-                if error.errno not in IN_THE_WAY:
-                    raise
-                os.rename(target, aside(temporary))
-                os.rename(temporary, target)
-                remove(aside(temporary))
+            os.rename(temporary, target)
         except OSError as error:
-            raise PlaceError(f"the output cannot be put in its place: {error.strerror}") from None
-        return 0 if is_directory else found.st_size
+            if error.errno not in IN_THE_WAY:
+                raise
+            os.rename(target, aside(temporary))
+            os.rename(temporary, target)
+            remove(aside(temporary))
+    except OSError as error:
+        raise PlaceError(f"the output cannot be put in its place: {error.strerror}") from None
+    return 0 if is_directory else found.st_size
 
 
 def aside(temporary: bytes) -> bytes:

@@ -20,7 +20,7 @@ class Scroll:
             data = data[os.write(self.number, data) :]
 
     def size(self) -> int:
-        return os.fstat(self.number).st_size
+        return os.lseek(self.number, 0, os.SEEK_END)
 
     def read(self, start: int) -> bytes:
         return os.pread(self.number, max(0, self.size() - start), start)
