@@ -30,6 +30,7 @@ def enqueue(directory: str) -> None:
 def main(what: str, directory: str) -> None:
     task = {"scan": scan, "enqueue": enqueue}[what]
     if task is enqueue:
+        import producer.cli
         import producer.enqueue
         import producer.listing  # noqa: F401 - imported here, so that it is not timed
     began = time.perf_counter()

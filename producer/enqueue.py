@@ -54,7 +54,7 @@ def plan(parameters: Parameters, listing: Listing) -> Plan:
     """Groups what has been listed.
 
     Raises:
-        ListingError: a name is there twice, or two would write one output.
+        ListingError: there are no files, or two would write one output.
     """
     if not listing.files:
         left_out = "; ".join(listing.omissions())

@@ -203,3 +203,17 @@ def fork_and_forget(source: str, target: str) -> None:
         log.write("x")
     os.fork()
     copy(source, target)
+
+
+def write_pid(source: str, target: str) -> None:
+    Path(target).write_text(str(os.getpid()))
+
+
+def write_pid_slowly(source: str, target: str) -> None:
+    time.sleep(0.4)
+    write_pid(source, target)
+
+
+def write_pid_and_die_after_the_job(source: str, target: str) -> None:
+    write_pid(source, target)
+    die_at("receive", os.getpid())

@@ -40,21 +40,6 @@ def test_the_hash_is_the_one_others_can_compute() -> None:
     assert manifest.decode(bucket.manifest) == [b"hello"]
 
 
-def test_a_name_that_is_there_twice_is_refused() -> None:
-    with pytest.raises(ListingError, match=r"'two\\\\nlines' is in the list twice"):
-        grouping.group([b"a", b"two\nlines", b"b", b"two\nlines"], 16, 1)
-
-
-def test_two_processes_make_what_one_makes(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = some_names(3000)
-    alone = grouping.group(files, 101, 1)
-    monkeypatch.setattr(grouping, "WORTH_A_PROCESS", 1)
-    assert grouping.group(files, 101, 1) == alone
-    for name in files[:20]:  # in either half
-        with pytest.raises(ListingError, match="is in the list twice"):
-            grouping.group([*files, name], 101, 1)
-
-
 @pytest.mark.parametrize("files", [1, 2, 9, 10, 11, 99, 1000, 1251])
 @pytest.mark.parametrize("cap", [1, 2, 10, 1000, 10**6])
 def test_slices_cover_each_file_exactly_once(files: int, cap: int) -> None:

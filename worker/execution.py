@@ -7,9 +7,7 @@ Redis loses nothing: what it has done stands in the table.
 import logging
 import os
 import signal
-import socket
 import stat
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +20,11 @@ from imece.cursor import Cursor
 from imece.lease import Action, Batch, Claimed, Lease
 from imece.settings import Settings
 from worker import horse, log
-from worker.horse import Exit
+from worker.assignment import Assignment
 from worker.place import PlaceError, Places, aside, existing, remove
-from worker.processor import Processor
 from worker.progress import Progress
-from worker.scroll import Scroll
-from worker.table import NONE, Outcome, Table
+from worker.stable import Stable
+from worker.table import NONE, Outcome
 from worker.wakeup import Wakeup
 
 Ending = Literal["finished", "returned", "deferred", "lost", "abandoned"]
@@ -48,16 +45,13 @@ class Workshop:
 
     Attributes:
         name: the worker's.
-        capture, journal: temporary files; see `horse.Assignment`.
         alive: shows that the worker lives; called at every sign of life.
     """
 
     name: str
     settings: Settings
-    processor: Processor
+    stable: Stable
     wakeup: Wakeup
-    capture: Scroll
-    journal: Scroll
     alive: Callable[[], None]
 
 
@@ -78,10 +72,11 @@ class Execution:
         self._lease = lease
         self._claimed = claimed
         self._places = places
-        self._table = Table(min([claimed.cursor.next, *claimed.cursor.owed]), claimed.cursor.stop)
+        self._stable = workshop.stable
+        self._first = min([claimed.cursor.next, *claimed.cursor.owed])
+        self._table = self._stable.prepare(self._first, claimed.cursor.stop)
         self._table.others_wait = claimed.pending > 0
-        workshop.journal.clear()
-        self._progress = Progress(claimed, self._table, workshop.journal, workshop.name)
+        self._progress = Progress(claimed, self._table, self._stable.journal, workshop.name)
         self._number = 0
         self._unanswered: Unanswered | None = None
         self._checkpoint_due = time.monotonic() + workshop.settings.checkpoint
@@ -95,17 +90,19 @@ class Execution:
         while not self._progress.finished():
             if self._shop.wakeup.stopping:
                 return self._end("return", "returned")
-            code = self._gallop()
+            outcome = self._gallop()
             if self._lost:
+                self._places.clear(self._lease.execution)
                 return "lost"
-            left_by_itself = self._table.current == NONE  # not by a file that ended the process
-            if left_by_itself and code == Exit.DEFERRED:
+            if outcome == horse.DEFERRED:
                 return self._end("defer", "deferred")
-            if left_by_itself and code == Exit.STOPPED:
+            if outcome == horse.STOPPED:
+                self._stable.dismiss()  # it may have left an answer unread
                 return self._end("return", "returned")
             if self._progress.finished():
                 break
-            barren = 0 if self._hold_to_account(code) else barren + 1
+            held = isinstance(outcome, int) and self._hold_to_account(outcome)
+            barren = 0 if held else barren + 1
             if barren == BARREN_HORSES:
                 log.event(
                     "job given back: its processes die before their first file", logging.ERROR
@@ -119,10 +116,9 @@ class Execution:
         if not claimed.earlier:
             return
         progress.careful = True
+        for execution in claimed.earlier:
+            self._places.clear(execution)
         cursor = claimed.cursor
-        for index in [*range(cursor.next, cursor.stop), *cursor.owed]:
-            for execution in claimed.earlier:
-                self._remove_temporary(index, execution)
         if cursor.marked != NONE and not self._was_finished(cursor.marked):
             self._blame(cursor.marked, "its worker died while at it (killed, out of memory?)", "")
 
@@ -146,64 +142,50 @@ class Execution:
         self._table.end(index, Outcome.DONE, bytes_in, bytes_out)
         self._progress.collect()
 
-    def _gallop(self) -> int:
-        """One horse, from fork to end; its exit code, negative for a signal."""
-        shop = self._shop
-        ours, theirs = socket.socketpair()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with ours, theirs:
-            assignment = horse.Assignment(
-                files=self._claimed.files,
-                cursor=self._progress.cursor(),
-                parameters=self._claimed.parameters,
-                created=self._claimed.created,
-                places=self._places,
-                processor=shop.processor,
-                table=self._table,
-                journal=shop.journal,
-                capture=shop.capture,
-                line=theirs,
-                memory_limit=(shop.settings.memory_limit or 0) * 2**20 or None,
-            )
-            shop.capture.clear()
-            parent = os.getpid()
-            pid = os.fork()
-            if pid == 0:
-                horse.run(assignment, parent)
-            return self._watch(pid, ours)
+    def _gallop(self) -> int | bytes:
+        """One horse, from the job's being given to it to its being through with it.
 
-    def _watch(self, pid: int, line: socket.socket) -> int:
-        """Until the horse has ended: signs of life, checkpoints, marks, the time limit."""
-        shop, table = self._shop, self._table
-        try:
-            os.setpgid(pid, pid)  # the horse does so itself; whoever is first
-        except OSError:
-            pass
-        self._table.overdue = NONE
+        Returns:
+            How it left the job, in a word; or if it has died, its exit code, negative for a signal.
+        """
+        claimed, first = self._claimed, self._first
+        cursor = self._progress.cursor()
+        files = claimed.files[first : cursor.stop]
+        self._stable.give(
+            Assignment(first, files, cursor, claimed.parameters, claimed.created, self._places)
+        )
+        outcome = self._watch()
+        self._progress.collect()
+        return outcome
+
+    def _watch(self) -> int | bytes:
+        """Signs of life, checkpoints, marks, the time limit."""
+        shop, table, stable = self._shop, self._table, self._stable
+        table.overdue = NONE
         beat_due = time.monotonic() + shop.settings.heartbeat
+        lines = [stable.line] if stable.line is not None else []
         while True:
             due = min(beat_due, self._checkpoint_due, self._deadline())
-            wants_mark = shop.wakeup.wait(due - time.monotonic(), line)
+            if shop.wakeup.wait(due - time.monotonic(), *lines):
+                word = stable.hear()
+                if word == horse.MARK:
+                    self._mark()
+                elif word:
+                    return word
+                else:
+                    lines = []  # its death is a signal of its own
             if shop.wakeup.stopping:
                 table.ask_to_stop()
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                _kill_group(pid)  # what the processor has left behind
-                self._progress.collect()
-                return os.waitstatus_to_exitcode(status)
-            if self._table.overdue == NONE and time.monotonic() >= self._deadline():
-                self._stop_overdue(pid)
-            if wants_mark:
-                self._mark(line)
+            if (code := stable.death()) is not None:
+                return code
+            if table.overdue == NONE and time.monotonic() >= self._deadline():
+                self._stop_overdue()
             now = time.monotonic()
             if now >= min(beat_due, self._checkpoint_due):
                 beat_due = now + shop.settings.heartbeat
                 self._beat()
             if self._lost:
-                _kill_group(pid)
-                os.waitpid(pid, 0)
-                self._remove_current()
+                stable.dismiss()
                 return -signal.SIGKILL
 
     def _deadline(self) -> float:
@@ -212,22 +194,22 @@ class Execution:
             return float("inf")
         return self._table.started + self._claimed.parameters.timeout
 
-    def _stop_overdue(self, pid: int) -> None:
+    def _stop_overdue(self) -> None:
         """Kills the horse, in Python and in C code alike; before that it says where it hangs."""
         self._table.overdue, began = self._table.current, self._table.began
         if self._table.overdue == NONE:
             return
         try:
-            os.kill(pid, signal.SIGUSR2)
+            self._stable.signal(signal.SIGUSR2)
             size, end = -1, time.monotonic() + DUMP_PATIENCE
-            while size != (size := self._shop.capture.size()) or size == 0:
+            while size != (size := self._stable.capture.size()) or size == 0:
                 if time.monotonic() > end:
                     break
                 time.sleep(0.02)
         except ProcessLookupError:
             pass
         if (self._table.current, self._table.began) == (self._table.overdue, began):
-            _kill_group(pid)
+            self._stable.kill()
         else:
             self._table.overdue = NONE  # it has come to its end after all
 
@@ -249,10 +231,10 @@ class Execution:
         if index == self._table.overdue:
             limit = f"{self._claimed.parameters.timeout:g} s"
             how = f"took longer than its limit of {limit}, and was killed"
-            reason = f"{horse.captured(self._shop.capture)}\n{how}".strip()
+            reason = f"{horse.captured(self._stable.capture)}\n{how}".strip()
             self._blame(index, reason, "")
         else:
-            self._blame(index, _cause_of_death(code), horse.captured(self._shop.capture))
+            self._blame(index, _cause_of_death(code), horse.captured(self._stable.capture))
         return True
 
     def _blame(self, index: int, reason: str, output: str) -> None:
@@ -267,19 +249,16 @@ class Execution:
         )
 
     def _remove_current(self) -> None:
-        if self._table.current != NONE:
-            self._remove_temporary(self._table.current, None)
-
-    def _remove_temporary(self, index: int, execution: str | None) -> None:
-        target = self._places.target(self._claimed.files[index])
+        """What a horse has left of the file it had in hand."""
+        index = self._table.current
+        target = self._places.target(self._claimed.files[index]) if index != NONE else None
         if target is not None:
-            path = self._places.temporary(target, index, execution)
+            path = self._places.temporary(target, index)
             remove(path)
             remove(aside(path))
 
-    def _mark(self, line: socket.socket) -> None:
+    def _mark(self) -> None:
         """Records that the horse is about to start a file, and lets it."""
-        line.recv(1)
         self._progress.collect()
         self._progress.marked = self._table.wanted
         while not (self._lost or self._shop.wakeup.stopping):
@@ -290,7 +269,7 @@ class Execution:
             elif carries_mark:
                 break
         go = not (self._lost or self._table.stopping or self._shop.wakeup.stopping)
-        line.send(horse.GO if go else horse.STOP)
+        self._stable.answer(horse.GO if go else horse.STOP)
 
     def _beat(self) -> bool:
         """A sign of life, with a checkpoint if one is due. False if Redis is away."""
@@ -331,6 +310,7 @@ class Execution:
 
     def _end(self, action: Action, ending: Ending) -> Ending:
         """Records the rest and gives the lease up, however long Redis is away."""
+        self._places.clear(self._lease.execution)  # whoever sees the end sees no temporary file
         last: Unanswered | None = None
         sent_before = False
         while True:
@@ -351,15 +331,6 @@ class Execution:
                 away = time.monotonic() - (self._outage_since or time.monotonic())
                 if self._shop.wakeup.stopping and away > OUTAGE_PATIENCE:
                     return "abandoned"
-
-
-def _kill_group(pid: int) -> None:
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-            return
-        except ProcessLookupError:
-            pass
 
 
 def _cause_of_death(code: int) -> str:

@@ -1,4 +1,4 @@
-"""The work-horse: a forked child that processes the files of one bucket job.
+"""The work-horse: a forked child that processes the files of bucket jobs.
 
 It never speaks to Redis. What it does stands in the table and the journal it shares with its
 parent (worker/execution.py), so nothing is lost when a file kills it. A crash or leak stays in it.
@@ -16,16 +16,15 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import NoReturn
 
-from imece.cursor import Cursor, Owed
+from imece.cursor import Owed
 from imece.failure import LONGEST_OUTPUT, LONGEST_REASON, tail
 from imece.parent import follow_parent
 from imece.run import Parameters
-from worker.place import PlaceError, Places, changed_since, commit, existing, remove
+from worker.assignment import Assignment
+from worker.place import PlaceError, changed_since, commit, existing, remove
 from worker.processor import CommandError, Processor
 from worker.scroll import Scroll
 from worker.table import Outcome, Table
@@ -35,35 +34,24 @@ PATIENCE = 1.0
 """Seconds a horse that had nothing else to do sits out a pause although other jobs wait: so that
 workers do not pass jobs to each other whose pauses are not over."""
 
-GO, STOP = b"g", b"s"
-"""Parent to horse, in answer to the wish to have a file marked."""
+MARK, FINISHED, STOPPED, DEFERRED = b"m", b"f", b"s", b"d"
+"""Horse to parent: the wish to have a file marked; how it is through with its job."""
 
-
-class Exit(IntEnum):
-    """How a horse leaves that nothing has killed."""
-
-    FINISHED = 0
-    STOPPED = 80
-    DEFERRED = 81
+GO, STOP = b"g", b"h"
+"""Parent to horse, in answer to that wish."""
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """All a horse needs.
+class Gear:
+    """What a horse has for as long as it lives.
 
     Attributes:
         journal: where it writes one JSON line for each failed try.
         capture: where what the processor prints goes.
-        line: to the parent; used in careful mode only.
-        created: when the run was made, epoch seconds.
+        line: to the parent.
         memory_limit: bytes of address space, or None.
     """
 
-    files: Sequence[bytes]
-    cursor: Cursor
-    parameters: Parameters
-    created: float
-    places: Places
     processor: Processor
     table: Table
     journal: Scroll
@@ -72,12 +60,14 @@ class Assignment:
     memory_limit: int | None
 
 
-def run(assignment: Assignment, parent: int) -> NoReturn:
-    """The child's side of the fork; does not come back."""
+def run(gear: Gear, parent: int) -> NoReturn:
+    """The child's side of the fork: one job after the other. Does not come back."""
     code: int = 1
     try:
-        _settle(assignment, parent)
-        code = Horse(assignment).work()
+        _settle(gear, parent)
+        while (assignment := Assignment.receive(gear.line)) is not None:
+            gear.line.send(Horse(gear, assignment).work())
+        code = 0
     except BaseException:
         traceback.print_exc()
     finally:
@@ -85,7 +75,7 @@ def run(assignment: Assignment, parent: int) -> NoReturn:
         os._exit(code)
 
 
-def _settle(assignment: Assignment, parent: int) -> None:
+def _settle(gear: Gear, parent: int) -> None:
     """Makes a forked worker a work-horse."""
     follow_parent(parent, signal.SIGKILL)
     os.setpgrp()
@@ -96,15 +86,15 @@ def _settle(assignment: Assignment, parent: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    os.dup2(assignment.capture.number, 1)
-    os.dup2(assignment.capture.number, 2)
+    os.dup2(gear.capture.number, 1)
+    os.dup2(gear.capture.number, 2)
     # The parent asks where a file hangs by SIGUSR2; answered even from within C code.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a crash takes nothing said with it
     faulthandler.enable(2)
     faulthandler.register(signal.SIGUSR2, 2)
-    if assignment.memory_limit is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (assignment.memory_limit, assignment.memory_limit))
+    if gear.memory_limit is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (gear.memory_limit, gear.memory_limit))
     random.seed()
 
 
@@ -127,19 +117,21 @@ def next_try(tries: int, parameters: Parameters) -> Owed | None:
 class Horse:
     """The loop over the files."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, gear: Gear, assignment: Assignment) -> None:
         self._a = assignment
-        self._table = assignment.table
+        self._gear = gear
+        self._table = gear.table
+        self._table.look_at(assignment.first, assignment.first + len(assignment.files))
         self._owed = dict(assignment.cursor.owed)
         self._tried_any = False
         self._pid = os.getpid()
 
-    def work(self) -> Exit:
+    def work(self) -> bytes:
         """First each file once, then those that failed, when their pauses are over."""
         cursor = self._a.cursor
         for index in range(cursor.next, cursor.stop):
             if self._table.stopping or not self._may_start(index):
-                return Exit.STOPPED
+                return STOPPED
             self._try(index)
         while self._owed:
             index = min(self._owed, key=lambda owed: self._owed[owed].due)
@@ -147,34 +139,34 @@ class Horse:
                 return reason
             self._table.reopen(index)
             if not self._may_start(index):
-                return Exit.STOPPED
+                return STOPPED
             self._try(index)
-        return Exit.FINISHED
+        return FINISHED
 
-    def _sit_out(self, due: float) -> Exit | None:
+    def _sit_out(self, due: float) -> bytes | None:
         """Waits until a retry is due; gives way to a stop, and after a while to other jobs."""
         patience_ends = time.monotonic() + (0 if self._tried_any else PATIENCE)
         while (left := due - time.time()) > 0:
             if self._table.stopping:
-                return Exit.STOPPED
+                return STOPPED
             if self._table.others_wait and time.monotonic() >= patience_ends:
-                return Exit.DEFERRED
+                return DEFERRED
             time.sleep(min(left, 0.05))
-        return Exit.STOPPED if self._table.stopping else None
+        return STOPPED if self._table.stopping else None
 
     def _may_start(self, index: int) -> bool:
         """In careful mode: has the file marked, and waits until it is."""
         if not self._a.cursor.careful:
             return True
         self._table.wanted = index
-        self._a.line.send(b"m")
-        while not select.select([self._a.line], [], [], 0.05)[0]:
+        self._gear.line.send(MARK)
+        while not select.select([self._gear.line], [], [], 0.05)[0]:
             if self._table.stopping:
                 return False
-        return self._a.line.recv(1) == GO
+        return self._gear.line.recv(1) == GO
 
     def _try(self, index: int) -> None:
-        table, name = self._table, self._a.files[index]
+        table, name = self._table, self._a.files[index - self._a.first]
         self._tried_any = True
         table.begin(index)
         target = self._a.places.target(name)
@@ -192,8 +184,8 @@ class Horse:
                 remove(temporary)
             self._record(index, _reason(error))
             table.end(index, Outcome.FAILED)
-        if self._a.capture.size():
-            self._a.capture.clear()
+        if self._gear.capture.size():
+            self._gear.capture.clear()
 
     def _process(
         self, index: int, name: bytes, target: bytes | None, temporary: bytes | None
@@ -210,7 +202,7 @@ class Horse:
                 if not self._a.parameters.overwrite and there.st_mtime_ns >= found.st_mtime_ns:
                     return Outcome.SKIPPED, 0, 0
             places.prepare(target)
-        self._a.processor(source, temporary)
+        self._gear.processor(source, temporary)
         self._end_copy()
         self._bow_to_the_limit(index)
         if changed_since(source, found):
@@ -243,9 +235,9 @@ class Horse:
             "tries": tries,
             "due": owed.due if owed else None,
             "reason": reason,
-            "output": captured(self._a.capture),
+            "output": captured(self._gear.capture),
         }
-        self._a.journal.append(json.dumps(line).encode() + b"\n")
+        self._gear.journal.append(json.dumps(line).encode() + b"\n")
 
 
 def captured(capture: Scroll) -> str:

@@ -1,6 +1,9 @@
 """Where a file is read and where its output goes; nothing outside the run's two directories.
 
-An output is written to a temporary name beside its place and renamed when it is whole.
+An output is written in the execution's workplace, a directory of its own in the output directory,
+and renamed when it is whole. Written beside their places, outputs would make workers wait for each
+other: a directory takes one new name at a time (bench/process.py). And what an execution leaves
+behind is removed in one go.
 """
 
 import errno
@@ -25,52 +28,61 @@ class Places:
     Args:
         source_root, target_root: the run's directories as this worker sees them.
         suffix: see `names.with_suffix`.
-        execution: names the temporary outputs, so that no other execution writes to the same.
+        execution: names the workplace, so that no other execution writes to the same.
     """
 
     def __init__(
         self, source_root: bytes, target_root: bytes | None, suffix: bytes | None, execution: str
     ) -> None:
-        self._source_root = os.path.realpath(source_root)
-        self._target_root = os.path.realpath(target_root) if target_root is not None else None
-        self._suffix = suffix
-        self._execution = execution
+        self.source_root = os.path.realpath(source_root)
+        self.target_root = os.path.realpath(target_root) if target_root is not None else None
+        self.suffix = suffix
+        self.execution = execution
+        self._workplace = self._workplace_of(execution)
         self._inside: set[bytes] = set()
 
     def trouble(self) -> str | None:
         """Why no file at all can be processed here, or None. Creates the output directory."""
-        if not os.path.isdir(self._source_root):
-            return f"the input directory {names.shown(self._source_root)} is not there"
-        if not os.access(self._source_root, os.R_OK | os.X_OK):
-            return f"the input directory {names.shown(self._source_root)} cannot be read"
-        if self._target_root is None:
+        if not os.path.isdir(self.source_root):
+            return f"the input directory {names.shown(self.source_root)} is not there"
+        if not os.access(self.source_root, os.R_OK | os.X_OK):
+            return f"the input directory {names.shown(self.source_root)} cannot be read"
+        if self.target_root is None:
             return None
         try:
-            os.makedirs(self._target_root, exist_ok=True)
+            os.makedirs(self.target_root, exist_ok=True)
         except OSError as error:
-            return f"the output directory {names.shown(self._target_root)}: {error.strerror}"
-        if not os.access(self._target_root, os.W_OK | os.X_OK):
-            return f"the output directory {names.shown(self._target_root)} cannot be written to"
+            return f"the output directory {names.shown(self.target_root)}: {error.strerror}"
+        if not os.access(self.target_root, os.W_OK | os.X_OK):
+            return f"the output directory {names.shown(self.target_root)} cannot be written to"
         return None
+
+    def _workplace_of(self, execution: str) -> bytes:
+        root = self.target_root or b""
+        return b"%s/%s%s" % (root, names.TEMPORARY_PREFIX, execution[:12].encode())
+
+    def clear(self, execution: str) -> None:
+        """Removes the workplace of an execution with all that is in it."""
+        if self.target_root is not None:
+            remove(self._workplace_of(execution))
 
     def source(self, name: bytes) -> bytes:
         """The input's path."""
-        return self._source_root + b"/" + name
+        return self.source_root + b"/" + name
 
     def target(self, name: bytes) -> bytes | None:
         """The path the output goes to; None if the run wants no output."""
-        if self._target_root is None:
+        if self.target_root is None:
             return None
-        return self._target_root + b"/" + names.with_suffix(name, self._suffix)
+        return self.target_root + b"/" + names.with_suffix(name, self.suffix)
 
-    def temporary(self, target: bytes, index: int, execution: str | None = None) -> bytes:
+    def temporary(self, target: bytes, index: int) -> bytes:
         """The temporary output: short whatever the name, with the output's own ending, because
         many a tool chooses the format by it."""
-        directory, _, last = target.rpartition(b"/")
+        last = target.rpartition(b"/")[2]
         stem, dot, ending = last.rpartition(b".")
         ending = (dot + ending)[-LONGEST_ENDING:] if stem.strip(b".") else b""
-        token = (execution or self._execution)[:12].encode()
-        return b"%s/%s%s-%d%s" % (directory, names.TEMPORARY_PREFIX, token, index, ending)
+        return b"%s/%d%s" % (self._workplace, index, ending)
 
     def look(self, source: bytes) -> os.stat_result:
         """The input as it is now.
@@ -78,11 +90,11 @@ class Places:
         Raises:
             PlaceError: it is not there, not a file, or a link that leaves the input directory.
         """
-        self._check_inside(source.rpartition(b"/")[0], self._source_root)
+        self._check_inside(source.rpartition(b"/")[0], self.source_root)
         try:
             found = os.lstat(source)
             if stat.S_ISLNK(found.st_mode):
-                self._check_inside(os.path.realpath(source), self._source_root, remember=False)
+                self._check_inside(os.path.realpath(source), self.source_root, remember=False)
                 found = os.stat(source)
         except FileNotFoundError:
             raise PlaceError("the input is no longer there") from None
@@ -93,7 +105,7 @@ class Places:
         return found
 
     def prepare(self, target: bytes) -> None:
-        """Makes the directory the output goes to.
+        """Makes the directory the output goes to, and the workplace.
 
         Raises:
             PlaceError: it cannot be made, or a link leads it out of the output directory.
@@ -101,15 +113,16 @@ class Places:
         directory = target.rpartition(b"/")[0]
         if directory in self._inside:
             return
-        assert self._target_root is not None  # noqa: S101 - there is a target
-        self._check_inside(directory, self._target_root, remember=False)  # nothing is made outside
-        try:
-            os.makedirs(directory, exist_ok=True)
-        except OSError as error:
-            raise PlaceError(
-                f"the output directory {names.shown(directory)} cannot be made: {error.strerror}"
-            ) from None
-        self._check_inside(directory, self._target_root)
+        assert self.target_root is not None  # noqa: S101 - there is a target
+        self._check_inside(directory, self.target_root, remember=False)  # nothing is made outside
+        for wanted in (self._workplace, directory):
+            try:
+                os.makedirs(wanted, exist_ok=True)
+            except OSError as error:
+                raise PlaceError(
+                    f"the directory {names.shown(wanted)} cannot be made: {error.strerror}"
+                ) from None
+            self._check_inside(wanted, self.target_root)
 
     def _check_inside(self, directory: bytes, root: bytes, remember: bool = True) -> None:
         if directory in self._inside:

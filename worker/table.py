@@ -22,23 +22,40 @@ class Outcome(IntEnum):
 
 
 class Table:
-    """Rows for the files [first, stop) of a bucket, and some words between parent and horse."""
+    """Rows for the files [first, stop) of a bucket, and some words between parent and horse.
+
+    Args:
+        rows: how many files it has room for.
+    """
 
     _STOP, _OTHERS, _CURRENT, _STARTED, _WANTED, _OVERDUE, _WORDS = range(7)
 
-    def __init__(self, first: int, stop: int) -> None:
-        self.first, self.stop = first, stop
-        rows = stop - first
+    def __init__(self, rows: int) -> None:
+        self.capacity = rows
+        self.first = 0
         size = 8 * (self._WORDS + 3 * rows) + rows
-        memory = memoryview(mmap.mmap(-1, max(size, 1)))
+        memory = memoryview(mmap.mmap(-1, size))
         numbers = memory[: 8 * (self._WORDS + 3 * rows)].cast("q")
         self._words = numbers[: self._WORDS]
         self.microseconds = numbers[self._WORDS : self._WORDS + rows]
         self.bytes_in = numbers[self._WORDS + rows : self._WORDS + 2 * rows]
         self.bytes_out = numbers[self._WORDS + 2 * rows :]
-        self.outcomes = memory[8 * (self._WORDS + 3 * rows) : size]
-        self._words[self._CURRENT] = NONE
-        self._words[self._OVERDUE] = NONE
+        self._all_outcomes = memory[8 * (self._WORDS + 3 * rows) : size]
+        self.assign(0, 0)
+
+    def assign(self, first: int, stop: int) -> None:
+        """The parent's: makes it the empty table of these files."""
+        self.look_at(first, stop)
+        self.outcomes[:] = bytes(stop - first)
+        for word in (self._STOP, self._OTHERS):
+            self._words[word] = 0
+        for word in (self._CURRENT, self._OVERDUE):
+            self._words[word] = NONE
+
+    def look_at(self, first: int, stop: int) -> None:
+        """The horse's: takes it for the table of these files."""
+        self.first = first
+        self.outcomes = self._all_outcomes[: stop - first]
 
     @property
     def stopping(self) -> bool:

@@ -28,7 +28,7 @@ from worker import log
 from worker.execution import Execution, Workshop
 from worker.place import Places
 from worker.processor import Processor
-from worker.scroll import Scroll
+from worker.stable import Stable
 from worker.wakeup import Wakeup
 
 POP_TIMEOUT = 0.25
@@ -58,13 +58,12 @@ class Worker(rq.Worker):
         )
         self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
         self.wakeup = Wakeup()
+        self.stable = Stable(processor, (settings.memory_limit or 0) * 2**20 or None)
         self._shop = Workshop(
             name=self.name,
             settings=settings,
-            processor=processor,
+            stable=self.stable,
             wakeup=self.wakeup,
-            capture=Scroll(),
-            journal=Scroll(),
             alive=self._show_life,
         )
         self._moving: dict[bytes, float] = {}
@@ -93,6 +92,7 @@ class Worker(rq.Worker):
                 raise  # no waiting mends these
             except RedisError as error:
                 self._outage(error)
+        self.stable.dismiss()
         try:
             self.teardown()  # type: ignore[no-untyped-call]
         except RedisError:
@@ -109,6 +109,7 @@ class Worker(rq.Worker):
             self.clean_registries()
         reference = self.pop()
         if reference is None:
+            self.stable.dismiss()
             self.set_state(WorkerStatus.IDLE)
         else:
             self.perform(reference)
@@ -116,6 +117,7 @@ class Worker(rq.Worker):
     def _outage(self, error: RedisError) -> None:
         """Waits a moment for Redis to come back."""
         self._touch()
+        self.stable.dismiss()
         if self._outage_since is None:
             self._outage_since = time.monotonic()
             log.event("redis out of reach", logging.WARNING, error=str(error))

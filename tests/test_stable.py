@@ -1,0 +1,60 @@
+"""The promise: quick jobs share a work-horse, and none lives on for long; whichever way it goes, no
+file pays for it."""
+
+from collections import Counter
+
+from tests.conftest import Workbench, until
+from worker.stable import FEWEST_ROWS
+
+
+def horses_of(workbench: Workbench) -> Counter[str]:
+    """Which process each output was written by."""
+    return Counter((workbench.target / name).read_text() for name in workbench.outputs())
+
+
+def test_quick_jobs_share_a_horse(workbench: Workbench) -> None:
+    workbench.files(60)
+    workbench.enqueue(buckets=20, files_per_job=3)
+    workbench.worker(processor="tests.processors:write_pid")
+    assert workbench.ended().done == 60
+    assert len(horses_of(workbench)) < 10
+    workbench.check_books()
+
+
+def test_a_horse_that_is_no_longer_young_gets_no_other_job(workbench: Workbench) -> None:
+    workbench.files(6)
+    workbench.enqueue(buckets=6, files_per_job=1)
+    workbench.worker(processor="tests.processors:write_pid_slowly")  # 0.4 s a file
+    assert workbench.ended().done == 6
+    assert len(horses_of(workbench)) >= 2
+    assert max(horses_of(workbench).values()) <= 3
+
+
+def test_an_idle_worker_keeps_no_horse(workbench: Workbench) -> None:
+    workbench.files(5)
+    workbench.enqueue()
+    worker = workbench.worker(processor="tests.processors:write_pid")
+    assert workbench.ended().done == 5
+    until(lambda: not worker.horses(), "the horse to be dismissed")
+
+
+def test_a_horse_that_dies_between_two_jobs_costs_no_file_a_try(workbench: Workbench) -> None:
+    workbench.files(12)
+    workbench.enqueue(buckets=12, files_per_job=1)
+    workbench.worker(processor="tests.processors:write_pid_and_die_after_the_job")
+    assert workbench.ended().done == 12
+    assert set(horses_of(workbench).values()) == {1}
+    now = workbench.check_books()
+    assert (now.failed, now.retried) == (0, 0)
+
+
+def test_a_bucket_job_with_more_files_than_the_table_has_rows(workbench: Workbench) -> None:
+    """The table is made for FEWEST_ROWS at first, and larger when it must be."""
+    files = FEWEST_ROWS + 10
+    workbench.source.mkdir(exist_ok=True)
+    listed = workbench.folder / "names"
+    listed.write_bytes(b"".join(b"missing-%d\n" % number for number in range(files)))
+    workbench.enqueue(target="-", from_file=str(listed), buckets=1, files_per_job=files, retries=0)
+    workbench.worker(processor="tests.processors:nothing")
+    now = workbench.ended(timeout=100)
+    assert (now.files, now.failed) == (files, files)

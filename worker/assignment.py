@@ -1,0 +1,81 @@
+"""One bucket job as the parent gives it to a work-horse, through the line between them."""
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imece.cursor import Cursor
+from imece.run import Parameters
+from worker.place import Places
+
+_LENGTHS = struct.Struct("!QQ")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All a horse needs to know of a bucket job.
+
+    Attributes:
+        first: index in the bucket of the first of `files`.
+        created: when the run was made, epoch seconds.
+    """
+
+    first: int
+    files: Sequence[bytes]
+    cursor: Cursor
+    parameters: Parameters
+    created: float
+    places: Places
+
+    def send(self, line: socket.socket) -> None:
+        """Raises OSError if there is nobody to receive it."""
+        places = self.places
+        target = os.fsdecode(places.target_root) if places.target_root is not None else None
+        suffix = os.fsdecode(places.suffix) if places.suffix is not None else None
+        head = json.dumps(
+            {
+                "first": self.first,
+                "cursor": self.cursor.encode(),
+                "parameters": self.parameters.encode(),
+                "created": self.created,
+                "places": [os.fsdecode(places.source_root), target, suffix, places.execution],
+            }
+        ).encode()
+        files = b"\0".join(self.files)
+        line.sendall(_LENGTHS.pack(len(head), len(files)) + head + files)
+
+    @classmethod
+    def receive(cls, line: socket.socket) -> "Assignment | None":
+        """Waits for the next one; None if none will come."""
+        try:
+            head_length, files_length = _LENGTHS.unpack(_read(line, _LENGTHS.size))
+        except EOFError:
+            return None
+        head = json.loads(_read(line, head_length))
+        source, target, suffix, execution = head["places"]
+        return cls(
+            first=head["first"],
+            files=_read(line, files_length).split(b"\0"),
+            cursor=Cursor.decode(head["cursor"]),
+            parameters=Parameters.decode(head["parameters"]),
+            created=head["created"],
+            places=Places(
+                os.fsencode(source),
+                os.fsencode(target) if target is not None else None,
+                os.fsencode(suffix) if suffix is not None else None,
+                execution,
+            ),
+        )
+
+
+def _read(line: socket.socket, length: int) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        part = line.recv(min(length - len(data), 2**20))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)
