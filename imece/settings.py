@@ -107,7 +107,24 @@ class Settings(BaseSettings):
     """Worker: the least level that is logged."""
 
     heartbeat_file: Path | None = None
-    """Worker: a file touched at every sign of life, for a liveness probe."""
+    """Worker: a file touched at every sign of life, for a liveness probe. It is not there before
+    the first: while the processor is loaded."""
+
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Worker: the port on which Prometheus finds `/metrics`, on all addresses. 0: none."""
+
+    pod_name: str | None = None
+    """Worker: its pod, from the downward API. With it, the worker tells the cluster when it is
+    idle, so that idle pods are taken first."""
+
+    pod_namespace: str | None = None
+    """Worker: the namespace of its pod, from the downward API."""
+
+    idle_after: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    """Worker: seconds without a bucket job after which it calls itself idle to the cluster."""
+
+    service_account_dir: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    """Where a pod finds its token and the CA of its cluster."""
 
     state_dir: Path = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")) / "imece"
     """Local mode: where the embedded server keeps its data between two calls."""

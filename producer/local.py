@@ -278,6 +278,7 @@ def worker_settings(url: str, **settings: str | Path | float | None) -> dict[str
     given = {name: str(value) for name, value in settings.items() if value is not None}
     given |= dict.fromkeys(OTHER_SERVER, "")
     given["redis_url"] = url
+    given["metrics_port"] = "0"  # several workers, one host
     return {PREFIX + name.upper(): value for name, value in given.items()}
 
 

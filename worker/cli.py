@@ -10,7 +10,8 @@ from pathlib import Path
 from imece.connection import reachable
 from imece.errors import ImeceError, SettingsError
 from imece.settings import Settings, load
-from worker import log, processor
+from worker import deletioncost, log, metrics, processor
+from worker.tally import Tally
 from worker.worker import Worker, touchable
 
 DESCRIPTION = """\
@@ -53,11 +54,14 @@ def work(settings: Settings) -> int:
     log.set_up(settings)
     if settings.heartbeat_file is not None and (flaw := touchable(settings.heartbeat_file)):
         raise SettingsError(f"IMECE_HEARTBEAT_FILE: {flaw}")
+    cost = deletioncost.start(settings)  # first: it forks, and from here on there may be threads
+    tally = Tally()
+    metrics.serve(tally, settings)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m
     function = processor.load(settings)
     gc.freeze()  # forked horses then share what has been imported
     with reachable(settings):
-        Worker(settings, function).work()
+        Worker(settings, function, cost, tally).work()
     return 0

@@ -25,6 +25,7 @@ from worker.place import PlaceError, Places, aside, existing, remove
 from worker.progress import Progress
 from worker.stable import Stable
 from worker.table import NONE, Outcome
+from worker.tally import Tally
 from worker.wakeup import Wakeup
 
 Ending = Literal["finished", "returned", "deferred", "lost", "abandoned"]
@@ -46,6 +47,7 @@ class Workshop:
     Attributes:
         name: the worker's.
         alive: shows that the worker lives; called at every sign of life.
+        tally: told of what Redis has recorded.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Workshop:
     stable: Stable
     wakeup: Wakeup
     alive: Callable[[], None]
+    tally: Tally
 
 
 @dataclass
@@ -292,6 +295,7 @@ class Execution:
             else:
                 answer = self._lease.checkpoint(action)
         except RedisError as error:
+            self._shop.tally.redis_errors += 1
             if self._outage_since is None:
                 self._outage_since = time.monotonic()
                 log.event("redis out of reach", logging.WARNING, error=str(error))
@@ -301,6 +305,8 @@ class Execution:
             self._outage_since = None
         self._unanswered = None
         verdict, pending = answer
+        if batch is not None and verdict in ("held", "cancelled"):
+            self._shop.tally.recorded(batch.batch)
         self._table.others_wait = pending > 0
         if verdict == "cancelled":
             self._table.ask_to_stop()

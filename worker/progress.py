@@ -107,6 +107,7 @@ class Progress:
         batch.skipped += len(ended) - len(rows)
         batch.bytes_in += sum(map(table.bytes_in.__getitem__, rows))
         batch.bytes_out += sum(map(table.bytes_out.__getitem__, rows))
+        batch.microseconds += sum(map(took.__getitem__, rows))
         for exponent, count in Counter(took[row].bit_length() for row in rows).items():
             batch.durations[exponent] = batch.durations.get(exponent, 0) + count
         for row in heapq.nlargest(SLOWEST, rows, key=took.__getitem__):

@@ -25,10 +25,12 @@ from imece.lease import Claimed, Lease
 from imece.run import leases_key, moving_key
 from imece.settings import Settings
 from worker import log
+from worker.deletioncost import DeletionCost
 from worker.execution import Execution, Workshop
 from worker.place import Places
 from worker.processor import Processor
 from worker.stable import Stable
+from worker.tally import Tally
 from worker.wakeup import Wakeup
 
 POP_TIMEOUT = 0.25
@@ -42,8 +44,12 @@ TROUBLE_PAUSE = 5.0
 class Worker(rq.Worker):
     """Takes bucket jobs from one queue, until it is asked to stop."""
 
-    def __init__(self, settings: Settings, processor: Processor) -> None:
+    def __init__(
+        self, settings: Settings, processor: Processor, cost: DeletionCost, tally: Tally
+    ) -> None:
         self.settings = settings
+        self._cost = cost
+        self._tally = tally
         # No patience in the client: this class waits itself, so that no outage delays a signal.
         redis = connect(settings, retries=0, timeout=5.0)
         self.queue = BucketQueue(settings.queue, redis)
@@ -65,6 +71,7 @@ class Worker(rq.Worker):
             stable=self.stable,
             wakeup=self.wakeup,
             alive=self._show_life,
+            tally=tally,
         )
         self._moving: dict[bytes, float] = {}
         self._beat_at = float("-inf")
@@ -111,6 +118,7 @@ class Worker(rq.Worker):
         if reference is None:
             self.stable.dismiss()
             self.set_state(WorkerStatus.IDLE)
+            self._cost.idle()
         else:
             self.perform(reference)
 
@@ -118,6 +126,7 @@ class Worker(rq.Worker):
         """Waits a moment for Redis to come back."""
         self._touch()
         self.stable.dismiss()
+        self._tally.redis_errors += 1
         if self._outage_since is None:
             self._outage_since = time.monotonic()
             log.event("redis out of reach", logging.WARNING, error=str(error))
@@ -161,6 +170,7 @@ class Worker(rq.Worker):
         try:
             self.heartbeat()
         except RedisError:
+            self._tally.redis_errors += 1
             self._gap_until = now + self.settings.lease
             self._touch()
 
@@ -234,6 +244,7 @@ class Worker(rq.Worker):
     def _refuse(self, job_id: bytes, why: str, member: str = "") -> None:
         shown = names.shown(job_id)
         log.event("job refused", logging.ERROR, job=shown, reason=why)
+        self._tally.ended("refused")
         record = json.dumps({"job": shown, "reason": why, "at": time.time()})
         queue = self.settings.queue
         keys: list[str | bytes] = [moving_key(queue), f"imece:refused:{queue}"]
@@ -244,6 +255,7 @@ class Worker(rq.Worker):
 
     def perform(self, reference: Reference) -> None:
         """Takes a lease on a popped job and works under it."""
+        self._cost.busy()
         held = Lease(self.connection, self.settings, reference, uuid.uuid4().hex)
         try:
             claimed = held.take(self.name)
@@ -272,20 +284,25 @@ class Worker(rq.Worker):
             held.note_trouble(f"worker {self.name}: {trouble}")
             held.checkpoint("return")
             log.event("job given back", logging.ERROR, **about, reason=trouble)
+            self._tally.ended("trouble")
             self.wakeup.wait(TROUBLE_PAUSE)
             return
         began = time.monotonic()
         files = claimed.cursor.stop - claimed.cursor.next
         log.event("job taken", **about, files=files, retries=len(claimed.cursor.owed))
-        ending = Execution(self._shop, held, claimed, places).run()
+        with self._tally.at_work():
+            ending = Execution(self._shop, held, claimed, places).run()
+        self._tally.ended(ending)
         level = logging.INFO if ending in ("finished", "returned", "deferred") else logging.WARNING
         log.event(f"job {ending}", level, **about, seconds=time.monotonic() - began)
 
 
 def touchable(path: Path) -> str | None:
-    """Why the heartbeat file cannot be touched, or None."""
+    """Why the heartbeat file cannot be touched, or None. It is not there afterwards: the first sign
+    of life is the loop's."""
     try:
         path.touch()
+        path.unlink()
     except OSError as error:
         return f"{path}: {error.strerror}"
     return None

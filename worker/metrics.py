@@ -1,0 +1,95 @@
+"""The worker's page for Prometheus. docs/monitoring.md explains each metric.
+
+Served by a thread of the worker, from which work-horses are forked meanwhile. That is safe as long
+as the thread holds no lock a work-horse could need: it writes nothing, and it imports nothing once
+it runs (a test sees to that).
+"""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from imece.errors import SettingsError
+from imece.settings import Settings
+from worker.tally import Tally
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+EXPONENTS = range(10, 33, 2)
+"""Of the histogram's bounds, 2^e microseconds: from a millisecond to 71 minutes."""
+
+
+class Page:
+    """A collector: makes the metrics from the tally whenever Prometheus asks."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> "Iterator[Metric]":
+        from prometheus_client import core
+
+        def counter(name: str, text: str, label: str, values: dict[str, int]) -> "Metric":
+            family = core.CounterMetricFamily(name, text, labels=[label])
+            for value, count in values.items():
+                family.add_metric([value], count)
+            return family
+
+        now = self._tally
+        outcomes = {"done": now.done, "failed": now.failed, "skipped": now.skipped}
+        yield counter("imece_files", "Files ended, by outcome", "outcome", outcomes)
+        yield core.CounterMetricFamily(
+            "imece_file_retries", "Failed tries of files that get another one", value=now.retried
+        )
+        moved = {"in": now.bytes_in, "out": now.bytes_out}
+        yield counter("imece_bytes", "Bytes of files done", "direction", moved)
+        yield core.HistogramMetricFamily(
+            "imece_file_seconds",
+            "Seconds a file took that was done",
+            buckets=self._buckets(),
+            sum_value=now.microseconds / 1e6,
+        )
+        yield counter("imece_jobs", "Bucket jobs taken, by ending", "ending", now.jobs)
+        yield core.CounterMetricFamily(
+            "imece_redis_errors", "Calls to Redis that failed", value=now.redis_errors
+        )
+        lag = now.lag()
+        yield core.GaugeMetricFamily(
+            "imece_worker_busy", "1 while a bucket job is in hand", value=lag is not None
+        )
+        yield core.GaugeMetricFamily(
+            "imece_checkpoint_lag_seconds",
+            "Seconds since the last recorded checkpoint of the job in hand",
+            value=lag or 0.0,
+        )
+
+    def _buckets(self) -> list[tuple[str, float]]:
+        durations = self._tally.durations
+        counts = {exponent: durations[exponent] for exponent in range(64)}  # a snapshot
+        below = [
+            (repr(2**bound / 1e6), sum(counts[e] for e in range(bound + 1))) for bound in EXPONENTS
+        ]
+        return [*below, ("+Inf", sum(counts.values()))]
+
+
+def serve(tally: Tally, settings: Settings) -> None:
+    """Starts to serve the page, if a port is set.
+
+    Raises:
+        SettingsError: the port cannot be had.
+    """
+    if not settings.metrics_port:
+        return
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    registry = CollectorRegistry()
+    registry.register(Page(tally))
+    try:
+        server, _ = start_http_server(settings.metrics_port, registry=registry)
+    except OSError as error:
+        raise SettingsError(
+            f"IMECE_METRICS_PORT: port {settings.metrics_port} cannot be listened on: "
+            f"{error.strerror}; workers on one host need a port each"
+        ) from None
+    # A work-horse does not need it, and what it may leave behind must not hold the port.
+    os.register_at_fork(after_in_child=server.socket.close)
