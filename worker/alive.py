@@ -9,9 +9,9 @@ import os
 import sys
 import time
 
-OLDEST = 120.0
-"""Seconds. A worker touches the file every second; without Redis every few; with a name server that
-does not answer either, it may take a minute and more."""
+OLDEST = 60.0
+"""Seconds. A worker touches the file every second; every few if Redis does not answer; if no name
+server does either, it may take half a minute."""
 
 
 def main(arguments: list[str]) -> int:

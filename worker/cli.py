@@ -10,7 +10,7 @@ from pathlib import Path
 from imece.connection import reachable
 from imece.errors import ImeceError, SettingsError
 from imece.settings import Settings, load
-from worker import deletioncost, log, metrics, processor
+from worker import deletioncost, log, processor
 from worker.tally import Tally
 from worker.worker import Worker, touchable
 
@@ -56,7 +56,10 @@ def work(settings: Settings) -> int:
         raise SettingsError(f"IMECE_HEARTBEAT_FILE: {flaw}")
     cost = deletioncost.start(settings)  # first: it forks, and from here on there may be threads
     tally = Tally()
-    metrics.serve(tally, settings)
+    if settings.metrics_port:
+        from worker import metrics
+
+        metrics.serve(tally, settings.metrics_port)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m

@@ -131,8 +131,7 @@ def _patch(settings: Settings, cost: int) -> None:
 
     configuration = client.Configuration()
     token, ca = (str(settings.service_account_dir / name) for name in ("token", "ca.crt"))
-    account = InClusterConfigLoader(token, ca)  # type: ignore[no-untyped-call]
-    account.load_and_set(configuration)  # type: ignore[no-untyped-call]
+    InClusterConfigLoader(token, ca).load_and_set(configuration)
     configuration.retries = 0
     body = {"metadata": {"annotations": {ANNOTATION: str(cost)}}}
     with client.ApiClient(configuration) as api:

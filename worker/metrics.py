@@ -1,20 +1,17 @@
 """The worker's page for Prometheus. docs/monitoring.md explains each metric.
 
-Served by a thread of the worker, from which work-horses are forked meanwhile. That is safe as long
-as the thread holds no lock a work-horse could need: it writes nothing, and it imports nothing once
-it runs (a test sees to that).
+Imported only where it is wanted. Served by a thread of the worker, from which work-horses are forked
+meanwhile. That is safe as long as the thread holds no lock a work-horse could need: it writes
+nothing, and it imports nothing once it runs (a test sees to that).
 """
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Metric, core, start_http_server
 
 from imece.errors import SettingsError
-from imece.settings import Settings
 from worker.tally import Tally
-
-if TYPE_CHECKING:
-    from prometheus_client import Metric
 
 EXPONENTS = range(10, 33, 2)
 """Of the histogram's bounds, 2^e microseconds: from a millisecond to 71 minutes."""
@@ -26,10 +23,8 @@ class Page:
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
 
-    def collect(self) -> "Iterator[Metric]":
-        from prometheus_client import core
-
-        def counter(name: str, text: str, label: str, values: dict[str, int]) -> "Metric":
+    def collect(self) -> Iterator[Metric]:
+        def counter(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
             family = core.CounterMetricFamily(name, text, labels=[label])
             for value, count in values.items():
                 family.add_metric([value], count)
@@ -72,23 +67,19 @@ class Page:
         return [*below, ("+Inf", sum(counts.values()))]
 
 
-def serve(tally: Tally, settings: Settings) -> None:
-    """Starts to serve the page, if a port is set.
+def serve(tally: Tally, port: int) -> None:
+    """Starts to serve the page.
 
     Raises:
         SettingsError: the port cannot be had.
     """
-    if not settings.metrics_port:
-        return
-    from prometheus_client import CollectorRegistry, start_http_server
-
     registry = CollectorRegistry()
     registry.register(Page(tally))
     try:
-        server, _ = start_http_server(settings.metrics_port, registry=registry)
+        server, _ = start_http_server(port, registry=registry)
     except OSError as error:
         raise SettingsError(
-            f"IMECE_METRICS_PORT: port {settings.metrics_port} cannot be listened on: "
+            f"IMECE_METRICS_PORT: port {port} cannot be listened on: "
             f"{error.strerror}; workers on one host need a port each"
         ) from None
     # A work-horse does not need it, and what it may leave behind must not hold the port.
