@@ -1,4 +1,4 @@
-"""The worker's page for Prometheus, read from real workers; and the probe that asks if one lives."""
+"""The worker's page for Prometheus, read from real workers; and the probe that asks for life."""
 
 import os
 import signal

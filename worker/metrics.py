@@ -1,8 +1,8 @@
 """The worker's page for Prometheus. docs/monitoring.md explains each metric.
 
-Imported only where it is wanted. Served by a thread of the worker, from which work-horses are forked
-meanwhile. That is safe as long as the thread holds no lock a work-horse could need: it writes
-nothing, and it imports nothing once it runs (a test sees to that).
+Imported only where it is wanted. Served by a thread of the worker, from which work-horses are
+forked meanwhile. That is safe as long as the thread holds no lock a work-horse could need: it
+writes nothing, and it imports nothing once it runs (a test sees to that).
 """
 
 import os
