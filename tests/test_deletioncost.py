@@ -98,9 +98,7 @@ class ApiServer:
 class Pod:
     """What a cluster gives to a worker: an API, a token, a CA, a name."""
 
-    def __init__(
-        self, workbench: Workbench, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def __init__(self, workbench: Workbench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         authority = trustme.CA()
         self.workbench = workbench
         self.account = folder / "account"
@@ -141,9 +139,7 @@ class Pod:
 
 
 @pytest.fixture
-def pod(
-    workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Pod]:
+def pod(workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pod]:
     made = Pod(workbench, tmp_path, monkeypatch)
     yield made
     made.api.stop()

@@ -9,6 +9,7 @@ work-horses are forked from a process without threads: a lock that another threa
 moment of the fork, one of the import system say, stays locked in the child for ever.
 """
 
+import gc
 import logging
 import os
 import select
@@ -28,6 +29,14 @@ TIMEOUT = (2.0, 5.0)
 LONGEST_PAUSE = 30.0
 NICENESS = 10
 """The patcher gives way to the files when there is but one processor."""
+
+
+class RefusalError(Exception):
+    """The cluster's answer is not 200."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status, self.reason = status, reason
 
 
 class DeletionCost:
@@ -95,6 +104,7 @@ def _run(line: socket.socket, settings: Settings, parent: int) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.nice(NICENESS)
+        gc.freeze()  # what it shares with the worker stays shared
         _serve(line, settings)
     except BaseException:
         log.logger.exception("the process that sets the deletion cost has crashed")
@@ -125,25 +135,34 @@ def _serve(line: socket.socket, settings: Settings) -> None:
 
 
 def _patch(settings: Settings, cost: int) -> None:
-    """One request, with the token as it is now: the kubelet renews it in its file."""
-    from kubernetes import client
+    """One request, with the token as it is now: the kubelet renews it in its file.
+
+    The package's models stay out of it: they are 40 MB in every pod.
+    """
+    from kubernetes.client.configuration import Configuration
+    from kubernetes.client.rest import RESTClientObject
     from kubernetes.config.incluster_config import InClusterConfigLoader
 
-    configuration = client.Configuration()
+    configuration = Configuration()
     token, ca = (str(settings.service_account_dir / name) for name in ("token", "ca.crt"))
     InClusterConfigLoader(token, ca).load_and_set(configuration)
     configuration.retries = 0
-    body = {"metadata": {"annotations": {ANNOTATION: str(cost)}}}
-    with client.ApiClient(configuration) as api:
-        client.CoreV1Api(api).patch_namespaced_pod(
-            str(settings.pod_name), str(settings.pod_namespace), body, _request_timeout=TIMEOUT
-        )
+    bearer = configuration.auth_settings()["BearerToken"]
+    answer = RESTClientObject(configuration).request(
+        "PATCH",
+        f"{configuration.host}/api/v1/namespaces/{settings.pod_namespace}/pods/{settings.pod_name}",
+        headers={bearer["key"]: bearer["value"], "Content-Type": "application/merge-patch+json"},
+        body={"metadata": {"annotations": {ANNOTATION: str(cost)}}},
+        _request_timeout=TIMEOUT,
+    )
+    if answer.status != 200:  # versions before 36 raise an error that says the same
+        raise RefusalError(answer.status, answer.reason)
 
 
 def _reason(error: Exception) -> str:
     """In one line; of an API's answer what it says, without its headers."""
     status = getattr(error, "status", None)
     if not status:
-        return str(error) or type(error).__name__
+        return " ".join(str(error).split()) or type(error).__name__
     hint = ": may the service account patch pods? (deploy/base)" if status == 403 else ""
     return f"the cluster answered {status} {getattr(error, 'reason', '')}{hint}"
