@@ -225,7 +225,7 @@ def test_a_page_that_is_read_all_the_time_disturbs_no_fork(workbench: Workbench)
 def alive(beat: Path, *arguments: str) -> tuple[int, str]:
     """What the liveness probe of the manifests runs; its exit code and what it says."""
     asked = subprocess.run(
-        [sys.executable, "-m", "worker.alive", *arguments],
+        [sys.executable, "-P", "-m", "worker.alive", *arguments],
         env={**os.environ, "IMECE_HEARTBEAT_FILE": str(beat)},
         cwd=ROOT,
         capture_output=True,

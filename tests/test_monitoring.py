@@ -120,7 +120,8 @@ def test_each_alert_says_what_is_wrong_and_what_to_do() -> None:
 def test_the_commands_that_alerts_name_exist() -> None:
     text = " ".join(rule["annotations"]["description"] for rule in rules())
     named = set(re.findall(r"`imece (\w+)", text))
-    commands = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    known = app.registered_commands
+    commands = {command.name or getattr(command.callback, "__name__", "") for command in known}
     coming = {"pause", "doctor"}
     assert named <= commands | coming
 

@@ -1,4 +1,4 @@
-"""`python -m worker.alive [SECONDS]`: whether the worker of this container lives.
+"""`python -P -m worker.alive [SECONDS]`: whether the worker of this container lives.
 
 For a liveness probe: exit code 0 if the heartbeat file is no older than that, else 1 and the
 reason. It needs no shell, and imports next to nothing, for every pod asks it again and again; so it
