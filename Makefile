@@ -6,7 +6,7 @@ CODE = $(wildcard imece producer worker dags tests bench examples)
 STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench lock clean
+.PHONY: help demo test test-slow test-e2e lint format bench lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -24,6 +24,9 @@ test: lint ## Run lint and the tests
 
 test-slow: $(INSTALLED) ## Run the fault and load tests
 	$(BIN)/python -m pytest -m 'slow and not e2e'
+
+test-e2e: $(INSTALLED) ## Run the tests on a cluster: tests/e2e/README.md
+	$(BIN)/python -m pytest -n 0 -m e2e tests/e2e
 
 lint: $(INSTALLED) ## Run ruff and the type checker
 	$(BIN)/ruff check .

@@ -1,0 +1,290 @@
+"""A cluster, and imece in a namespace of its own there; by kubectl and imece alone."""
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT
+from tests.e2e.trace import Trace
+
+WORKERS = "app.kubernetes.io/name=imece,app.kubernetes.io/component=worker"
+COST = "controller.kubernetes.io/pod-deletion-cost"
+INPUT, OUTPUT = "/data/in", "/data/out"
+
+MAKE_FILES = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(parents=True)
+for name, seconds in json.load(sys.stdin).items():
+    (folder / name).write_text(str(seconds))
+"""
+LIST = """
+import json, os, sys
+print(json.dumps([os.listdir(path) if os.path.isdir(path) else [] for path in sys.argv[1:]]))
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What differs from cluster to cluster; README.md explains each."""
+
+    image: str
+    namespace: str
+    overlay: str
+    storage_class: str | None
+    access_mode: str
+    keep: bool
+
+    @classmethod
+    def read(cls, environment: dict[str, str]) -> "Options":
+        """Raises LookupError, which says what is missing."""
+        if not environment.get("KUBECONFIG"):
+            raise LookupError("KUBECONFIG must name a cluster with KEDA in it")
+        if not environment.get("IMECE_E2E_IMAGE"):
+            raise LookupError("IMECE_E2E_IMAGE must name an image the cluster can pull")
+        return cls(
+            image=environment["IMECE_E2E_IMAGE"],
+            namespace=environment.get("IMECE_E2E_NAMESPACE", "imece-e2e"),
+            overlay=environment.get("IMECE_E2E_OVERLAY", "plain"),
+            storage_class=environment.get("IMECE_E2E_STORAGE_CLASS"),
+            access_mode=environment.get("IMECE_E2E_ACCESS_MODE", "ReadWriteMany"),
+            keep=bool(environment.get("IMECE_E2E_KEEP")),
+        )
+
+
+def split_image(image: str) -> dict[str, str]:
+    """An image's address as kustomize wants it."""
+    name, at, digest = image.partition("@")
+    tagged = re.fullmatch(r"(.+):([\w.-]+)", name)
+    address, tag = (tagged[1], tagged[2]) if tagged else (name, "latest")
+    return {"newName": address, **({"digest": digest} if at else {"newTag": tag})}
+
+
+def write_overlay(options: Options, folder: Path, deploy: Path = ROOT / "deploy") -> None:
+    """An overlay as a user writes it, with small workers and the processor of the tests."""
+    above = os.path.relpath(deploy.resolve(), folder.resolve())
+    claim: list[dict[str, str]] = [
+        {"op": "replace", "path": "/spec/accessModes/0", "value": options.access_mode},
+        {"op": "replace", "path": "/spec/resources/requests/storage", "value": "1Gi"},
+    ]
+    if options.storage_class:
+        storage = {"op": "add", "path": "/spec/storageClassName", "value": options.storage_class}
+        claim.append(storage)
+    volume = {"name": "processor", "configMap": {"name": "e2e-processor"}}
+    mount = {"name": "processor", "mountPath": "/app/e2e.py", "subPath": "e2e.py"}
+    worker: list[dict[str, Any]] = [
+        {"op": "add", "path": "/spec/template/spec/volumes/-", "value": volume},
+        {"op": "add", "path": "/spec/template/spec/containers/0/volumeMounts/-", "value": mount},
+    ]
+    nameless = {"$patch": "delete", "apiVersion": "v1", "kind": "Namespace"}
+    patches: list[dict[str, Any]] = [
+        {"target": {"kind": "PersistentVolumeClaim"}, "patch": json.dumps(claim)},
+        {"target": {"kind": "Deployment", "name": "imece-worker"}, "patch": json.dumps(worker)},
+    ]
+    if options.overlay == "plain":  # the namespace is there already
+        patches.append({"patch": json.dumps(nameless | {"metadata": {"name": "imece"}})})
+    users = ("IMECE_REDIS_PASSWORD", "KEDA_REDIS_PASSWORD")
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": options.namespace,
+        "resources": [f"{above}/overlays/{options.overlay}"],
+        "images": [{"name": "imece", **split_image(options.image)}],
+        "configMapGenerator": [
+            {
+                "name": "values",
+                "behavior": "merge",
+                "literals": ["MAX_REPLICAS=2", "CPU=100m", "MEMORY=256Mi"],
+            },
+            {"name": "imece", "behavior": "merge", "literals": ["IMECE_PROCESSOR=e2e:work"]},
+            {"name": "e2e-processor", "files": ["e2e.py"]},
+        ],
+        "secretGenerator": [
+            {
+                "name": "imece-redis",
+                "behavior": "merge",
+                "literals": [f"{user}={secrets.token_hex(32)}" for user in users],
+            }
+        ],
+        "patches": patches,
+        "transformers": [f"{above}/redis/wiring", f"{above}/wiring"],
+    }
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / "e2e.py").write_text((Path(__file__).parent / "processor.py").read_text())
+    # JSON is YAML.
+    (folder / "kustomization.yaml").write_text(json.dumps(kustomization, indent=2))
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A worker's pod that is there and has not been told to go."""
+
+    name: str
+    running: bool
+    cost: str
+    restarts: int
+
+
+class Cluster:
+    """imece in its namespace."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    # Commands
+
+    def kubectl(self, *arguments: str, given: str | None = None, timeout: float = 120) -> str:
+        """As a person would call it; its output. An error is the test's."""
+        return self._call(
+            ["kubectl", "--namespace", self.options.namespace, *arguments], given, timeout
+        )
+
+    def imece(self, *arguments: str) -> str:
+        """The command on this machine, by the kubeconfig."""
+        command = [sys.executable, "-m", "producer", *arguments]
+        return self._call([*command, "--namespace", self.options.namespace], None, 60)
+
+    def inside(self, *arguments: str, given: str | None = None, timeout: float = 120) -> str:
+        """In the producer's pod, which sees Redis and the volume."""
+        return self.kubectl(
+            *("exec", "--stdin", "deployment/imece-producer", "--", *arguments),
+            given=given,
+            timeout=timeout,
+        )
+
+    def _call(self, command: list[str], given: str | None, timeout: float) -> str:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            input=given if given is not None else "",
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        said = f"{' '.join(command)}: {done.stderr}{done.stdout}"
+        assert done.returncode == 0, said
+        return done.stdout
+
+    # Coming and going
+
+    def deploy(self, folder: Path) -> None:
+        """Applies the overlay and waits until producer, Redis and KEDA are ready."""
+        namespace = {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {
+                "name": self.options.namespace,
+                "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+            },
+        }
+        self.kubectl("apply", "-f", "-", given=json.dumps(namespace))
+        write_overlay(self.options, folder)
+        self.kubectl("apply", "-k", str(folder))
+        for what in ("statefulset/imece-redis", "deployment/imece-producer"):
+            self.kubectl("rollout", "status", what, "--timeout=300s", timeout=310)
+        self.kubectl(
+            *("wait", "--for=condition=Ready", "scaledobject/imece-worker", "--timeout=120s"),
+            timeout=130,
+        )
+
+    def remove(self) -> None:
+        self.kubectl("delete", "namespace", self.options.namespace, "--wait=true", timeout=600)
+
+    # What is there
+
+    def wanted(self) -> int:
+        """How many workers the Deployment is told to have."""
+        found = self.kubectl("get", "deployment", "imece-worker", "-o", "jsonpath={.spec.replicas}")
+        return int(found or 0)
+
+    def workers(self) -> dict[str, Pod]:
+        """The workers' pods by name, without those that are about to go."""
+        listed = json.loads(self.kubectl("get", "pods", "-l", WORKERS, "-o", "json"))["items"]
+        return {
+            item["metadata"]["name"]: Pod(
+                name=item["metadata"]["name"],
+                running=item["status"].get("phase") == "Running",
+                cost=item["metadata"].get("annotations", {}).get(COST, ""),
+                restarts=sum(
+                    container["restartCount"]
+                    for container in item["status"].get("containerStatuses", [])
+                ),
+            )
+            for item in listed
+            if "deletionTimestamp" not in item["metadata"]
+        }
+
+    def running(self) -> set[str]:
+        """The names of the workers' pods that run."""
+        return {name for name, pod in self.workers().items() if pod.running}
+
+    # Runs
+
+    def limit(self, replicas: int) -> None:
+        self.imece("scale", str(replicas))
+
+    def enqueue(self, run_id: str, seconds: dict[str, float]) -> "ClusterRun":
+        """A run of files that take so many seconds each, a bucket job a file."""
+        source, target = f"{INPUT}/{run_id}", f"{OUTPUT}/{run_id}/files"
+        self.inside("python", "-c", MAKE_FILES, source, given=json.dumps(seconds))
+        jobs = ("--buckets", "1", "--files-per-job", "1")
+        self.inside("imece", "enqueue", source, target, "--run-id", run_id, *jobs)
+        return ClusterRun(self, run_id, list(seconds))
+
+    @contextmanager
+    def redis_away(self) -> Iterator[None]:
+        """Redis is gone for as long as the block lasts."""
+        redis = "statefulset/imece-redis"
+        self.kubectl("scale", redis, "--replicas=0")
+        self.kubectl("wait", "--for=delete", "pod/imece-redis-0", "--timeout=120s", timeout=130)
+        try:
+            yield
+        finally:
+            self.kubectl("scale", redis, "--replicas=1")
+            self.kubectl("rollout", "status", redis, "--timeout=300s", timeout=310)
+
+
+@dataclass(frozen=True)
+class ClusterRun:
+    """A run in the cluster."""
+
+    cluster: Cluster
+    id: str
+    files: list[str]
+
+    def trace(self) -> Trace:
+        folders = (f"{OUTPUT}/{self.id}/trace", f"{OUTPUT}/{self.id}/files")
+        notes, outputs = json.loads(self.cluster.inside("python", "-c", LIST, *folders))
+        return Trace.read(notes, outputs)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            self.cluster.inside("imece", "status", self.id, "--json")
+        )
+        return found
+
+    def done(self, timeout: float = 600) -> Trace:
+        """Waits until every file is done; what it has left behind. Failed files are an error."""
+        within(timeout, lambda: self.status()["left"] == 0, f"run {self.id} to end")
+        assert self.status()["state"] == "done"
+        return self.trace()
+
+
+def within(seconds: float, condition: Callable[[], Any], what: str) -> float:
+    """Waits for a condition; the seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        waited = time.monotonic() - began
+        assert waited < seconds, f"waited {waited:.0f} s for {what}"
+        time.sleep(1)
+    return time.monotonic() - began
