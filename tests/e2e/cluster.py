@@ -231,7 +231,8 @@ class Cluster:
     # Runs
 
     def limit(self, replicas: int) -> None:
-        self.imece("scale", str(replicas))
+        """By the service account of the producer's pod; `imece` does it by the kubeconfig."""
+        self.inside("imece", "scale", str(replicas))
 
     def enqueue(self, run_id: str, seconds: dict[str, float]) -> "ClusterRun":
         """A run of files that take so many seconds each, a bucket job a file."""

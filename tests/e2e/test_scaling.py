@@ -29,7 +29,7 @@ def test_from_none_to_the_limit_within_seconds_and_back_to_none(cluster: Cluster
 def test_the_limit_goes_up_and_down_while_a_run_is_on(cluster: Cluster) -> None:
     run = cluster.enqueue("limit", {f"f-{number:03}": 3 for number in range(300)})
     within(ALL_WITHIN, lambda: len(cluster.running()) == 2, "two workers")
-    cluster.limit(6)
+    cluster.imece("scale", "6")
     within(ALL_WITHIN, lambda: cluster.wanted() == 6, "six to be wanted")
     within(ALL_WITHIN, lambda: len(cluster.running()) == 6, "six workers")
     cluster.limit(2)
