@@ -132,6 +132,14 @@ class Pod:
         self.workbench.enqueue(run_id, overwrite=True)
         assert self.workbench.ended(run_id).done == files
 
+    def is_out_of_work(self) -> bool:
+        redis = self.workbench.redis
+        return all(redis.hget(key, "state") == b"idle" for key in redis.smembers("rq:workers"))
+
+    def has_time_to_become_idle(self) -> None:
+        """Which shows nowhere but at the API."""
+        time.sleep(1)
+
     def costs(self, *costs: str) -> None:
         """Waits until the API has been asked for exactly these, in this order."""
         until(lambda: len(self.api.patches) >= len(costs), f"the costs {costs}")
@@ -166,8 +174,9 @@ def test_an_idle_worker_makes_its_pod_cheap_and_a_busy_one_dear_again(pod: Pod) 
 def test_a_short_while_without_a_job_is_not_idleness(pod: Pod) -> None:
     pod.workbench.settings["idle_after"] = "60"
     pod.worker()
-    pod.works_on("first")
-    pod.works_on("second")
+    for run_id in ("first", "second"):
+        pod.works_on(run_id)
+        until(pod.is_out_of_work, "the worker to find nothing more")
     pod.costs(BUSY)
 
 
@@ -198,22 +207,28 @@ def test_an_api_that_is_away_is_logged_once_and_asked_again(pod: Pod) -> None:
     worker = pod.worker()
     until(lambda: complaints(worker), "the complaint")
     pod.works_on("run")
+    pod.has_time_to_become_idle()
     pod.api.start()
-    until(lambda: pod.api.costs()[-1:] == [IDLE], "the last cost that was wanted")
+    until(lambda: pod.api.costs() == [IDLE], "the last cost that was wanted")
     assert len(complaints(worker)) == 1
 
 
 def test_no_file_waits_for_an_api_that_hangs_and_only_the_last_cost_is_sent(pod: Pod) -> None:
+    pod.workbench.settings["processor"] = "tests.processors:by_content"
     worker = pod.worker()
     pod.costs(IDLE)
     pod.api.open.clear()
-    for number in range(2):
-        began = time.monotonic()
-        pod.works_on(f"run-{number}")
-        assert time.monotonic() - began < 2
-        time.sleep(0.4)  # it becomes idle, which shows nowhere
-    assert pod.api.costs() == [IDLE, BUSY]
+    began = time.monotonic()
+    pod.works_on("first")
+    assert time.monotonic() - began < 2
+    pod.has_time_to_become_idle()
+    pod.workbench.file("f-0000.txt", "sleep 2")
+    pod.workbench.enqueue("second", overwrite=True)
+    until(lambda: worker.events("job taken")[-1]["run"] == "second", "the next job")
     pod.api.open.set()
+    time.sleep(0.5)  # for what must not come: the cost of the idle moment
+    assert pod.api.costs() == [IDLE, BUSY]
+    assert pod.workbench.ended("second").done == 3
     pod.costs(IDLE, BUSY, IDLE)
     assert complaints(worker) == []
 

@@ -252,3 +252,12 @@ def test_the_users_own_packages_do_not_hide_ours(folder: Folder, tmp_path: Path)
     )
     assert ended.returncode == 0, ended.stderr
     assert folder.done() == 3
+
+
+def test_the_workers_of_one_host_do_not_quarrel_about_a_port(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMECE_METRICS_PORT", "9090")
+    folder.files(20)
+    code, _, errors = folder.start("--max-replicas", "2", processor="tests.processors:slow").ends()
+    assert (code, folder.done()) == (0, 20), errors

@@ -277,6 +277,14 @@ def test_a_worker_shows_life_while_redis_hangs(workbench: Workbench) -> None:
         os.kill(server, signal.SIGCONT)
 
 
+def test_a_worker_that_never_reached_redis_shows_life(workbench: Workbench) -> None:
+    beat = workbench.folder / "heartbeat"
+    workbench.server.stop()
+    workbench.worker(heartbeat_file=str(beat))
+    beats(beat)
+    workbench.server.start()
+
+
 def test_there_is_no_sign_of_life_while_the_processor_is_loaded(workbench: Workbench) -> None:
     """A start that takes long is the startup probe's concern: the file must not look stale."""
     beat = workbench.folder / "heartbeat"
