@@ -285,24 +285,6 @@ def test_a_worker_that_never_reached_redis_shows_life(workbench: Workbench) -> N
     workbench.server.start()
 
 
-def test_there_is_no_sign_of_life_while_the_processor_is_loaded(workbench: Workbench) -> None:
-    """A start that takes long is the startup probe's concern: the file must not look stale."""
-    beat = workbench.folder / "heartbeat"
-    beat.touch()  # of a container that died in this pod
-    gate = workbench.folder / "gate"
-    os.mkfifo(gate)
-    (workbench.folder / "late.py").write_text(f"open({str(gate)!r}).read()\ndef do(a, b): ...\n")
-    environment = workbench.environment() | {
-        "IMECE_HEARTBEAT_FILE": str(beat),
-        "IMECE_PROCESSOR": "late:do",
-        "PYTHONPATH": str(workbench.folder),
-    }
-    workbench.workers.append(WorkerProcess(environment, workbench.folder / "late.log"))
-    with gate.open("w"):  # it is being loaded
-        assert alive(beat) == (1, f"{beat}: No such file or directory\n")
-    until(lambda: alive(beat)[0] == 0, "the loop's first sign of life")
-
-
 def test_the_probe_says_what_is_missing(tmp_path: Path) -> None:
     assert alive(tmp_path / "absent")[0] == 1
     beat = tmp_path / "heartbeat"

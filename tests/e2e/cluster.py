@@ -28,8 +28,9 @@ for name, seconds in json.load(sys.stdin).items():
     (folder / name).write_text(str(seconds))
 """
 LIST = """
-import json, os, sys
-print(json.dumps([os.listdir(path) if os.path.isdir(path) else [] for path in sys.argv[1:]]))
+import json, pathlib, sys
+folders = map(pathlib.Path, sys.argv[1:])
+print(json.dumps([[p.name for p in f.glob("*") if p.is_file()] for f in folders]))
 """
 
 

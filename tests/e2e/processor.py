@@ -14,7 +14,9 @@ def work(source: str, target: str) -> None:
     each in a file of its own: on a network file system two writers of one file may lose a line.
     """
     name = Path(source).name
-    trace = Path(target).parent.parent / "trace"
+    # An output is made in a hidden directory within the one it is for.
+    output = next(folder for folder in Path(target).parents if folder.name[0] != ".")
+    trace = output.parent / "trace"
     trace.mkdir(parents=True, exist_ok=True)
     _note(trace, name, "begun")
     time.sleep(float(Path(source).read_text()))
