@@ -6,7 +6,7 @@ CODE = $(wildcard imece producer worker dags tests bench examples)
 STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench lock clean
+.PHONY: help demo test test-slow lint format bench lock schemas clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -38,12 +38,19 @@ bench: $(INSTALLED) ## Run the benchmarks
 	$(BIN)/python -m bench
 
 # uv does not read pip's settings: with an index of your own, set UV_DEFAULT_INDEX.
-lock: ## Re-make requirements.txt (newer versions: make lock LOCK=--upgrade)
+# requirements-image.txt is what the image runs with, requirements-build.txt what builds its wheel.
+COMPILE = build/lock/bin/uv pip compile $(LOCK) --quiet --universal --generate-hashes \
+  --python-version 3.11 --custom-compile-command 'make lock'
+lock: ## Re-make the requirements files (newer versions: make lock LOCK=--upgrade)
 	$(PYTHON) -m venv --without-pip build/lock
 	$(PYTHON) -m pip --python build/lock/bin/python install --quiet 'uv<1'
-	build/lock/bin/uv pip compile $(LOCK) --quiet --universal --generate-hashes --python-version 3.11 \
-	  --extra local --extra dev --custom-compile-command 'make lock' \
-	  --output-file requirements.txt pyproject.toml
+	$(COMPILE) --extra local --extra dev --output-file requirements.txt pyproject.toml
+	$(COMPILE) --constraints requirements.txt --output-file requirements-image.txt pyproject.toml
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(COMPILE) --constraints requirements.txt --output-file requirements-build.txt -
+
+schemas: ## Re-make the schemas that the tests hold the manifests against
+	$(BIN)/python -m tests.schemas
 
 clean: ## Remove everything that was made, the virtual environment too
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
