@@ -283,9 +283,11 @@ class Worker(rq.Worker):
 
 
 def touchable(path: Path) -> str | None:
-    """Why the heartbeat file cannot be touched, or None."""
+    """Why the heartbeat file cannot be touched, or None. It is not left there: it appears with the
+    first look at the queue, by which a startup probe knows that the processor has been imported."""
     try:
         path.touch()
+        path.unlink()
     except OSError as error:
         return f"{path}: {error.strerror}"
     return None
