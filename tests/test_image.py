@@ -3,16 +3,20 @@
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
-from tests.conftest import ROOT, Workbench
+from producer.embedded import Server
+from tests.conftest import ROOT, Workbench, until
 
 DOCKERFILES = [ROOT / "Dockerfile", ROOT / "examples" / "image" / "Dockerfile"]
 
@@ -84,6 +88,15 @@ def test_everything_that_is_copied_is_sent_to_the_builder() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for name in ("docker-compose.yaml", ".env.example", "examples/image/Dockerfile"):
+        found = set(re.findall(r"imece:([0-9.]+[0-9])", (ROOT / name).read_text()))
+        assert found == {version}, name
+    base = (ROOT / "deploy" / "base" / "kustomization.yaml").read_text()
+    assert f"newTag: {version}\n" in base
+
+
 @pytest.fixture(scope="module")
 def built() -> Iterator[Path]:
     """Does what the build stage does, in a directory of its own in place of / and without its
@@ -135,29 +148,59 @@ def copy(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def as_anybody() -> list[str]:
-    """Runs what follows under a user id that is in no list, with group 0, if the tests may."""
+def contained(command: list[str], *writable: Path) -> list[str]:
+    """The command as a container runs it: as process 1, with a user id that is in no list and group
+    0, on a read-only root file system but for `writable`. Without root's rights: as process 1."""
     if os.geteuid() != 0:
-        return []
-    return ["setpriv", "--reuid", str(ANY_USER), "--regid", "0", "--clear-groups"]
+        return ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", *command]
+    script = "".join(f"mount --bind {path} {path} && " for path in writable)
+    script += "mount -o remount,bind,ro / && "
+    script += f'exec setpriv --reuid {ANY_USER} --regid 0 --clear-groups "$@"'
+    return [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        *command,
+    ]
+
+
+@pytest.fixture
+def open_bench(server: Server, redis: Redis) -> Iterator[Workbench]:
+    """A workbench that every user can get at."""
+    folder = Path(tempfile.mkdtemp(prefix="imece-image-"))
+    folder.chmod(0o755)
+    server.socket.parent.chmod(0o755)
+    server.socket.chmod(0o777)
+    made = Workbench(server, redis, folder)
+    made.target.mkdir()
+    made.target.chmod(0o777)
+    yield made
+    made.close()
+    shutil.rmtree(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_both_commands_start_as_any_user(built: Path, tmp_path: Path) -> None:
-    environment = {"PATH": f"{built / 'bin'}:/usr/bin:/bin", "HOME": "/"}
-    for command in (["imece", "--help"], ["imece-worker", "--help"], ["imece", "runs"]):
-        done = subprocess.run(
-            [*as_anybody(), *command],
-            env=environment,
-            cwd="/",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        reached = "out of reach" in done.stderr  # there is no Redis at its default address
-        assert done.returncode == (3 if command[-1] == "runs" else 0), done.stderr
-        assert reached == (command[-1] == "runs")
+@pytest.mark.parametrize(
+    ("command", "code"), [("imece --help", 0), ("imece-worker --help", 0), ("imece runs", 3)]
+)
+def test_both_commands_start(command: str, code: int, built: Path) -> None:
+    done = subprocess.run(
+        contained(command.split()),
+        env={"PATH": f"{built / 'bin'}:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert ("out of reach" in done.stderr) == (code == 3)  # at its default address is no Redis
 
 
 @pytest.mark.slow
@@ -173,25 +216,34 @@ def test_nothing_in_it_can_be_written_to_by_its_group_or_others(built: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_its_worker_does_a_file_as_any_user(built: Path, workbench: Workbench) -> None:
-    """With one directory to write to, the output's."""
-    workbench.files(3)
-    workbench.target.mkdir()
-    # The socket and the files are the test user's: they are opened to the other one.
-    for directory in (workbench.server.socket.parent, workbench.folder, *workbench.folder.parents):
-        if directory.owner() == Path.home().owner() and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o055)
-    workbench.server.socket.chmod(0o777)
-    workbench.target.chmod(0o777)
-    workbench.enqueue()
-    environment = workbench.environment() | {
-        "PATH": f"{built / 'bin'}:/usr/bin:/bin",
-        "HOME": "/",
-        "IMECE_PROCESSOR": "shutil:copyfile",
+def test_its_worker_obeys_as_process_1(built: Path, open_bench: Workbench) -> None:
+    """Asked to stop with a file in hand: it finishes that one and gives the others back."""
+    open_bench.files(3)
+    gate, began = open_bench.folder / "gate", open_bench.target / "began"
+    script = open_bench.folder / "copy.sh"
+    script.write_text(
+        f'touch {began}; while [ ! -e {gate} ]; do sleep 0.02; done; cp "$1" "$2"; rm {began}'
+    )
+    open_bench.settings |= {"command": f"sh {script} {{input}} {{output}}"}
+    del open_bench.settings["processor"]
+    open_bench.enqueue(buckets=1, files_per_job=3)
+    environment = open_bench.environment() | {
+        "PATH": f"{built / 'bin'}:/usr/bin:/bin:/usr/sbin:/sbin",
+        "HOME": "/tmp",
+        "IMECE_HEARTBEAT_FILE": str(open_bench.target / "heartbeat"),
+        "TMPDIR": str(open_bench.target),
     }
-    worker = subprocess.Popen([*as_anybody(), "imece-worker"], env=environment, cwd="/")
+    worker = subprocess.Popen(
+        contained(["imece-worker"], open_bench.target), env=environment, cwd="/"
+    )
     try:
-        assert workbench.ended().done == 3
-    finally:
-        worker.terminate()
+        until(began.exists, "a file to be begun")
+        children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGTERM)
+        gate.touch()
         assert worker.wait(20) == 0
+    finally:
+        worker.kill()
+        worker.wait()
+    assert (open_bench.status().done, open_bench.status().backlog.pending) == (1, 1)
+    assert open_bench.temporaries() == []
