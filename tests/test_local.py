@@ -171,7 +171,7 @@ def test_the_limit_can_be_changed_while_it_is_on(folder: Folder) -> None:
 
 
 def test_a_lower_limit_stops_workers_and_loses_nothing(folder: Folder) -> None:
-    folder.files(40, "sleep 0.1")
+    folder.files(40, "sleep 0.25")
     call = folder.start("--max-replicas", "4", processor="tests.processors:by_content")
     until(lambda: folder.done() >= 2, "the first outputs")
     folder.imece("scale", "1")

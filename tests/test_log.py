@@ -103,6 +103,26 @@ def is_touched_again(path: Path) -> bool:
     return bool(until(lambda: path.stat().st_mtime > 0, "a sign of life"))
 
 
+def test_there_is_no_heartbeat_before_the_processor_is_imported(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = workbench.folder / "beat"
+    beat.touch()  # from a container before this one, in the same pod
+    (workbench.folder / "slow_import.py").write_text(
+        "import pathlib, shutil, time\n"
+        f"while not pathlib.Path({str(workbench.folder / 'go')!r}).exists():\n"
+        f"    pathlib.Path({str(workbench.folder / 'begun')!r}).touch()\n"
+        "    time.sleep(0.02)\n"
+        "copy = shutil.copyfile\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(workbench.folder))
+    workbench.worker(heartbeat_file=str(beat), processor="slow_import:copy")
+    until((workbench.folder / "begun").exists, "the import to begin")
+    assert not beat.exists()
+    (workbench.folder / "go").touch()
+    until(beat.exists, "the first sign of life")
+
+
 def test_a_heartbeat_file_that_cannot_be_touched_is_told_at_the_start(
     workbench: Workbench,
 ) -> None:
