@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.conftest import ROOT, Workbench
 from tests.e2e.cluster import LIST, MAKE_FILES, Options, split_image, write_overlay
 from tests.e2e.trace import Trace
+from tests.manifests import rendered
 
 NAMES = ["a", "b", "c"]
 
@@ -97,8 +97,8 @@ def test_an_images_address_is_taken_apart(image: str, parts: dict[str, str]) -> 
 def test_the_overlay_takes_up_what_it_is_given(tmp_path: Path, overlay: str) -> None:
     options = Options("host/imece:1", "elsewhere", overlay, "shared", "ReadWriteOnce", False)
     write_overlay(options, tmp_path / "overlay")
-    made = subprocess.check_output(["kubectl", "kustomize", str(tmp_path / "overlay")], text=True)
-    objects = {(o["kind"], o["metadata"]["name"]): o for o in yaml.safe_load_all(made)}
+    made = rendered(tmp_path / "overlay")
+    objects = {(o["kind"], o["metadata"]["name"]): o for o in made}
     assert ("Namespace", "imece") not in objects
     assert {o["metadata"].get("namespace") for o in objects.values()} == {"elsewhere"}
     pod = objects["Deployment", "imece-worker"]["spec"]["template"]["spec"]

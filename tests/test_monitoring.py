@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
 from producer.cli import app
 from tests.conftest import ROOT, Workbench
+from tests.manifests import DEPLOY, one, rendered
 from tests.test_metrics import page, samples, watched
 
 FOLDER = ROOT / "deploy" / "monitoring"
@@ -154,8 +154,16 @@ def test_the_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
 
 
 def test_kustomize_makes_three_objects_of_it() -> None:
-    made = subprocess.check_output(["kubectl", "kustomize", str(FOLDER)], text=True)
-    objects = {item["kind"]: item for item in yaml.safe_load_all(made)}
+    objects = {item["kind"]: item for item in rendered(FOLDER)}
     assert set(objects) == {"ConfigMap", "PodMonitor", "PrometheusRule"}
     assert json.loads(objects["ConfigMap"]["data"]["imece.json"])["title"] == "imece"
     assert objects["ConfigMap"]["metadata"]["labels"] == {"grafana_dashboard": "1"}
+
+
+def test_the_podmonitor_finds_the_workers_and_their_port() -> None:
+    worker = one(rendered(DEPLOY / "overlays" / "plain"), "Deployment", "imece-worker")
+    labels = worker["spec"]["template"]["metadata"]["labels"]
+    assert read("podmonitor.yaml")["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    [endpoint] = read("podmonitor.yaml")["spec"]["podMetricsEndpoints"]
+    [container] = worker["spec"]["template"]["spec"]["containers"]
+    assert endpoint["port"] in [port["name"] for port in container["ports"]]
