@@ -13,6 +13,9 @@ FILES_PER_BUCKET = 1000
 FEWEST_BUCKETS = 256
 MOST_BUCKETS = 65536
 
+LONGEST_NAME = 255
+"""Bytes; NAME_MAX in linux/limits.h."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -69,7 +72,7 @@ def slices(files: int, files_per_job: int) -> Iterator[tuple[int, int]]:
 
 
 def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
-    """Raises ListingError if two inputs would write the same output.
+    """Raises ListingError if two inputs would write the same output, or one has too long a name.
 
     Only a new suffix can do that. Hashes first, names only for those that clash: that is half the
     memory of a set of all names.
@@ -79,7 +82,13 @@ def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
     seen: set[int] = set()
     clashing: set[int] = set()
     for name in files:
-        digest = hash(names.with_suffix(name, suffix))
+        output = names.with_suffix(name, suffix)
+        if len(output) > LONGEST_NAME and len(output.rpartition(b"/")[2]) > LONGEST_NAME:
+            raise ListingError(
+                f"the output of {names.shown(name)!r} would have a name of more than "
+                f"{LONGEST_NAME} bytes: take a shorter --suffix, or leave it out with --exclude"
+            )
+        digest = hash(output)
         if digest in seen:
             clashing.add(digest)
         seen.add(digest)

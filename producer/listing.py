@@ -195,7 +195,7 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
     """Names from a list: relative to root, or absolute below it; `./` before a name is dropped.
 
     Raises:
-        ListingError: a name would leave the directory, or is there twice.
+        ListingError: a name would leave the directory, is there twice, or ends in a Windows line end.
     """
     listing = Listing()
     prefixes = [os.fsencode(path).rstrip(b"/") + b"/" for path in (root.absolute(), root.resolve())]
@@ -204,6 +204,11 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
         if flaw := names.flaw(relative):
             raise ListingError(f"the name {names.shown(name)!r} in the list {flaw}")
         listing.files.append(relative)
+    if separator == b"\n" and listing.files and all(name[-1:] == b"\r" for name in listing.files):
+        raise ListingError(
+            "every line of the list ends in a carriage return, as on Windows: leave those out "
+            "(tr -d '\\r'), or separate the names by NUL (--null)"
+        )
     if len(set(listing.files)) < len(listing.files):
         twice = Counter(listing.files).most_common(1)[0][0]
         raise ListingError(f"the name {names.shown(twice)!r} is in the list twice")

@@ -664,6 +664,7 @@ def test_directories_side_by_side_with_alike_names_are_fine(workbench: Workbench
         ("a\n./a\n", "the name 'a' is in the list twice"),
         ("d/../../a\n", "in the list has an empty, '.' or '..' part"),
         ("/etc/passwd\n", "the name '/etc/passwd' in the list is an absolute path"),
+        ("a\r\nb\r\n", "every line of the list ends in a carriage return, as on Windows"),
         ("\n\n", "there are no files to process in "),
         ("", "there are no files to process in "),
     ],
@@ -671,7 +672,7 @@ def test_directories_side_by_side_with_alike_names_are_fine(workbench: Workbench
 def test_a_list_with_a_flaw_is_refused(
     workbench: Workbench, tmp_path: Path, text: str, says: str
 ) -> None:
-    (tmp_path / "list").write_text(text)
+    (tmp_path / "list").write_text(text, newline="")
     with pytest.raises(ListingError) as error:
         workbench.enqueue(from_file=str(tmp_path / "list"))
     assert says in str(error.value)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from imece.errors import ListingError
 from tests.conftest import Workbench, until
 
 ODD_NAMES = [
@@ -204,17 +205,11 @@ def test_a_suffix_takes_the_place_of_the_inputs_ending(workbench: Workbench) -> 
     workbench.check_books()
 
 
-def test_a_suffix_that_makes_a_name_too_long_is_a_failure_that_says_so(
-    workbench: Workbench,
-) -> None:
-    workbench.file("x" * 252 + ".a")
-    workbench.file("fine.a")
-    workbench.enqueue(suffix=".json", retries=0)
-    workbench.worker()
-    assert workbench.ended().state == "failed"
-    [failure] = workbench.failures().values()
-    assert failure.cause == "the output cannot be put in its place: File name too long"
-    assert workbench.check_books().done == 1
+def test_a_suffix_that_makes_a_name_too_long_is_refused(workbench: Workbench) -> None:
+    workbench.file("d/" + "n" * 250)
+    with pytest.raises(ListingError, match="more than 255 bytes: take a shorter --suffix"):
+        workbench.enqueue(suffix=".measured")
+    assert workbench.enqueue(suffix=".json").plan
 
 
 def test_without_outputs_everything_is_done_and_nothing_is_written(workbench: Workbench) -> None:
