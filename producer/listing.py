@@ -195,7 +195,7 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
     """Names from a list: relative to root, or absolute below it; `./` before a name is dropped.
 
     Raises:
-        ListingError: a name would leave the directory, is there twice, or ends in a Windows line end.
+        ListingError: a name would leave the directory, is there twice, or ends as on Windows.
     """
     listing = Listing()
     prefixes = [os.fsencode(path).rstrip(b"/") + b"/" for path in (root.absolute(), root.resolve())]
