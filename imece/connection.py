@@ -99,37 +99,37 @@ def reachable(settings: Settings) -> Iterator[None]:
         yield
     except redis_errors.AuthenticationError:
         raise ServiceError(
-            f"Redis at {where} does not accept the user or password: "
-            "check IMECE_REDIS_USERNAME and IMECE_REDIS_PASSWORD"
+            f"Redis at {where} does not accept the user or password",
+            "check IMECE_REDIS_USERNAME and IMECE_REDIS_PASSWORD",
         ) from None
     except MasterNotFoundError:
         raise ServiceError(
-            f"Redis at {where} is out of reach: no sentinel answers, or none knows this master: "
-            "check IMECE_REDIS_SENTINELS and IMECE_REDIS_SENTINEL_MASTER"
+            f"Redis at {where} is out of reach: no sentinel answers, or none knows this master",
+            "check IMECE_REDIS_SENTINELS and IMECE_REDIS_SENTINEL_MASTER",
         ) from None
     except OUTAGES as error:
         if "certificate" in str(error).lower():
             raise ServiceError(
-                f"Redis at {where}: its certificate is not trusted ({error}): "
-                "name its CA in IMECE_REDIS_CA_FILE"
+                f"Redis at {where}: its certificate is not trusted ({error})",
+                "name its CA in IMECE_REDIS_CA_FILE",
             ) from None
         raise ServiceError(
-            f"Redis at {where} is out of reach ({error}): check IMECE_REDIS_URL, "
-            "and that the server runs and can be reached from here"
+            f"Redis at {where} is out of reach ({error})",
+            "check IMECE_REDIS_URL, and that the server runs and can be reached from here",
         ) from None
     except redis_errors.NoPermissionError as error:
         raise ServiceError(
-            f"Redis at {where} forbids what imece needs ({error}): see its ACL"
+            f"Redis at {where} forbids what imece needs ({error})", "see its ACL"
         ) from None
     except redis_errors.ReadOnlyError:
         raise ServiceError(
-            f"Redis at {where} is a read-only replica: IMECE_REDIS_URL must name the master"
+            f"Redis at {where} is a read-only replica", "IMECE_REDIS_URL must name the master"
         ) from None
     except redis_errors.ResponseError as error:
         at_once = isinstance(error, redis_errors.OutOfMemoryError)
         if at_once or "OOM " in str(error):  # or at the end of a transaction
             raise ServiceError(
-                f"Redis at {where} is out of memory: raise its maxmemory, or delete ended runs"
+                f"Redis at {where} is out of memory", "raise its maxmemory, or delete ended runs"
             ) from None
         raise ServiceError(f"Redis at {where} refused a command: {error}") from None
 

@@ -6,9 +6,19 @@ catch these; everybody else lets them pass.
 
 
 class ImeceError(Exception):
-    """Base of all errors that are meant to be read by the person at the terminal."""
+    """Base of all errors that are meant to be read by the person at the terminal.
+
+    Args:
+        what: what happened, to which file or setting.
+        mend: what to do, if that is said apart from it.
+    """
 
     exit_code = 2
+
+    def __init__(self, what: str, mend: str = "") -> None:
+        super().__init__(f"{what}: {mend}" if mend else what)
+        self.what = what
+        self.mend = mend
 
 
 class UsageError(ImeceError):

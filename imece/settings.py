@@ -20,6 +20,7 @@ PREFIX = "IMECE_"
 SECRETS_DIR = os.environ.get(f"{PREFIX}SECRETS_DIR", "/run/secrets/imece")
 
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
+KUBE_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 
 
 class Settings(BaseSettings):
@@ -125,6 +126,22 @@ class Settings(BaseSettings):
 
     service_account_dir: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
     """Where a pod finds its token and the CA of its cluster."""
+
+    kube_context: str | None = None
+    """The context of the kubeconfig to go by. Unset: the service account, in a pod; else the
+    kubeconfig's current context."""
+
+    kube_namespace: Annotated[str, Field(pattern=KUBE_NAME)] | None = None
+    """The namespace of the workers. Unset: the pod's, or the context's."""
+
+    kube_ca_file: Path | None = None
+    """A PEM file with the CA of the cluster's API server, in place of the kubeconfig's."""
+
+    deployment: Annotated[str, Field(pattern=KUBE_NAME)] = "imece-worker"
+    """The name of the workers' Deployment."""
+
+    scaled_object: Annotated[str, Field(pattern=KUBE_NAME)] = "imece-worker"
+    """The name of KEDA's ScaledObject for it."""
 
     state_dir: Path = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")) / "imece"
     """Local mode: where the embedded server keeps its data between two calls."""

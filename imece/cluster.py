@@ -1,0 +1,546 @@
+"""The connection to Kubernetes, and its troubles in words: each says the cause and the mend.
+
+What imece asks of a cluster is a `Right`: `RIGHTS` is all of it, and each request names its own.
+Requests go through the package `kubernetes` and come back as the API's own JSON, so that versions
+30 and later of the package serve alike. No request takes longer than CONNECT + READ seconds a try;
+looking up a name is up to the system's resolver.
+"""
+
+import json
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from imece import kubeconfig
+from imece.errors import ServiceError
+from imece.kubeconfig import Access, is_named
+from imece.settings import Settings
+
+__all__ = ["RIGHTS", "Cluster", "ClusterError", "Right", "connect", "is_named"]
+
+CONNECT, READ = 3.0, 10.0
+"""Seconds until an API server that does not connect, or does not answer, counts as away."""
+
+TRIES = 2
+SHOWN = 10
+"""How many names a message lists at most."""
+
+
+@dataclass(frozen=True)
+class Right:
+    """A verb on a resource: what RBAC grants."""
+
+    verb: str
+    resource: str
+    group: str = ""
+    subresource: str = ""
+
+    def __str__(self) -> str:
+        group = f".{self.group}" if self.group else ""
+        return f"{self.verb} {self.resource}{group}" + (
+            f"/{self.subresource}" if self.subresource else ""
+        )
+
+
+READ_SCALED_OBJECT = Right("get", "scaledobjects", "keda.sh")
+LIST_SCALED_OBJECTS = Right("list", "scaledobjects", "keda.sh")
+CHANGE_SCALED_OBJECT = Right("patch", "scaledobjects", "keda.sh")
+READ_DEPLOYMENT = Right("get", "deployments", "apps")
+CHANGE_SCALE = Right("patch", "deployments", "apps", "scale")
+LIST_PODS = Right("list", "pods")
+READ_LOG = Right("get", "pods", "", "log")
+LIST_EVENTS = Right("list", "events")
+READ_CLAIM = Right("get", "persistentvolumeclaims")
+READ_HPA = Right("get", "horizontalpodautoscalers", "autoscaling")
+
+RIGHTS = (
+    READ_SCALED_OBJECT,
+    LIST_SCALED_OBJECTS,
+    CHANGE_SCALED_OBJECT,
+    READ_DEPLOYMENT,
+    CHANGE_SCALE,
+    LIST_PODS,
+    READ_LOG,
+    LIST_EVENTS,
+    READ_CLAIM,
+    READ_HPA,
+)
+"""What all of imece's commands need in the workers' namespace."""
+
+VERSIONS = {"keda.sh": "v1alpha1", "apps": "v1", "autoscaling": "v2", "authorization.k8s.io": "v1"}
+
+
+class ClusterError(ServiceError):
+    """The cluster is out of reach, or refuses us.
+
+    Args:
+        status: the HTTP status it answered with; 0 if it did not answer.
+        known: whether the API server knows this kind of object at all.
+    """
+
+    def __init__(self, what: str, mend: str, status: int = 0, known: bool = True) -> None:
+        super().__init__(what, mend)
+        self.status = status
+        self.known = known
+
+
+@contextmanager
+def connect(settings: Settings) -> Iterator["Cluster"]:
+    """A client for the cluster the settings name; see `kubeconfig.find`. Connects on first use.
+
+    Raises:
+        SettingsError: no cluster is configured, or not in a way that can be used.
+    """
+    cluster = Cluster(kubeconfig.find(settings), settings)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+class Cluster:
+    """One namespace of one cluster.
+
+    All methods raise ClusterError, which says cause and mend.
+    """
+
+    def __init__(self, access: Access, settings: Settings) -> None:
+        from kubernetes import client
+        from urllib3.util.retry import Retry
+
+        self.access = access
+        self.namespace = access.namespace
+        self.settings = settings
+        self.date: float | None = None
+        """The API server's clock in its latest answer, in epoch seconds, to the whole second."""
+        access.configuration.retries = Retry(
+            total=TRIES - 1,
+            backoff_factor=0.2,
+            status_forcelist=(429, 502, 503, 504),
+            raise_on_status=False,
+            respect_retry_after_header=False,
+        )
+        self._client = client.ApiClient(access.configuration)
+        self._objects = client.CustomObjectsApi(self._client)
+        self._core = client.CoreV1Api(self._client)
+
+    def __str__(self) -> str:
+        return f"namespace {self.namespace} of {self.address}, by {self.access.how}"
+
+    @property
+    def address(self) -> str:
+        parts = urlsplit(self.access.configuration.host)
+        return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+
+    def close(self) -> None:
+        self._client.close()
+
+    # What imece reads
+
+    def scaled_object(self) -> dict[str, Any]:
+        return self._read(READ_SCALED_OBJECT, self.settings.scaled_object)
+
+    def deployment(self) -> dict[str, Any]:
+        return self._read(READ_DEPLOYMENT, self.settings.deployment)
+
+    def autoscaler(self, name: str) -> dict[str, Any]:
+        return self._read(READ_HPA, name)
+
+    def pods(self, labels: dict[str, str]) -> list[dict[str, Any]]:
+        """The pods with these labels, 500 at the most."""
+        return self._items(
+            LIST_PODS,
+            self._core.list_namespaced_pod,
+            self.namespace,
+            label_selector=",".join(f"{name}={value}" for name, value in labels.items()),
+            limit=500,
+        )
+
+    def last_log_line(self, pod: str, container: str) -> str:
+        """What the container that ended last in this pod wrote last."""
+        answer = self._ask(
+            READ_LOG,
+            self._core.read_namespaced_pod_log,
+            pod,
+            self.namespace,
+            container=container,
+            previous=True,
+            tail_lines=1,
+            limit_bytes=4096,
+        )
+        return answer.decode("utf-8", "replace").strip()
+
+    def claim(self, name: str) -> dict[str, Any]:
+        return self._json(
+            READ_CLAIM,
+            self._core.read_namespaced_persistent_volume_claim,
+            name,
+            self.namespace,
+            name=name,
+        )
+
+    def warnings(self, kind: str, name: str) -> list[str]:
+        """What Kubernetes warns of for an object, the latest first."""
+        found = self._items(
+            LIST_EVENTS,
+            self._core.list_namespaced_event,
+            self.namespace,
+            field_selector=f"involvedObject.kind={kind},involvedObject.name={name},type=Warning",
+            limit=100,
+        )
+        found.sort(key=_moment, reverse=True)
+        return [f"{event.get('reason', '')}: {event.get('message', '')}" for event in found]
+
+    def has_right(self, right: Right) -> bool:
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {
+                "resourceAttributes": {
+                    "namespace": self.namespace,
+                    "verb": right.verb,
+                    "group": right.group,
+                    "resource": right.resource,
+                    "subresource": right.subresource,
+                }
+            },
+        }
+        review = Right("create", "selfsubjectaccessreviews", "authorization.k8s.io")
+        answer = self._json(
+            review,
+            self._objects.create_cluster_custom_object,
+            review.group,
+            VERSIONS[review.group],
+            review.resource,
+            body,
+        )
+        return bool(answer.get("status", {}).get("allowed"))
+
+    def keda_version(self) -> str | None:
+        """The version KEDA's resource definitions are of, as 2.20.0; None if they do not say."""
+        right = Right("get", "customresourcedefinitions", "apiextensions.k8s.io")
+        answer = self._json(
+            right,
+            self._objects.get_cluster_custom_object,
+            right.group,
+            "v1",
+            right.resource,
+            "scaledobjects.keda.sh",
+            name="scaledobjects.keda.sh",
+        )
+        label = answer["metadata"].get("labels", {}).get("app.kubernetes.io/version", "")
+        return label.removeprefix("v") or None
+
+    # What imece changes
+
+    def change_scaled_object(self, changes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Applies a JSON patch (RFC 6902): the one kind that every version of the package sends as
+        it is, and that custom resources take."""
+        return self._json(
+            CHANGE_SCALED_OBJECT,
+            self._objects.patch_namespaced_custom_object,
+            *self._place(CHANGE_SCALED_OBJECT),
+            self.settings.scaled_object,
+            changes,
+            name=self.settings.scaled_object,
+        )
+
+    def change_scale(self, changes: list[dict[str, Any]]) -> dict[str, Any]:
+        """The same for the scale of the Deployment."""
+        return self._json(
+            CHANGE_SCALE,
+            self._objects.patch_namespaced_custom_object_scale,
+            *self._place(CHANGE_SCALE),
+            self.settings.deployment,
+            changes,
+            name=self.settings.deployment,
+        )
+
+    # Requests
+
+    def _read(self, right: Right, name: str) -> dict[str, Any]:
+        return self._json(
+            right,
+            self._objects.get_namespaced_custom_object,
+            *self._place(right),
+            name,
+            name=name,
+        )
+
+    def _place(self, right: Right) -> tuple[str, str, str, str]:
+        return right.group, VERSIONS[right.group], self.namespace, right.resource
+
+    def _items(
+        self, right: Right, call: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self._json(right, call, *arguments, **options)["items"]
+        return items
+
+    def _json(
+        self,
+        right: Right,
+        call: Callable[..., Any],
+        *arguments: Any,
+        name: str = "",
+        **options: Any,
+    ) -> dict[str, Any]:
+        answer = self._ask(right, call, *arguments, name=name, **options)
+        try:
+            found = json.loads(answer)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ClusterError(
+                f"{self.address} does not answer as Kubernetes does",
+                "a proxy or a login page may stand before it; the kubeconfig's server must be "
+                "the API server",
+            )
+        return found
+
+    def _ask(
+        self,
+        right: Right,
+        call: Callable[..., Any],
+        *arguments: Any,
+        name: str = "",
+        **options: Any,
+    ) -> bytes:
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            answer = call(
+                *arguments, _preload_content=False, _request_timeout=(CONNECT, READ), **options
+            )
+            self._note_date(answer.headers)
+            data: bytes = answer.data
+            return data
+        except ApiException as error:
+            if not error.status:
+                raise self._unreachable(error) from None
+            self._note_date(error.headers or {})
+            raise self._refused(right, error, name) from None
+        except (HTTPError, OSError) as error:
+            raise self._unreachable(error) from None
+
+    def _note_date(self, headers: Any) -> None:
+        try:
+            self.date = parsedate_to_datetime(headers["Date"]).timestamp()
+        except (KeyError, TypeError, ValueError):
+            pass  # a proxy has dropped it: then there is no clock to compare with
+
+    # Troubles
+
+    def _unreachable(self, error: BaseException) -> ClusterError:
+        """What went wrong below HTTP."""
+        from urllib3.exceptions import ConnectTimeoutError, ProxyError, ReadTimeoutError
+
+        where = f"the cluster at {self.address}"
+        causes = list(_causes(error))
+
+        def found(*kinds: type[BaseException]) -> Any:
+            return next((cause for cause in causes if isinstance(cause, kinds)), None)
+
+        if (cause := found(ssl.SSLCertVerificationError)) is not None:
+            return self._distrusted(where, cause)
+        if found(ProxyError):
+            return ClusterError(
+                f"{where} is out of reach: the proxy does not let us through",
+                "check HTTPS_PROXY, and put the API server into NO_PROXY if it needs none",
+            )
+        if (cause := found(ssl.SSLError)) is not None:
+            return ClusterError(
+                f"{where} does not speak TLS as it should ({_reason(cause)})",
+                "check scheme and port of the kubeconfig's server, and the client certificate",
+            )
+        if found(socket.gaierror) or "NameResolution" in type(error).__name__:
+            return ClusterError(
+                f"{where} is out of reach: the name {urlsplit(self.address).hostname} is not known "
+                "here",
+                "check the kubeconfig's server, DNS and VPN",
+            )
+        if found(ConnectionRefusedError):
+            return ClusterError(
+                f"{where} refuses the connection",
+                "check that the cluster runs and that the kubeconfig's server has the right port",
+            )
+        if found(ConnectTimeoutError, ReadTimeoutError, TimeoutError):
+            return ClusterError(
+                f"{where} does not answer in time ({CONNECT:.0f} s to connect, {READ:.0f} s to "
+                "answer)",
+                "check VPN, firewall and proxy, and that the kubeconfig's server is the right one",
+            )
+        return ClusterError(
+            f"{where} is out of reach ({_reason(causes[-1])})", "check VPN, firewall and proxy"
+        )
+
+    def _distrusted(self, where: str, cause: ssl.SSLCertVerificationError) -> ClusterError:
+        why = getattr(cause, "verify_message", "") or _reason(cause)
+        if "expired" in why or "not yet valid" in why:
+            mend = "check this machine's clock; else the certificate must be renewed"
+        elif "ostname mismatch" in why or "IP address mismatch" in why:
+            mend = (
+                "the kubeconfig's server must be a name that is in the certificate, "
+                "or tls-server-name must say one"
+            )
+        else:
+            mend = "name the file with its CA in IMECE_KUBE_CA_FILE"
+        return ClusterError(f"{where}: certificate verify failed ({why})", mend)
+
+    def _refused(self, right: Right, error: Any, name: str) -> ClusterError:
+        """What went wrong, by the status the API server answered with."""
+        said, known = _status_message(error.body)
+        if error.status == 401:
+            return self._not_logged_in()
+        if error.status == 403:
+            user = re.search(r'User "([^"]+)"', said)
+            who = user[1] if user else self.access.how
+            return ClusterError(
+                f"no right to {right} in namespace {self.namespace} for {who}",
+                "check the namespace, or have a Role with this right bound to it: "
+                "docs/connecting.md has one",
+                403,
+            )
+        if error.status == 404 and not known:
+            what = "KEDA is not installed" if right.group == "keda.sh" else "it is too old"
+            return ClusterError(
+                f"the cluster at {self.address} knows no {right.resource}: {what}",
+                "install KEDA 2.20 or later" if right.group == "keda.sh" else "upgrade it",
+                404,
+                known=False,
+            )
+        if error.status == 404 and name:
+            return self._missing(right, name)
+        if error.status in (429, 502, 503, 504):
+            return ClusterError(
+                f"the cluster at {self.address} is not able to answer now "
+                f"({error.status}{': ' if said else ''}{said})",
+                "try again in a moment",
+                error.status,
+            )
+        return ClusterError(
+            f"the cluster at {self.address} refused to {right} {name} ({error.status}: {said})",
+            "mend what it says",
+            error.status,
+        )
+
+    def _not_logged_in(self) -> ClusterError:
+        flaw = kubeconfig.token_flaw(self.access.token)
+        if self.access.in_pod:
+            mend = "delete the pod, so that it gets a new one; and check that its ServiceAccount is"
+        elif self.access.token is None:
+            flaw = "there is no token; a client certificate, if there is one, may have expired"
+            mend = "get a new kubeconfig from your cluster"
+        else:
+            mend = "log in again, as you did when you got the kubeconfig"
+        return ClusterError(
+            f"the cluster at {self.address} does not accept {self.access.how}: "
+            f"{flaw or 'its token is not valid, or no longer'} (401)",
+            mend,
+            401,
+        )
+
+    def _missing(self, right: Right, name: str) -> ClusterError:
+        """An object is not there: says what is."""
+        what = f"there is no {_singular(right.resource)} {name} in namespace {self.namespace}"
+        if not self._has_namespace():
+            others = self._names(self._core.list_namespace)
+            there = f"; there are: {_some(others)}" if others else ""
+            return ClusterError(
+                f"there is no namespace {self.namespace} in the cluster at {self.address}{there}",
+                "name the right one with --namespace or IMECE_KUBE_NAMESPACE",
+                404,
+            )
+        setting = {
+            "scaledobjects": "IMECE_SCALED_OBJECT",
+            "deployments": "IMECE_DEPLOYMENT",
+        }.get(right.resource)
+        if setting is None:
+            return ClusterError(what, "it may have been removed just now", 404)
+        here = self._names(self._objects.list_namespaced_custom_object, *self._place(right))
+        mend = f"check --namespace, or kubectl apply -k deploy/…, or name another in {setting}"
+        if here:
+            return ClusterError(f"{what}; there are: {_some(here)}", mend, 404)
+        group, version, _, resource = self._place(right)
+        elsewhere = self._names(
+            self._objects.list_cluster_custom_object, group, version, resource, wanted=name
+        )
+        if elsewhere:
+            return ClusterError(
+                f"{what}; there is one in: {_some(elsewhere)}",
+                "name its namespace with --namespace or IMECE_KUBE_NAMESPACE",
+                404,
+            )
+        return ClusterError(what, mend, 404)
+
+    def _has_namespace(self) -> bool:
+        """Whether the namespace is there, as far as we may know."""
+        try:
+            self._ask(Right("get", "namespaces"), self._core.read_namespace, self.namespace)
+        except ClusterError as error:
+            return error.status != 404
+        return True
+
+    def _names(
+        self, call: Callable[..., Any], *arguments: Any, wanted: str | None = None
+    ) -> list[str]:
+        """The names of the objects there are, if we may know; with `wanted`, the namespaces of
+        those of that name."""
+        try:
+            items = self._items(Right("list", "objects"), call, *arguments)
+        except ClusterError:
+            return []
+        found = [item["metadata"] for item in items]
+        if wanted is None:
+            return sorted(one["name"] for one in found)
+        return sorted(one["namespace"] for one in found if one["name"] == wanted)
+
+
+def _moment(event: dict[str, Any]) -> str:
+    times = (event.get("lastTimestamp"), event.get("eventTime"), event.get("firstTimestamp"))
+    return next((time for time in times if time), "")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it, to the bottom."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [getattr(one, "reason", None), one.__cause__, one.__context__, *one.args]
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "reason", None) or error)[:200]
+
+
+def _status_message(body: Any) -> tuple[str, bool]:
+    """The message in an error's body, and whether the kind of object is known: where it is not,
+    the server answers with plain text."""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
+    try:
+        status = json.loads(text)
+        return " ".join(str(status.get("message", "")).split())[:500], True
+    except (ValueError, AttributeError):
+        return " ".join(text.split())[:200], False
+
+
+def _singular(resource: str) -> str:
+    return {"scaledobjects": "ScaledObject", "deployments": "Deployment"}.get(
+        resource, resource.removesuffix("s")
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
