@@ -239,9 +239,8 @@ class Cluster:
 
     # What imece changes
 
-    def change_scaled_object(self, changes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Applies a JSON patch (RFC 6902): the one kind that every version of the package sends as
-        it is, and that custom resources take."""
+    def change_scaled_object(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Applies a JSON merge patch (RFC 7386): None removes."""
         return self._json(
             CHANGE_SCALED_OBJECT,
             self._objects.patch_namespaced_custom_object,
@@ -251,7 +250,7 @@ class Cluster:
             name=self.settings.scaled_object,
         )
 
-    def change_scale(self, changes: list[dict[str, Any]]) -> dict[str, Any]:
+    def change_scale(self, changes: dict[str, Any]) -> dict[str, Any]:
         """The same for the scale of the Deployment."""
         return self._json(
             CHANGE_SCALE,

@@ -22,8 +22,10 @@ PAUSED_SCALE_OUT = f"{_KEDA}paused-scale-out"
 KEDA_LIMIT = 100
 """What KEDA takes for maxReplicaCount where the ScaledObject does not say."""
 
-UNPROCESSABLE = 422
-"""What a JSON patch is answered with whose test fails."""
+CONFLICT = 409
+"""What a patch of an object that has changed since is answered with."""
+
+TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -110,34 +112,41 @@ def change(
     scaled_object, deployment = cluster.scaled_object(), cluster.deployment()
     before = of(scaled_object, deployment)
     least = min(before.minimum, limit) if minimum is None else minimum
-    changes = [_set("/spec/maxReplicaCount", limit)]
+    spec = {"maxReplicaCount": limit}
     if least != before.minimum:
-        changes.append(_set("/spec/minReplicaCount", least))
-    after = of(cluster.change_scaled_object(changes), deployment)
+        spec["minReplicaCount"] = least
+    after = of(cluster.change_scaled_object({"spec": spec}), deployment)
     if backlog is None or _may_not_grow(annotations(scaled_object)):
         return before, after
     needed = max(least, min(limit, backlog.pending + backlog.in_flight))
-    if needed <= before.wanted:
-        return before, after
-    return before, replace(after, wanted=_start(cluster, before.wanted, needed))
+    return before, replace(after, wanted=_start(cluster, deployment, needed))
 
 
 def _may_not_grow(notes: dict[str, str]) -> bool:
     return PAUSED_REPLICAS in notes or _is_set(notes, PAUSED) or _is_set(notes, PAUSED_SCALE_OUT)
 
 
-def _start(cluster: Cluster, wanted: int, needed: int) -> int:
-    """Scales the Deployment out; how many replicas it is to have then."""
-    # An API server leaves out a 0, so that there is nothing to test then.
-    unchanged = [{"op": "test", "path": "/spec/replicas", "value": wanted}] if wanted else []
-    try:
-        scale = cluster.change_scale([*unchanged, _set("/spec/replicas", needed)])
-    except ClusterError as error:
-        if error.status != UNPROCESSABLE:
-            raise
-        scale = cluster.deployment()  # the test: the autoscaler was faster
-    replicas: int = scale["spec"].get("replicas", 0)
-    return replicas
+def _start(cluster: Cluster, deployment: dict[str, Any], needed: int) -> int:
+    """Scales the Deployment out, unless the autoscaler has been faster.
+
+    Returns:
+        How many replicas it is to have then.
+    """
+    for _ in range(TRIES):
+        wanted: int = deployment["spec"].get("replicas", 0)
+        if needed <= wanted:
+            return wanted
+        # With its version in it, a patch of what has changed since is refused.
+        version = deployment["metadata"]["resourceVersion"]
+        patch = {"metadata": {"resourceVersion": version}, "spec": {"replicas": needed}}
+        try:
+            cluster.change_scale(patch)
+            return needed
+        except ClusterError as error:
+            if error.status != CONFLICT:
+                raise
+        deployment = cluster.deployment()
+    return wanted
 
 
 def pause(cluster: Cluster, *, scale_in_only: bool = False) -> tuple[Scaling, Scaling]:
@@ -146,12 +155,9 @@ def pause(cluster: Cluster, *, scale_in_only: bool = False) -> tuple[Scaling, Sc
     Returns:
         What was, and what is.
     """
-    before = cluster.scaled_object()
-    name, value = (PAUSED_SCALE_IN, "true") if scale_in_only else (PAUSED_REPLICAS, "0")
-    changes = [_set(_path(name), value)]
-    if not annotations(before):
-        changes.insert(0, _set("/metadata/annotations", {}))
-    return _changed(cluster, before, changes)
+    return _annotate(
+        cluster, {PAUSED_SCALE_IN: "true"} if scale_in_only else {PAUSED_REPLICAS: "0"}
+    )
 
 
 def resume(cluster: Cluster) -> tuple[Scaling, Scaling]:
@@ -160,24 +166,13 @@ def resume(cluster: Cluster) -> tuple[Scaling, Scaling]:
     Returns:
         What was, and what is.
     """
-    before = cluster.scaled_object()
-    known = (PAUSED_REPLICAS, PAUSED, PAUSED_SCALE_IN, PAUSED_SCALE_OUT)
-    set_now = [name for name in known if name in annotations(before)]
-    return _changed(cluster, before, [{"op": "remove", "path": _path(name)} for name in set_now])
+    return _annotate(
+        cluster, dict.fromkeys((PAUSED_REPLICAS, PAUSED, PAUSED_SCALE_IN, PAUSED_SCALE_OUT))
+    )
 
 
-def _changed(
-    cluster: Cluster, before: dict[str, Any], changes: list[dict[str, Any]]
-) -> tuple[Scaling, Scaling]:
-    deployment = cluster.deployment()
-    after = cluster.change_scaled_object(changes) if changes else before
+def _annotate(cluster: Cluster, notes: dict[str, str | None]) -> tuple[Scaling, Scaling]:
+    """Sets annotations of the ScaledObject; those that are None are removed."""
+    before, deployment = cluster.scaled_object(), cluster.deployment()
+    after = cluster.change_scaled_object({"metadata": {"annotations": notes}})
     return of(before, deployment), of(after, deployment)
-
-
-def _set(path: str, value: Any) -> dict[str, Any]:
-    return {"op": "add", "path": path, "value": value}
-
-
-def _path(annotation: str) -> str:
-    """Where an annotation is, as a JSON pointer (RFC 6901)."""
-    return "/metadata/annotations/" + annotation.replace("~", "~0").replace("/", "~1")
