@@ -402,8 +402,8 @@ class Cluster:
             who = user[1] if user else self.access.how
             return ClusterError(
                 f"no right to {right} in namespace {self.namespace} for {who}",
-                "check the namespace, or have a Role with this right bound to it: "
-                "docs/connecting.md has one",
+                "check the namespace, or "
+                "have the Role imece-producer of deploy/producer bound in it",
                 403,
             )
         if error.status == 404 and not known:

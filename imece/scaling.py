@@ -15,7 +15,9 @@ _KEDA = "autoscaling.keda.sh/"
 PAUSED_REPLICAS = f"{_KEDA}paused-replicas"
 PAUSED = f"{_KEDA}paused"
 PAUSED_SCALE_IN = f"{_KEDA}paused-scale-in"
-"""KEDA 2.18 and later; an older one takes no notice of it."""
+"""An older KEDA than PAUSES_SCALE_IN takes no notice of it."""
+
+PAUSES_SCALE_IN = (2, 18)
 
 PAUSED_SCALE_OUT = f"{_KEDA}paused-scale-out"
 
@@ -63,7 +65,7 @@ def of(scaled_object: dict[str, Any], deployment: dict[str, Any]) -> Scaling:
         minimum=spec.get("minReplicaCount", 0),
         wanted=deployment.get("spec", {}).get("replicas", 0),
         ready=deployment.get("status", {}).get("readyReplicas", 0),
-        paused=_paused(annotations(scaled_object)),
+        paused=read_paused(scaled_object),
     )
 
 
@@ -71,7 +73,9 @@ def annotations(scaled_object: dict[str, Any]) -> dict[str, str]:
     return scaled_object["metadata"].get("annotations") or {}
 
 
-def _paused(notes: dict[str, str]) -> str | None:
+def read_paused(scaled_object: dict[str, Any]) -> str | None:
+    """What of the scaling is paused, in words; None if nothing is."""
+    notes = annotations(scaled_object)
     if PAUSED_REPLICAS in notes:
         return f"held at {notes[PAUSED_REPLICAS]} replicas"
     if _is_set(notes, PAUSED):
@@ -176,3 +180,8 @@ def _annotate(cluster: Cluster, notes: dict[str, str | None]) -> tuple[Scaling, 
     before, deployment = cluster.scaled_object(), cluster.deployment()
     after = cluster.change_scaled_object({"metadata": {"annotations": notes}})
     return of(before, deployment), of(after, deployment)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`2.20.1` as numbers, to compare."""
+    return tuple(int(part) for part in version.partition("-")[0].split(".") if part.isdigit())

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from redis.exceptions import AuthenticationError
 
-from imece import names, status
+from imece import kubeconfig, names, status
 from imece.connection import OUTAGES, connect, reachable
 from imece.errors import ImeceError, RunError, UsageError
 from imece.run import Run, recent
@@ -23,6 +24,7 @@ from imece.status import Status
 from producer import display
 from producer.options import (
     Buckets,
+    Context,
     Exclude,
     FilesPerJob,
     FromFile,
@@ -31,6 +33,7 @@ from producer.options import (
     In,
     Include,
     Json,
+    Namespace,
     Null,
     Out,
     Overwrite,
@@ -91,10 +94,10 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def find_settings() -> Settings:
-    """The settings; with no Redis named and a local run on, those of its server."""
-    settings = load()
-    if "redis_url" not in settings.model_fields_set:
+def find_settings(context: str | None = None, namespace: str | None = None) -> Settings:
+    """The settings; with no Redis and no cluster named and a local run on, those of its server."""
+    settings = load(kube_context=context, kube_namespace=namespace)
+    if "redis_url" not in settings.model_fields_set and not kubeconfig.is_named(settings):
         from producer import local
 
         runs = local.live(settings.state_dir.expanduser())
@@ -195,20 +198,34 @@ def show_status(
         typer.Argument(metavar="[RUN]", help="[default: the newest]", parser=names.slug),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Until the run ends.")] = False,
+    context: Context = None,
+    namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """How far a run is: files done, failed, left; rate; time left; workers; queue."""
-    settings = find_settings()
+    """How far a run is: files done, failed, left; rate; time left; workers; queue.
+
+    In a pod, or with --context, --namespace or their settings: also the cluster's replicas, and
+    what keeps them from working.
+    """
+    settings = find_settings(context, namespace)
     with redis_of(settings) as redis:
         run = Run(redis, run_id or newest(redis))
         if watch and not as_json:
             display.follow(lambda: status.read(run))
         while True:
             now = status.read(run)
+            workers = None
+            if kubeconfig.is_named(settings):
+                from producer import workers as on_cluster
+
+                workers = on_cluster.look(settings, now)
             if as_json:
-                print(json.dumps(now.summary()), flush=True)
+                told = now.summary()
+                if workers is not None:
+                    told["cluster"] = workers
+                print(json.dumps(told), flush=True)
             else:
-                print(display.block(now))
+                print("\n".join([display.block(now), *display.workers(workers)]))
             if not watch or now.has_ended:
                 return
             time.sleep(1.0)
@@ -343,19 +360,97 @@ def delete(run_id: RunId) -> None:
     print(f"run {run_id} is deleted; its outputs are where they were")
 
 
-@app.command()
+@app.command(epilog="Examples:\n\n  imece scale 50\n\n  imece scale 50 --min 2 -n imece")
 def scale(
-    replicas: Annotated[int, typer.Argument(metavar="N", min=0, help="Most replicas at a time.")],
+    replicas: Annotated[int, typer.Argument(metavar="N", min=0, help="Most workers at a time.")],
+    minimum: Annotated[
+        int | None, typer.Option("--min", min=0, help="Fewest workers, even with nothing to do.")
+    ] = None,
     run_id: Annotated[str | None, typer.Option("--run", help="Which local run.")] = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
 ) -> None:
-    """Change the limit of replicas of a local run while it is on."""
+    """Change the limit of workers while a run is on. No working one is stopped for it.
+
+    Of the local run that is on, or that --run names. In a pod, with --context, --namespace or
+    their settings, or with no local run on: of the cluster.
+    """
+    settings = load(kube_context=context, kube_namespace=namespace)
+    if run_id is None and kubeconfig.is_named(settings):
+        from producer import workers
+
+        workers.scale(settings, replicas, minimum, as_json)
+        return
     from producer import local
 
-    settings = load()
+    if run_id is None and not local.live(settings.state_dir.expanduser()):
+        from producer import workers
+
+        say("(no local run is on)")
+        workers.scale(settings, replicas, minimum, as_json)
+        return
+    if minimum is not None or context or namespace:
+        raise UsageError("--min, --context and --namespace are for a cluster, not for a local run")
     name, url = local.only_live(settings.state_dir.expanduser(), run_id)
     with redis_of(local.at(settings, url)) as redis:
         before = local.set_limit(redis, replicas)
-    print(f"run {name}: at most {replicas} replicas (it was {before})")
+    if as_json:
+        print(json.dumps({"run": name, "was": {"limit": before}, "is": {"limit": replicas}}))
+    else:
+        print(f"run {name}: at most {replicas} replicas (it was {before})")
+
+
+@app.command()
+def pause(
+    scale_in: Annotated[
+        bool, typer.Option("--scale-in", help="Only start no stopping of idle workers.")
+    ] = False,
+    context: Context = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Hold the cluster's workers: they finish the file in hand, give the rest back, and go.
+
+    What waits in the queue stays there, until `imece resume`.
+    """
+    from producer import workers
+
+    workers.pause(load(kube_context=context, kube_namespace=namespace), scale_in, as_json)
+
+
+@app.command()
+def resume(context: Context = None, namespace: Namespace = None, as_json: Json = False) -> None:
+    """End every pause of the cluster's workers."""
+    from producer import workers
+
+    workers.resume(load(kube_context=context, kube_namespace=namespace), as_json)
+
+
+@app.command(epilog="Example:\n\n  imece doctor /data/in /data/out -n imece")
+def doctor(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[IN]", help="[IMECE_INPUT]", show_default=False)
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="[IMECE_OUTPUT]", show_default=False)
+    ] = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Look at everything a run needs, and say how to mend what is wrong.
+
+    Redis, the cluster, KEDA, the volume claim, clocks, the processor, the directories. Exit code
+    0: it works (there may be warnings); 2: settings; 3: a service.
+    """
+    from imece import doctor as surgery
+
+    made = []
+    for check in surgery.checks(find_settings(context, namespace), source, target):
+        made.append(check)
+        print(json.dumps(check.summary()) if as_json else display.check(check), flush=True)
+    raise typer.Exit(surgery.exit_code(made))
 
 
 @app.command(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imece import names
 from imece.duration import seconds
@@ -19,6 +19,7 @@ from imece.status import Status, quantile, read
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from imece.doctor import Check
     from producer.enqueue import Enqueued, Plan
 
 SPARKS = " ▁▂▃▄▅▆▇█"
@@ -111,6 +112,39 @@ def block(status: Status) -> str:
     if status.failed:
         lines.append(f"  imece failures {status.id} says which failed and why")
     return "\n".join(lines)
+
+
+def workers(found: dict[str, Any] | None) -> Iterator[str]:
+    """The lines about a cluster's workers, for `imece status`."""
+    if found is None:
+        return
+    if "error" in found:
+        yield f"  cluster  {found['error']}"
+        return
+    yield f"  cluster  {replicas(found)}"
+    yield f"           {found['where']}"
+    for reason in found["reasons"]:
+        yield f"  held up  {names.printable(reason)}"
+
+
+def replicas(found: dict[str, Any]) -> str:
+    """`3 workers ready, 5 wanted, limit 20`"""
+    parts = [
+        f"{count(found['ready'], 'worker')} ready",
+        f"{found['wanted']:,} wanted",
+        f"limit {found['limit']:,}",
+    ]
+    if found["minimum"]:
+        parts.append(f"minimum {found['minimum']:,}")
+    if found["paused"]:
+        parts.append(f"paused: {found['paused']}")
+    return ", ".join(parts)
+
+
+def check(made: "Check") -> str:
+    """One line of `imece doctor`."""
+    says = names.printable(f"{made.says}: {made.mend}" if made.mend else made.says)
+    return f"{made.verdict:<4}  {made.name:<18}  {says}"
 
 
 def ago(moment: float, now: float) -> str:

@@ -34,6 +34,19 @@ RunId = Annotated[
     typer.Argument(metavar="RUN", help="The run id.", show_default=False, parser=names.slug),
 ]
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
+Context = Annotated[
+    str | None,
+    typer.Option(help="Which context of the kubeconfig. [IMECE_KUBE_CONTEXT]", show_default=False),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace",
+        "-n",
+        help="The workers' namespace. [IMECE_KUBE_NAMESPACE]",
+        show_default=False,
+    ),
+]
 GivenRunId = Annotated[
     str | None,
     typer.Option(

@@ -40,17 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processor", help="package.module:function (IMECE_PROCESSOR)")
     parser.add_argument("--command", help="a program and its arguments (IMECE_COMMAND)")
     parser.add_argument("--queue", help="the queue to listen to (IMECE_QUEUE)")
+    parser.add_argument("--check", action="store_true", help="load the processor, and stop")
     given = parser.parse_args(arguments)
     try:
         settings = load(processor=given.processor, command=given.command, queue=given.queue)
-        return work(settings)
+        return work(settings, only_check=given.check)
     except ImeceError as error:
         print(f"imece-worker: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def work(settings: Settings) -> int:
-    """Works until stopped."""
+def work(settings: Settings, only_check: bool = False) -> int:
+    """Works until stopped, unless it is only to see whether it could."""
     log.set_up(settings)
     if settings.heartbeat_file is not None and (flaw := touchable(settings.heartbeat_file)):
         raise SettingsError(f"IMECE_HEARTBEAT_FILE: {flaw}")
@@ -64,6 +65,8 @@ def work(settings: Settings) -> int:
     if here not in sys.path:
         sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m
     function = processor.load(settings)
+    if only_check:
+        return 0
     gc.freeze()  # forked horses then share what has been imported
     with reachable(settings):
         Worker(settings, function, cost, tally).work()
