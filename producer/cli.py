@@ -377,22 +377,18 @@ def scale(
     their settings, or with no local run on: of the cluster.
     """
     settings = load(kube_context=context, kube_namespace=namespace)
-    if run_id is None and kubeconfig.is_named(settings):
-        from producer import workers
+    from producer import local, workers
 
-        workers.scale(settings, replicas, minimum, as_json)
-        return
-    from producer import local
-
-    if run_id is None and not local.live(settings.state_dir.expanduser()):
-        from producer import workers
-
-        say("(no local run is on)")
+    state = settings.state_dir.expanduser()
+    named = kubeconfig.is_named(settings)
+    if run_id is None and (named or not local.live(state)):
+        if not named:
+            say("(no local run is on: this is for a cluster)")
         workers.scale(settings, replicas, minimum, as_json)
         return
     if minimum is not None or context or namespace:
         raise UsageError("--min, --context and --namespace are for a cluster, not for a local run")
-    name, url = local.only_live(settings.state_dir.expanduser(), run_id)
+    name, url = local.only_live(state, run_id)
     with redis_of(local.at(settings, url)) as redis:
         before = local.set_limit(redis, replicas)
     if as_json:
@@ -404,7 +400,7 @@ def scale(
 @app.command()
 def pause(
     scale_in: Annotated[
-        bool, typer.Option("--scale-in", help="Only start no stopping of idle workers.")
+        bool, typer.Option("--scale-in", help="Only let no idle worker go.")
     ] = False,
     context: Context = None,
     namespace: Namespace = None,
@@ -427,7 +423,7 @@ def resume(context: Context = None, namespace: Namespace = None, as_json: Json =
     workers.resume(load(kube_context=context, kube_namespace=namespace), as_json)
 
 
-@app.command(epilog="Example:\n\n  imece doctor /data/in /data/out -n imece")
+@app.command(epilog="Examples:\n\n  imece doctor /data/in /data/out -n imece")
 def doctor(
     source: Annotated[
         Path | None, typer.Argument(metavar="[IN]", help="[IMECE_INPUT]", show_default=False)

@@ -22,6 +22,7 @@ from imece.status import read as read_status
 from producer.embedded import Server
 from producer.enqueue import Enqueued, Producer
 from producer.options import list_files, parameters_of
+from tests.kubernetes_stand_in import StandIn
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,6 +45,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("IMECE_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("IMECE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
+    for name in ("HOST", "PORT"):
+        monkeypatch.delenv(f"KUBERNETES_SERVICE_{name}", raising=False)
 
 
 @pytest.fixture
@@ -295,5 +299,15 @@ def uptime(workbench: Workbench) -> int:
 @pytest.fixture
 def workbench(server: Server, redis: Redis, tmp_path: Path) -> Iterator[Workbench]:
     made = Workbench(server, redis, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A stand-in for a cluster with what deploy/ makes, and KUBECONFIG naming it."""
+    made = StandIn()
+    made.deploy()
+    monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig(tmp_path / "kubeconfig")))
     yield made
     made.close()

@@ -612,7 +612,7 @@ def commands() -> dict[str, click.Command]:
 def test_every_command_and_every_option_has_a_help_text() -> None:
     assert set(commands()) == {
         *("enqueue", "status", "runs", "wait", "failures", "retry", "cancel", "delete"),
-        *("scale", "local"),
+        *("scale", "pause", "resume", "doctor", "local"),
     }
     for name, command in commands().items():
         assert command.help, name
@@ -622,7 +622,7 @@ def test_every_command_and_every_option_has_a_help_text() -> None:
 
 
 def test_help_comes_with_examples() -> None:
-    for name in ("enqueue", "status", "failures", "local"):
+    for name in ("enqueue", "status", "failures", "scale", "doctor", "local"):
         _, _, examples = (commands()[name].epilog or "").partition("Examples:")
         assert f"imece {name} " in examples
 
