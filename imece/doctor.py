@@ -352,7 +352,13 @@ def of_processor(settings: Settings) -> Iterator[Check]:
     environment["IMECE_COMMAND"] = settings.command or ""
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "worker", "--check"],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "worker",
+                "--check",
+            ],  # -P: ours, not one in this directory
             env={name: value for name, value in environment.items() if value},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -382,7 +388,8 @@ def of_directories(source: Path | None, target: Path | None) -> Iterator[Check]:
     """Whether the input can be read and the output written, by doing it."""
     if source is not None:
         try:
-            next(os.scandir(source), None)
+            with os.scandir(source) as entries:
+                next(entries, None)
             yield Check("input", "ok", f"{source} can be read")
         except OSError as error:
             yield Check(

@@ -1,0 +1,331 @@
+"""`imece doctor`: each thing a first-time user trips over is found, with its mend.
+
+Against real servers for Redis, and a stand-in for the API server.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from imece import doctor
+from imece.doctor import Check
+from imece.settings import load
+from producer.embedded import Server
+from tests.conftest import Workbench
+from tests.kubernetes_stand_in import StandIn, deployment, pod
+from tests.test_cluster import jwt
+
+HPA = "/apis/autoscaling/v2/namespaces/imece/horizontalpodautoscalers/keda-hpa-imece-worker"
+
+
+@pytest.fixture
+def sound(cluster: StandIn, server: Server) -> Iterator[dict[str, Any]]:
+    """Settings with which nothing is wrong: Redis, and a cluster that is named."""
+    active = {"type": "ScalingActive", "status": "True"}
+    cluster.deploy(deployment(2, ready=2))
+    cluster.add_claim("imece-data", "Bound")
+    cluster.put(HPA, {"metadata": {}, "status": {"conditions": [active]}})
+    yield {"redis_url": server.url, "kube_namespace": "imece"}
+
+
+def made(**settings: Any) -> dict[str, Check]:
+    """All checks by their names; of several of a name, the last."""
+    return {check.name: check for check in doctor.checks(load(**settings))}
+
+
+def wrong(**settings: Any) -> dict[str, Check]:
+    """Those that are not ok. Each must say what to do."""
+    found = {name: check for name, check in made(**settings).items() if check.verdict != "ok"}
+    for check in found.values():
+        assert check.mend
+        assert (check.exit_code > 0) == (check.verdict == "fail")
+    return found
+
+
+def only(name: str, **settings: Any) -> Check:
+    """The one check that is not ok."""
+    found = wrong(**settings)
+    assert list(found) == [name]
+    return found[name]
+
+
+def test_where_all_is_well_it_says_so(sound: dict[str, Any], tmp_path: Path) -> None:
+    found = made(
+        **sound, processor="examples.metrics:measure", input=tmp_path, output=tmp_path / "new/out"
+    )
+    assert {check.verdict for check in found.values()} == {"ok"}
+    assert list(found) == [
+        *("redis", "redis rights", "redis version", "redis memory", "redis persistence"),
+        *("redis clock", "cluster", "cluster clock", "cluster rights", "keda", "workers"),
+        *("scaled object", "autoscaler", "claim", "pods", "processor", "input", "output"),
+    ]
+    assert "by the context village" in found["cluster"].says
+    assert found["keda"].says == "version 2.20.0"
+    assert found["claim"].says == "imece-data bound"
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_prints_a_line_for_each_check_and_its_exit_code(
+    workbench: Workbench, sound: dict[str, Any]
+) -> None:
+    for folder in (workbench.source, workbench.target):
+        folder.mkdir(exist_ok=True)
+    call = ["doctor", str(workbench.source), str(workbench.target), "-n", "imece"]
+    answer = workbench.imece(*call)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert all(line.startswith("ok    ") for line in answer.stdout.splitlines())
+    answer = workbench.imece(*call, "--json", processor="nowhere:nothing", redis_url="unix:///no")
+    found = {check["name"]: check for check in map(json.loads, answer.stdout.splitlines())}
+    assert found["redis"]["exit_code"] == 3
+    assert found["processor"]["exit_code"] == 2
+    assert found["cluster"]["verdict"] == "ok"
+    assert answer.returncode == 3
+    assert workbench.imece(*call, processor="nowhere:nothing").returncode == 2
+
+
+# Redis
+
+
+def test_a_redis_that_is_not_there() -> None:
+    check = made(redis_url="unix:///nowhere/redis.sock")["redis"]
+    assert (check.verdict, check.exit_code) == ("fail", 3)
+    assert check.mend.startswith("check IMECE_REDIS_URL")
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "verdict", "says"),
+    [
+        (
+            {"maxmemory-policy": "allkeys-lru", "maxmemory": "100mb"},
+            "redis memory",
+            "fail",
+            "maxmemory-policy is allkeys-lru",
+        ),
+        ({"appendonly": "no"}, "redis persistence", "warn", "no append-only file"),
+    ],
+)
+def test_a_redis_set_up_for_something_else(
+    options: dict[str, str], name: str, verdict: str, says: str, tmp_path: Path
+) -> None:
+    with Server(tmp_path / "other", **options) as server:
+        check = made(redis_url=server.url)[name]
+    assert check.verdict == verdict
+    assert check.says.startswith(says)
+
+
+def test_an_old_redis() -> None:
+    checks = {check.name: check for check in doctor._redis_server({"redis_version": "6.2.14"})}
+    assert checks["redis version"].verdict == "fail"
+    assert checks["redis version"].says == "Redis 6.2.14"
+
+
+def test_an_acl_that_is_too_narrow_says_what_is_missing(tmp_path: Path) -> None:
+    users = {
+        "no-scripts": "~imece:* ~rq:* &* +@all -eval -evalsha",
+        "no-rq": "~imece:* &* +@all",
+        "no-channel": "~imece:* ~rq:* +@all",
+        "as-in-deploy": "~imece:* ~rq:* &rq:pubsub:* -@all +@read +@write +@scripting "
+        "+@transaction +@pubsub +@connection -@dangerous +info +time",
+    }
+    options = {"user": "as-in-deploy on >secret " + users["as-in-deploy"]}
+    with Server(tmp_path / "locked", **options) as server:
+        admin = Redis(unix_socket_path=str(server.socket))
+        for name, rules in users.items():
+            rule = ("ACL", "SETUSER", name, "on", ">secret", *rules.split())
+            admin.execute_command(*rule)  # type: ignore[no-untyped-call]
+
+        def rights(user: str) -> Check:
+            found = made(redis_url=server.url, redis_username=user, redis_password="secret")
+            return found["redis rights"]
+
+        assert rights("as-in-deploy").verdict == "ok"
+        assert "may not EVAL, EVALSHA on" in rights("no-scripts").says
+        assert "LPUSH" in rights("no-rq").says
+        assert "may not PUBLISH on" in rights("no-channel").says
+        assert admin.dbsize() == 0  # and leaves nothing behind
+        admin.close()
+
+
+def test_every_command_that_is_sent_is_probed(workbench: Workbench) -> None:
+    """A whole life of runs, then what the server counted: nothing that an ACL could still bar."""
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.files(20)
+    workbench.file("bad.txt", "raise bad")
+    workbench.enqueue(buckets=3)
+    worker = workbench.worker()
+    assert workbench.ended().failed == 1
+    worker.stop()
+    for command in ("status", "runs", "retry run", "failures run", "cancel run", "delete run"):
+        assert workbench.imece(*command.split()).returncode == 0
+    sent = {name.removeprefix("cmdstat_") for name in workbench.redis.info("commandstats")}
+    words = [probe.split() for probe in doctor.PROBES.replace("\n", "|").split("|")]
+    probed = {word[0].lower() for word in words if word}
+    every_user_may = {"hello", "auth", "subscribe", "unsubscribe"}
+    own_server = {"config|get", "shutdown"}  # local mode's
+    assert {name.split("|")[0] for name in sent - own_server} - every_user_may <= probed
+
+
+# The cluster
+
+
+def test_a_laptop_without_a_cluster_is_warned_and_no_more(server: Server) -> None:
+    check = only("cluster", redis_url=server.url)
+    assert check.verdict == "warn"
+    assert "no cluster configuration found" in check.says
+
+
+def test_a_cluster_that_is_named_must_be_there(server: Server) -> None:
+    check = only("cluster", redis_url=server.url, kube_namespace="imece")
+    assert (check.verdict, check.exit_code) == ("fail", 2)
+
+
+def test_a_cluster_that_nothing_names_is_looked_at_and_warned_of(
+    server: Server, cluster: StandIn
+) -> None:
+    cluster.unknown = {"keda.sh"}
+    check = only("keda", redis_url=server.url)
+    assert (check.verdict, check.exit_code) == ("warn", 0)
+
+
+def test_an_expired_token_is_seen_before_it_is_sent(
+    sound: dict[str, Any], cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = jwt(time.time() - 7200)
+    file = cluster.kubeconfig(tmp_path / "stale", user={"token": token})
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    check = only("cluster token", **sound)
+    assert check.says.startswith("the token has expired 2 h 00 min ago")
+    assert token not in str(check)
+    assert cluster.asked == []
+
+
+def test_missing_rights_are_listed(sound: dict[str, Any], cluster: StandIn) -> None:
+    cluster.forbidden = {"patch deployments.apps/scale", "list events"}
+    check = only("cluster rights", **sound)
+    assert check.says == (
+        "no right in namespace imece to patch deployments.apps/scale, list events"
+    )
+    assert "imece-producer" in check.mend
+
+
+def test_no_keda(sound: dict[str, Any], cluster: StandIn) -> None:
+    cluster.unknown = {"keda.sh"}
+    check = only("keda", **sound)
+    assert "KEDA is not installed" in check.says
+
+
+def test_an_old_keda_is_warned_of(sound: dict[str, Any], cluster: StandIn) -> None:
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/scaledobjects.keda.sh"
+    labels = cluster.objects[path]["metadata"]["labels"]
+    labels["app.kubernetes.io/version"] = "2.9.1"
+    check = only("keda", **sound)
+    assert (check.verdict, check.says) == ("warn", "version 2.9.1")
+    cluster.forbidden = {"get customresourcedefinitions.apiextensions.k8s.io"}
+    assert "which version is not to be seen" in made(**sound)["keda"].says
+
+
+def test_triggers_that_count_another_queue(sound: dict[str, Any]) -> None:
+    check = only("scaled object", **sound, queue="other")
+    assert "KEDA does not count rq:queue:other" in check.says
+
+
+def test_a_pause_is_warned_of_and_not_taken_for_a_fault(
+    sound: dict[str, Any], cluster: StandIn
+) -> None:
+    cluster.scaled["metadata"]["annotations"] = {"autoscaling.keda.sh/paused-replicas": "0"}
+    del cluster.objects[HPA]  # KEDA removes it
+    check = only("workers", **sound)
+    assert (check.verdict, check.mend) == ("warn", "`imece resume`")
+
+
+def test_an_autoscaler_that_does_not_scale(sound: dict[str, Any], cluster: StandIn) -> None:
+    [condition] = cluster.objects[HPA]["status"]["conditions"]
+    condition.update(status="False", reason="FailedGetExternalMetric", message="no metrics")
+    check = only("autoscaler", **sound)
+    assert check.says == "keda-hpa-imece-worker does not scale: no metrics"
+    condition.update(reason="ScalingDisabled")
+    assert wrong(**sound) == {}
+
+
+def test_a_claim_that_is_not_bound(sound: dict[str, Any], cluster: StandIn) -> None:
+    cluster.add_claim("other", "Lost")
+    assert "the volume claim other is not bound (Lost)" in only("claim", **sound).says
+
+
+def test_pods_that_do_not_start(sound: dict[str, Any], cluster: StandIn) -> None:
+    state = {"waiting": {"reason": "ErrImagePull", "message": "who are you"}}
+    cluster.add_pods(pod(containerStatuses=[{"image": "x", "state": state}]))
+    assert only("pods", **sound).says == "1 pod: the image x cannot be pulled: who are you"
+
+
+@pytest.mark.parametrize(("offset", "way"), [(90, "ahead of"), (-90, "behind")])
+def test_a_clock_that_is_wrong(
+    offset: int, way: str, sound: dict[str, Any], cluster: StandIn
+) -> None:
+    from email.utils import formatdate
+
+    cluster.headers["Date"] = formatdate(time.time() + offset, usegmt=True)
+    check = only("cluster clock", **sound)
+    assert check.verdict == "warn"
+    assert f"{way} this machine" in check.says
+
+
+def test_a_clock_of_redis_that_is_wrong(
+    sound: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    monkeypatch.setattr("imece.doctor.time.time", lambda: now() - 60)
+    found = wrong(**sound)
+    assert "Redis is 1 min" in found["redis clock"].says
+
+
+# What processes files, and where they are
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"processor": "examples.nothing:here"}, "importing examples.nothing failed"),
+        ({"processor": "examples.metrics:nothing"}, "has no attribute 'nothing'"),
+        ({"command": "no-such-program {input}"}, "there is no program 'no-such-program' here"),
+    ],
+)
+def test_a_processor_that_cannot_be_loaded(
+    settings: dict[str, str], says: str, sound: dict[str, Any]
+) -> None:
+    check = only("processor", **sound, **settings)
+    assert says in check.says
+    assert check.exit_code == 2
+
+
+def test_a_processor_whose_import_never_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "PATIENCE", 1.0)
+    [check] = doctor.of_processor(load(processor="sleeper:work"))
+    assert "importing it takes more than 1.0 s" in check.says
+
+
+def test_an_import_that_ends_the_process_is_no_end_of_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ender.py").write_text("import os\nos._exit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    [check] = doctor.of_processor(load(processor="ender:work"))
+    assert (check.verdict, check.says) == ("fail", "exit code 7")
+
+
+def test_directories_that_are_not_there_or_are_no_directories(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    checks = list(doctor.of_directories(tmp_path / "gone", file))
+    assert [check.verdict for check in checks] == ["fail", "fail"]
+    assert "No such file or directory" in checks[0].says
+    assert "Not a directory" in checks[1].says
