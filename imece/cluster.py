@@ -75,6 +75,22 @@ RIGHTS = (
 
 VERSIONS = {"keda.sh": "v1alpha1", "apps": "v1", "autoscaling": "v2", "authorization.k8s.io": "v1"}
 
+KINDS = {
+    "scaledobjects": "ScaledObject",
+    "deployments": "Deployment",
+    "persistentvolumeclaims": "PersistentVolumeClaim",
+    "horizontalpodautoscalers": "HorizontalPodAutoscaler",
+    "pods": "pod",
+}
+SETTINGS = {"scaledobjects": "IMECE_SCALED_OBJECT", "deployments": "IMECE_DEPLOYMENT"}
+"""The settings that name an object."""
+
+MENDS = {
+    "persistentvolumeclaims": "make it, or let the Deployment mount another",
+    "horizontalpodautoscalers": "KEDA makes it: see the log of its operator",
+}
+"""What to do about an object that is not there."""
+
 
 class ClusterError(ServiceError):
     """The cluster is out of reach, or refuses us.
@@ -447,7 +463,8 @@ class Cluster:
 
     def _missing(self, right: Right, name: str) -> ClusterError:
         """An object is not there: says what is."""
-        what = f"there is no {_singular(right.resource)} {name} in namespace {self.namespace}"
+        kind = KINDS.get(right.resource, right.resource)
+        what = f"there is no {kind} {name} in namespace {self.namespace}"
         if not self._has_namespace():
             others = self._names(self._core.list_namespace)
             there = f"; there are: {_some(others)}" if others else ""
@@ -456,12 +473,9 @@ class Cluster:
                 "name the right one with --namespace or IMECE_KUBE_NAMESPACE",
                 404,
             )
-        setting = {
-            "scaledobjects": "IMECE_SCALED_OBJECT",
-            "deployments": "IMECE_DEPLOYMENT",
-        }.get(right.resource)
+        setting = SETTINGS.get(right.resource)
         if setting is None:
-            return ClusterError(what, "it may have been removed just now", 404)
+            return ClusterError(what, MENDS.get(right.resource, "it may have just gone"), 404)
         here = self._names(self._objects.list_namespaced_custom_object, *self._place(right))
         mend = f"check --namespace, or kubectl apply -k deploy/…, or name another in {setting}"
         if here:
@@ -532,12 +546,6 @@ def _status_message(body: Any) -> tuple[str, bool]:
         return " ".join(str(status.get("message", "")).split())[:500], True
     except (ValueError, AttributeError):
         return " ".join(text.split())[:200], False
-
-
-def _singular(resource: str) -> str:
-    return {"scaledobjects": "ScaledObject", "deployments": "Deployment"}.get(
-        resource, resource.removesuffix("s")
-    )
 
 
 def _some(names: list[str]) -> str:

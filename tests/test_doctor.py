@@ -250,6 +250,8 @@ def test_an_autoscaler_that_does_not_scale(sound: dict[str, Any], cluster: Stand
     assert check.says == "keda-hpa-imece-worker does not scale: no metrics"
     condition.update(reason="ScalingDisabled")
     assert wrong(**sound) == {}
+    del cluster.objects[HPA]
+    assert "KEDA makes it" in only("autoscaler", **sound).mend
 
 
 def test_a_claim_that_is_not_bound(sound: dict[str, Any], cluster: StandIn) -> None:

@@ -118,7 +118,9 @@ def test_a_claim_that_is_not_there(cluster: StandIn) -> None:
     cluster.add_claim("gone", "Bound")
     path = "/api/v1/namespaces/imece/persistentvolumeclaims/gone"
     del cluster.objects[path]
-    assert reasons()[0].startswith("there is no persistentvolumeclaim gone in namespace imece")
+    assert reasons()[0].startswith(
+        "there is no PersistentVolumeClaim gone in namespace imece: make it"
+    )
 
 
 def test_pods_that_may_not_be_made(cluster: StandIn) -> None:
