@@ -1,28 +1,37 @@
-"""The connection to Kubernetes, and its troubles in words: each says the cause and the mend.
+"""The connection to Kubernetes. What bars the way comes as one sentence: cause and mend.
 
-What imece asks of a cluster is a `Right`: `RIGHTS` is all of it, and each request names its own.
-Requests go through the package `kubernetes` and come back as the API's own JSON, so that versions
-30 and later of the package serve alike. No request takes longer than CONNECT + READ seconds a try;
-looking up a name is up to the system's resolver.
+Each request names the `Right` it takes; `RIGHTS` are all of them. Requests go through the package
+`kubernetes` and come back as the API's own JSON, so that versions 30 and later of it serve alike.
+No request takes longer than CONNECT + READ seconds a try; looking up a name is up to the system's
+resolver.
 """
 
 import json
-import re
-import socket
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from imece import kubeconfig
-from imece.errors import ServiceError
+from imece import kubeconfig, refusal
 from imece.kubeconfig import Access, is_named
+from imece.refusal import ClusterError
+from imece.rights import (
+    CHANGE_SCALE,
+    CHANGE_SCALED_OBJECT,
+    LIST_EVENTS,
+    LIST_PODS,
+    READ_CLAIM,
+    READ_DEPLOYMENT,
+    READ_HPA,
+    READ_LOG,
+    READ_SCALED_OBJECT,
+    VERSIONS,
+    Right,
+)
 from imece.settings import Settings
 
-__all__ = ["RIGHTS", "Cluster", "ClusterError", "Right", "connect", "is_named"]
+__all__ = ["Cluster", "ClusterError", "connect", "is_named"]
 
 CONNECT, READ = 3.0, 10.0
 """Seconds until an API server that does not connect, or does not answer, counts as away."""
@@ -30,50 +39,6 @@ CONNECT, READ = 3.0, 10.0
 TRIES = 2
 SHOWN = 10
 """How many names a message lists at most."""
-
-
-@dataclass(frozen=True)
-class Right:
-    """A verb on a resource: what RBAC grants."""
-
-    verb: str
-    resource: str
-    group: str = ""
-    subresource: str = ""
-
-    def __str__(self) -> str:
-        group = f".{self.group}" if self.group else ""
-        return f"{self.verb} {self.resource}{group}" + (
-            f"/{self.subresource}" if self.subresource else ""
-        )
-
-
-READ_SCALED_OBJECT = Right("get", "scaledobjects", "keda.sh")
-LIST_SCALED_OBJECTS = Right("list", "scaledobjects", "keda.sh")
-CHANGE_SCALED_OBJECT = Right("patch", "scaledobjects", "keda.sh")
-READ_DEPLOYMENT = Right("get", "deployments", "apps")
-CHANGE_SCALE = Right("patch", "deployments", "apps", "scale")
-LIST_PODS = Right("list", "pods")
-READ_LOG = Right("get", "pods", "", "log")
-LIST_EVENTS = Right("list", "events")
-READ_CLAIM = Right("get", "persistentvolumeclaims")
-READ_HPA = Right("get", "horizontalpodautoscalers", "autoscaling")
-
-RIGHTS = (
-    READ_SCALED_OBJECT,
-    LIST_SCALED_OBJECTS,
-    CHANGE_SCALED_OBJECT,
-    READ_DEPLOYMENT,
-    CHANGE_SCALE,
-    LIST_PODS,
-    READ_LOG,
-    LIST_EVENTS,
-    READ_CLAIM,
-    READ_HPA,
-)
-"""What all of imece's commands need in the workers' namespace."""
-
-VERSIONS = {"keda.sh": "v1alpha1", "apps": "v1", "autoscaling": "v2", "authorization.k8s.io": "v1"}
 
 KINDS = {
     "scaledobjects": "ScaledObject",
@@ -90,20 +55,6 @@ MENDS = {
     "horizontalpodautoscalers": "KEDA makes it: see the log of its operator",
 }
 """What to do about an object that is not there."""
-
-
-class ClusterError(ServiceError):
-    """The cluster is out of reach, or refuses us.
-
-    Args:
-        status: the HTTP status it answered with; 0 if it did not answer.
-        known: whether the API server knows this kind of object at all.
-    """
-
-    def __init__(self, what: str, mend: str, status: int = 0, known: bool = True) -> None:
-        super().__init__(what, mend)
-        self.status = status
-        self.known = known
 
 
 @contextmanager
@@ -138,7 +89,7 @@ class Cluster:
         access.configuration.retries = Retry(
             total=TRIES - 1,
             backoff_factor=0.2,
-            status_forcelist=(429, 502, 503, 504),
+            status_forcelist=refusal.BUSY,
             raise_on_status=False,
             respect_retry_after_header=False,
         )
@@ -311,11 +262,7 @@ class Cluster:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise ClusterError(
-                f"{self.address} does not answer as Kubernetes does",
-                "a proxy or a login page may stand before it; the kubeconfig's server must be "
-                "the API server",
-            )
+            raise refusal.other_service(self.address)
         return found
 
     def _ask(
@@ -338,128 +285,22 @@ class Cluster:
             return data
         except ApiException as error:
             if not error.status:
-                raise self._unreachable(error) from None
+                raise refusal.unreachable(self.address, error) from None
             self._note_date(error.headers or {})
-            raise self._refused(right, error, name) from None
+            found = refusal.refused(
+                self.address, self.access, right, name, error.status, error.body
+            )
+            if found.status == 404 and found.known and name:
+                found = self._missing(right, name)
+            raise found from None
         except (HTTPError, OSError) as error:
-            raise self._unreachable(error) from None
+            raise refusal.unreachable(self.address, error) from None
 
     def _note_date(self, headers: Any) -> None:
         try:
             self.date = parsedate_to_datetime(headers["Date"]).timestamp()
         except (KeyError, TypeError, ValueError):
             pass  # a proxy has dropped it: then there is no clock to compare with
-
-    # Troubles
-
-    def _unreachable(self, error: BaseException) -> ClusterError:
-        """What went wrong below HTTP."""
-        from urllib3.exceptions import ConnectTimeoutError, ProxyError, ReadTimeoutError
-
-        where = f"the cluster at {self.address}"
-        causes = list(_causes(error))
-
-        def found(*kinds: type[BaseException]) -> Any:
-            return next((cause for cause in causes if isinstance(cause, kinds)), None)
-
-        if (cause := found(ssl.SSLCertVerificationError)) is not None:
-            return self._distrusted(where, cause)
-        if found(ProxyError):
-            return ClusterError(
-                f"{where} is out of reach: the proxy does not let us through",
-                "check HTTPS_PROXY, and put the API server into NO_PROXY if it needs none",
-            )
-        if (cause := found(ssl.SSLError)) is not None:
-            return ClusterError(
-                f"{where} does not speak TLS as it should ({_reason(cause)})",
-                "check scheme and port of the kubeconfig's server, and the client certificate",
-            )
-        if found(socket.gaierror) or "NameResolution" in type(error).__name__:
-            return ClusterError(
-                f"{where} is out of reach: the name {urlsplit(self.address).hostname} is not known "
-                "here",
-                "check the kubeconfig's server, DNS and VPN",
-            )
-        if found(ConnectionRefusedError):
-            return ClusterError(
-                f"{where} refuses the connection",
-                "check that the cluster runs and that the kubeconfig's server has the right port",
-            )
-        if found(ConnectTimeoutError, ReadTimeoutError, TimeoutError):
-            return ClusterError(
-                f"{where} does not answer in time ({CONNECT:.0f} s to connect, {READ:.0f} s to "
-                "answer)",
-                "check VPN, firewall and proxy, and that the kubeconfig's server is the right one",
-            )
-        return ClusterError(
-            f"{where} is out of reach ({_reason(causes[-1])})", "check VPN, firewall and proxy"
-        )
-
-    def _distrusted(self, where: str, cause: ssl.SSLCertVerificationError) -> ClusterError:
-        why = getattr(cause, "verify_message", "") or _reason(cause)
-        if "expired" in why or "not yet valid" in why:
-            mend = "check this machine's clock; else the certificate must be renewed"
-        elif "ostname mismatch" in why or "IP address mismatch" in why:
-            mend = (
-                "the kubeconfig's server must be a name that is in the certificate, "
-                "or tls-server-name must say one"
-            )
-        else:
-            mend = "name the file with its CA in IMECE_KUBE_CA_FILE"
-        return ClusterError(f"{where}: certificate verify failed ({why})", mend)
-
-    def _refused(self, right: Right, error: Any, name: str) -> ClusterError:
-        """What went wrong, by the status the API server answered with."""
-        said, known = _status_message(error.body)
-        if error.status == 401:
-            return self._not_logged_in()
-        if error.status == 403:
-            user = re.search(r'User "([^"]+)"', said)
-            who = user[1] if user else self.access.how
-            return ClusterError(
-                f"no right to {right} in namespace {self.namespace} for {who}",
-                "check the namespace, or "
-                "have the Role imece-producer of deploy/producer bound in it",
-                403,
-            )
-        if error.status == 404 and not known:
-            what = "KEDA is not installed" if right.group == "keda.sh" else "it is too old"
-            return ClusterError(
-                f"the cluster at {self.address} knows no {right.resource}: {what}",
-                "install KEDA 2.20 or later" if right.group == "keda.sh" else "upgrade it",
-                404,
-                known=False,
-            )
-        if error.status == 404 and name:
-            return self._missing(right, name)
-        if error.status in (429, 502, 503, 504):
-            return ClusterError(
-                f"the cluster at {self.address} is not able to answer now "
-                f"({error.status}{': ' if said else ''}{said})",
-                "try again in a moment",
-                error.status,
-            )
-        return ClusterError(
-            f"the cluster at {self.address} refused to {right} {name} ({error.status}: {said})",
-            "mend what it says",
-            error.status,
-        )
-
-    def _not_logged_in(self) -> ClusterError:
-        flaw = kubeconfig.token_flaw(self.access.token)
-        if self.access.in_pod:
-            mend = "delete the pod, so that it gets a new one; and check that its ServiceAccount is"
-        elif self.access.token is None:
-            flaw = "there is no token; a client certificate, if there is one, may have expired"
-            mend = "get a new kubeconfig from your cluster"
-        else:
-            mend = "log in again, as you did when you got the kubeconfig"
-        return ClusterError(
-            f"the cluster at {self.address} does not accept {self.access.how}: "
-            f"{flaw or 'its token is not valid, or no longer'} (401)",
-            mend,
-            401,
-        )
 
     def _missing(self, right: Right, name: str) -> ClusterError:
         """An object is not there: says what is."""
@@ -518,34 +359,6 @@ class Cluster:
 def _moment(event: dict[str, Any]) -> str:
     times = (event.get("lastTimestamp"), event.get("eventTime"), event.get("firstTimestamp"))
     return next((time for time in times if time), "")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it, to the bottom."""
-    seen: set[int] = set()
-    waiting: list[Any] = [error]
-    while waiting:
-        one = waiting.pop(0)
-        if not isinstance(one, BaseException) or id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        waiting += [getattr(one, "reason", None), one.__cause__, one.__context__, *one.args]
-
-
-def _reason(error: BaseException) -> str:
-    return str(getattr(error, "reason", None) or error)[:200]
-
-
-def _status_message(body: Any) -> tuple[str, bool]:
-    """The message in an error's body, and whether the kind of object is known: where it is not,
-    the server answers with plain text."""
-    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body or "")
-    try:
-        status = json.loads(text)
-        return " ".join(str(status.get("message", "")).split())[:500], True
-    except (ValueError, AttributeError):
-        return " ".join(text.split())[:200], False
 
 
 def _some(names: list[str]) -> str:

@@ -18,9 +18,10 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from imece import connection, kubeconfig, names, scaling, stall
-from imece.cluster import RIGHTS, Cluster, ClusterError, connect
+from imece.cluster import Cluster, ClusterError, connect
 from imece.duration import seconds
 from imece.errors import ImeceError
+from imece.rights import RIGHTS
 from imece.scaling import numbers
 from imece.settings import Settings
 

@@ -21,8 +21,9 @@ import trustme
 
 from imece import cluster as module
 from imece import kubeconfig, scaling
-from imece.cluster import READ_DEPLOYMENT, READ_LOG, RIGHTS, ClusterError, connect
+from imece.cluster import ClusterError, connect
 from imece.errors import ServiceError, SettingsError
+from imece.rights import READ_DEPLOYMENT, READ_LOG, RIGHTS
 from imece.settings import load
 from tests.kubernetes_stand_in import TOKEN, USER, StandIn, scaled_object
 
@@ -440,8 +441,9 @@ def test_a_server_that_is_busy_is_asked_again_but_not_for_ever(cluster: StandIn)
     assert len(cluster.asked) == module.TRIES
 
 
-def test_a_login_page_in_the_way(cluster: StandIn) -> None:
-    cluster.answers["GET", cluster.scaled_object_path] = (200, "<html>log in</html>")
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_a_login_page_in_the_way(status: int, cluster: StandIn) -> None:
+    cluster.answers["GET", cluster.scaled_object_path] = (status, "<html>log in</html>")
     assert "does not answer as Kubernetes does: a proxy or a login page" in refusal()
 
 
