@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class Access:
         for setting in self.configuration.auth_settings().values():
             kind, _, token = str(setting["value"] or "").partition(" ")
             if kind.lower() == "bearer":
-                return token.strip()
+                return token
         return None
 
 
@@ -77,12 +78,29 @@ def find(settings: Settings) -> Access:
         access = _of_pod(settings)
     else:
         access = _of_kubeconfig(settings)
+    token = access.token
+    if token and not (token.isascii() and token.isprintable()):
+        raise SettingsError(
+            f"the token of {access.how} has a line break, or a character that no token has",
+            "write it anew: one line, with nothing after it",
+        )
     if settings.kube_ca_file:
-        if not settings.kube_ca_file.is_file():
-            raise SettingsError(f"IMECE_KUBE_CA_FILE: there is no file {settings.kube_ca_file}")
+        _check_ca(settings.kube_ca_file)
         access.configuration.ssl_ca_cert = str(settings.kube_ca_file)
         access.configuration.verify_ssl = True
     return access
+
+
+def _check_ca(file: Path) -> None:
+    if not file.is_file():
+        raise SettingsError(f"IMECE_KUBE_CA_FILE: there is no file {file}")
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise SettingsError(
+            f"IMECE_KUBE_CA_FILE: {file} holds no certificate ({error.strerror})",
+            "it must be a PEM file, with BEGIN CERTIFICATE in it",
+        ) from None
 
 
 def _token_file() -> Path:

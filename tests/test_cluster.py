@@ -283,6 +283,18 @@ def test_any_other_token_that_is_not_accepted(
     assert token not in text
 
 
+@pytest.mark.parametrize("token", [TOKEN + "\n", "two\nlines", "snow☃"])
+def test_a_token_that_cannot_be_one_is_not_shown(
+    token: str, cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library would raise an error with the token in it."""
+    (tmp_path / "token").write_text(token)
+    use(monkeypatch, cluster, tmp_path, user={"tokenFile": str(tmp_path / "token")})
+    text = misfit()
+    assert "has a line break, or a character that no token has: write it anew" in text
+    assert "snow" not in text
+
+
 def test_no_token_at_all(cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, cluster, tmp_path, user={})
     assert "there is no token; a client certificate, if there is one, may" in refusal()
@@ -315,6 +327,8 @@ def test_a_private_ca_can_be_named_without_touching_the_kubeconfig(
     ca = tmp_path / "our-ca.pem"
     with pytest.raises(SettingsError, match=f"there is no file {ca}"):
         limit(kube_ca_file=ca)
+    ca.write_text("no certificate")
+    assert f"IMECE_KUBE_CA_FILE: {ca} holds no certificate" in misfit(kube_ca_file=ca)
     cluster.ca.cert_pem.write_to_path(ca)
     assert limit(kube_ca_file=ca) == 20
 
