@@ -5,7 +5,6 @@ from typing import Any
 
 from imece import scaling
 from imece.cluster import Cluster, ClusterError
-from imece.errors import ImeceError
 from imece.run import leases_key, moving_key, pending_key
 from imece.scaling import Scaling
 
@@ -130,14 +129,16 @@ def of_pods(cluster: Cluster, deployment: Object) -> Iterator[str]:
         if error.status != FORBIDDEN:
             raise
         return
+    lines: dict[int, str] = {}
     for pod in pods:
-        for reason in _of_pod(cluster, pod, look_closer=not kept):
+        for reason in _of_pod(cluster, pod, lines):
             kept[reason] = kept.get(reason, 0) + 1
     for reason, count in kept.items():
         yield f"{count} {'pod' if count == 1 else 'pods'}: {reason}"
 
 
-def _of_pod(cluster: Cluster, pod: Object, look_closer: bool) -> Iterator[str]:
+def _of_pod(cluster: Cluster, pod: Object, lines: dict[int, str]) -> Iterator[str]:
+    """What keeps one pod from working; `lines` are the last lines of crashes, by exit code."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
     scheduled = condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
@@ -152,24 +153,29 @@ def _of_pod(cluster: Cluster, pod: Object, look_closer: bool) -> Iterator[str]:
         elif reason in CONFIGURATION:
             yield f"the container cannot be started: {message or reason}"
         elif reason == "CrashLoopBackOff":
-            yield _crash(cluster, name, container, look_closer)
-        elif reason == "ContainerCreating" and look_closer:
+            yield _crash(cluster, name, container, lines)
+        elif reason == "ContainerCreating":
             for text in _warnings(cluster, "Pod", name)[:1]:
                 yield f"the container cannot be started: {text}"
 
 
-def _crash(cluster: Cluster, pod: str, container: Object, look_closer: bool) -> str:
-    """How a container ended last. The log is asked for once: the pods are all alike."""
+def _crash(cluster: Cluster, pod: str, container: Object, lines: dict[int, str]) -> str:
+    """How a container ended last. One log is asked for, for all that ended alike."""
     ended = (container.get("lastState") or {}).get("terminated") or {}
     if ended.get("reason") == "OOMKilled":
         return "crashes: out of memory; raise the memory limit of the Deployment"
-    last = (ended.get("message") or "").strip().splitlines()[-1:]
-    if not last and look_closer:
-        try:
-            last = [cluster.last_log_line(pod, container["name"])]
-        except ImeceError:
-            pass  # we may not, or the log is gone
-    return f"crashes with exit code {ended.get('exitCode')}" + "".join(f": {x}" for x in last)
+    code: int = ended.get("exitCode", -1)
+    if code not in lines:
+        message = (ended.get("message") or "").strip()
+        lines[code] = message.splitlines()[-1] if message else _logged(cluster, pod, container)
+    return f"crashes with exit code {code}" + (f": {lines[code]}" if lines[code] else "")
+
+
+def _logged(cluster: Cluster, pod: str, container: Object) -> str:
+    try:
+        return cluster.last_log_line(pod, container["name"])
+    except ClusterError:
+        return ""  # we may not look, or the log is gone
 
 
 def _warnings(cluster: Cluster, kind: str, name: str) -> list[str]:

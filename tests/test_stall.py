@@ -75,8 +75,12 @@ def test_a_crash_is_told_by_the_last_line_of_the_log(cluster: StandIn) -> None:
     cluster.add_pods(pod("one", containerStatuses=[container]))
     cluster.logs["one"] = "imece-worker: Redis is out of reach\n"
     assert reasons() == ["1 pod: crashes with exit code 3: imece-worker: Redis is out of reach"]
+    cluster.add_pods(pod("two", containerStatuses=[container]))
+    cluster.asked.clear()
+    assert reasons() == ["2 pods: crashes with exit code 3: imece-worker: Redis is out of reach"]
+    assert len([path for _, path in cluster.asked if path.endswith("/log")]) == 1
     cluster.forbidden = {"get pods/log"}
-    assert reasons() == ["1 pod: crashes with exit code 3"]
+    assert reasons() == ["2 pods: crashes with exit code 3"]
 
 
 def test_pods_with_the_same_trouble_are_counted(cluster: StandIn) -> None:
