@@ -133,6 +133,10 @@ def of_pods(cluster: Cluster, deployment: Object) -> Iterator[str]:
     for pod in pods:
         for reason in _of_pod(cluster, pod, lines):
             kept[reason] = kept.get(reason, 0) + 1
+    creating = [pod["metadata"]["name"] for pod in pods if _is_being_created(pod)]
+    for name in creating[:1]:  # they wait for the same
+        for text in _warnings(cluster, "Pod", name)[:1]:
+            kept[f"the container cannot be started: {text}"] = len(creating)
     for reason, count in kept.items():
         yield f"{count} {'pod' if count == 1 else 'pods'}: {reason}"
 
@@ -154,9 +158,13 @@ def _of_pod(cluster: Cluster, pod: Object, lines: dict[int, str]) -> Iterator[st
             yield f"the container cannot be started: {message or reason}"
         elif reason == "CrashLoopBackOff":
             yield _crash(cluster, name, container, lines)
-        elif reason == "ContainerCreating":
-            for text in _warnings(cluster, "Pod", name)[:1]:
-                yield f"the container cannot be started: {text}"
+
+
+def _is_being_created(pod: Object) -> bool:
+    """Normal for some seconds; where a volume cannot be mounted it stays like this."""
+    every = pod.get("status", {}).get("containerStatuses") or []
+    states = [container.get("state", {}).get("waiting") or {} for container in every]
+    return any(state.get("reason") == "ContainerCreating" for state in states)
 
 
 def _crash(cluster: Cluster, pod: str, container: Object, lines: dict[int, str]) -> str:

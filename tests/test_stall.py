@@ -68,6 +68,8 @@ def test_a_container_that_is_just_starting_is_no_trouble(cluster: StandIn) -> No
     assert reasons() == []
     cluster.add_warning("Pod", "imece-worker-1", "FailedMount", "no such volume")
     assert reasons() == ["1 pod: the container cannot be started: FailedMount: no such volume"]
+    cluster.add_pods(pod("z", "Pending", containerStatuses=[waiting("ContainerCreating")]))
+    assert reasons() == ["2 pods: the container cannot be started: FailedMount: no such volume"]
 
 
 def test_a_crash_is_told_by_the_last_line_of_the_log(cluster: StandIn) -> None:
