@@ -18,13 +18,15 @@ from typing import Any
 
 import pytest
 import trustme
+import yaml
 
 from imece import cluster as module
 from imece import kubeconfig, scaling
 from imece.cluster import ClusterError, connect
 from imece.errors import ServiceError, SettingsError
-from imece.rights import READ_DEPLOYMENT, READ_LOG, RIGHTS
+from imece.rights import READ_DEPLOYMENT, READ_LOG, RIGHTS, Right
 from imece.settings import load
+from tests.conftest import ROOT
 from tests.kubernetes_stand_in import TOKEN, USER, StandIn, scaled_object
 
 
@@ -531,3 +533,20 @@ def test_every_request_names_the_right_it_takes(cluster: StandIn) -> None:
             assert f"no right to {right} in" in str(error.value)
     listed = "list scaledobjects.keda.sh"  # asked for by the way, when the object is not there
     assert {*requests, listed} == {str(right) for right in RIGHTS}
+
+
+def test_the_role_in_deploy_grants_every_right() -> None:
+    _, role, _ = yaml.safe_load_all((ROOT / "deploy/producer/serviceaccount.yaml").read_text())
+    granted = {
+        (verb, resource, group)
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+        for group in rule["apiGroups"]
+    }
+
+    def needed(right: Right) -> tuple[str, str, str]:
+        resource = "/".join(filter(None, (right.resource, right.subresource)))
+        return right.verb, resource, right.group
+
+    assert {needed(right) for right in RIGHTS} <= granted

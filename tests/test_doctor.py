@@ -4,6 +4,7 @@ Against real servers for Redis, and a stand-in for the API server.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ from imece import doctor
 from imece.doctor import Check
 from imece.settings import load
 from producer.embedded import Server
-from tests.conftest import Workbench
+from tests.conftest import ROOT, Workbench
 from tests.kubernetes_stand_in import StandIn, deployment, pod
 from tests.test_cluster import jwt
 
+START = ROOT / "deploy/redis/start.sh"
 HPA = "/apis/autoscaling/v2/namespaces/imece/horizontalpodautoscalers/keda-hpa-imece-worker"
 
 
@@ -125,15 +127,14 @@ def test_an_old_redis() -> None:
 
 
 def test_an_acl_that_is_too_narrow_says_what_is_missing(tmp_path: Path) -> None:
+    [as_in_deploy] = re.findall(r"^user imece on \$imece (.*)$", START.read_text(), re.MULTILINE)
     users = {
         "no-scripts": "~imece:* ~rq:* &* +@all -eval -evalsha",
         "no-rq": "~imece:* &* +@all",
         "no-channel": "~imece:* ~rq:* +@all",
-        "as-in-deploy": "~imece:* ~rq:* &rq:pubsub:* -@all +@read +@write +@scripting "
-        "+@transaction +@pubsub +@connection -@dangerous +info +time",
+        "as-in-deploy": as_in_deploy,
     }
-    options = {"user": "as-in-deploy on >secret " + users["as-in-deploy"]}
-    with Server(tmp_path / "locked", **options) as server:
+    with Server(tmp_path / "locked") as server:
         admin = Redis(unix_socket_path=str(server.socket))
         for name, rules in users.items():
             rule = ("ACL", "SETUSER", name, "on", ">secret", *rules.split())
@@ -168,6 +169,17 @@ def test_every_command_that_is_sent_is_probed(workbench: Workbench) -> None:
     every_user_may = {"hello", "auth", "subscribe", "unsubscribe"}
     own_server = {"config|get", "shutdown"}  # local mode's
     assert {name.split("|")[0] for name in sent - own_server} - every_user_may <= probed
+
+
+def test_a_redis_that_nothing_names_may_be_out_of_reach_of_a_laptop(
+    sound: dict[str, Any],
+) -> None:
+    settings = load(**sound | {"redis_url": "unix:///nowhere/redis.sock"})
+    [check] = (check for check in doctor.checks(settings) if check.verdict != "ok")
+    assert (check.name, check.verdict, check.exit_code) == ("redis", "fail", 3)
+    settings.model_fields_set.discard("redis_url")  # as if it were the default
+    [check] = (check for check in doctor.checks(settings) if check.verdict != "ok")
+    assert (check.name, check.verdict, check.exit_code) == ("redis", "warn", 0)
 
 
 # The cluster
