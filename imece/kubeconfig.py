@@ -21,9 +21,6 @@ from imece.duration import seconds
 from imece.errors import SettingsError
 from imece.settings import Settings
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where Kubernetes mounts a pod's token, CA and namespace."""
-
 ADDRESS = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
 """The variables by which Kubernetes tells a pod where its API server is."""
 
@@ -60,11 +57,11 @@ def is_named(settings: Settings) -> bool:
 
     A kubeconfig alone says nothing: many a laptop has one that has nothing to do with imece.
     """
-    return in_pod() or bool(settings.kube_context or settings.kube_namespace)
+    return in_pod(settings) or bool(settings.kube_context or settings.kube_namespace)
 
 
-def in_pod() -> bool:
-    return all(os.environ.get(name) for name in ADDRESS) and _token_file().is_file()
+def in_pod(settings: Settings) -> bool:
+    return all(os.environ.get(name) for name in ADDRESS) and _token_file(settings).is_file()
 
 
 def find(settings: Settings) -> Access:
@@ -74,7 +71,7 @@ def find(settings: Settings) -> Access:
     Raises:
         SettingsError: there is none, or it cannot be used; says what to do.
     """
-    if in_pod() and not settings.kube_context:
+    if in_pod(settings) and not settings.kube_context:
         access = _of_pod(settings)
     else:
         access = _of_kubeconfig(settings)
@@ -103,8 +100,8 @@ def _check_ca(file: Path) -> None:
         ) from None
 
 
-def _token_file() -> Path:
-    return SERVICE_ACCOUNT / "token"
+def _token_file(settings: Settings) -> Path:
+    return settings.service_account_dir / "token"
 
 
 def _of_pod(settings: Settings) -> Access:
@@ -112,16 +109,17 @@ def _of_pod(settings: Settings) -> Access:
     from kubernetes.config.config_exception import ConfigException
     from kubernetes.config.incluster_config import InClusterConfigLoader
 
+    folder = settings.service_account_dir
     configuration = Configuration()
     try:
-        InClusterConfigLoader(str(_token_file()), str(SERVICE_ACCOUNT / "ca.crt")).load_and_set(
+        InClusterConfigLoader(str(_token_file(settings)), str(folder / "ca.crt")).load_and_set(
             configuration
         )
-        namespace = settings.kube_namespace or (SERVICE_ACCOUNT / "namespace").read_text().strip()
+        namespace = settings.kube_namespace or (folder / "namespace").read_text().strip()
     except (ConfigException, OSError, ValueError) as error:
         raise SettingsError(
             f"this pod's service account cannot be used ({error})",
-            f"its token, CA and namespace are expected in {SERVICE_ACCOUNT}",
+            f"its token, CA and namespace are expected in {folder}",
         ) from None
     return Access("this pod's service account", namespace, configuration, in_pod=True)
 
@@ -133,7 +131,7 @@ def _of_kubeconfig(settings: Settings) -> Access:
 
     given = os.environ.get("KUBECONFIG") or DEFAULT_FILE
     if not any(file.exists() for file in _files(given)):
-        raise _nothing_found(given)
+        raise _nothing_found(settings, given)
     merged = _merged(given)
     name, context = _chosen(settings.kube_context, merged, given)
     user = _named(merged["users"], context.get("user"), "user") or {}
@@ -219,9 +217,9 @@ def _check_plugin(plugin: dict[str, Any], context: str, given: str) -> None:
     )
 
 
-def _nothing_found(given: str) -> SettingsError:
+def _nothing_found(settings: Settings, given: str) -> SettingsError:
     unset = [name for name in ADDRESS if not os.environ.get(name)]
-    if _token_file().is_file() and unset:
+    if _token_file(settings).is_file() and unset:
         return SettingsError(
             f"no cluster configuration found: this looks like a pod, but the service host/port is "
             f"not set ({' and '.join(unset)}), and there is no kubeconfig at {given}",
@@ -230,7 +228,7 @@ def _nothing_found(given: str) -> SettingsError:
     if not unset:
         return SettingsError(
             f"no cluster configuration found: this is a pod without a service account token "
-            f"({_token_file()}), and there is no kubeconfig at {given}",
+            f"({_token_file(settings)}), and there is no kubeconfig at {given}",
             "set automountServiceAccountToken: true for the pod, or mount a kubeconfig and "
             "name it in KUBECONFIG",
         )

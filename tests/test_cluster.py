@@ -113,7 +113,7 @@ def pod(cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     (folder / "token").write_text(TOKEN)
     (folder / "namespace").write_text("imece")
     cluster.ca.cert_pem.write_to_path(folder / "ca.crt")
-    monkeypatch.setattr(kubeconfig, "SERVICE_ACCOUNT", folder)
+    monkeypatch.setenv("IMECE_SERVICE_ACCOUNT_DIR", str(folder))
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "localhost")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(cluster.port))
     return folder
