@@ -5,11 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import redis.asyncio.retry
+import redis.asyncio.sentinel
+import redis.sentinel
 from redis import Redis
 from redis import exceptions as redis_errors
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.sentinel import MasterNotFoundError
 
 from imece.errors import ServiceError, SettingsError
 from imece.settings import Settings
@@ -25,12 +28,33 @@ def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Re
         retries: how often a command is sent again after a lost connection.
         timeout: seconds until a silent server counts as away.
     """
+    client: Redis = _client(redis.sentinel.Sentinel, Redis, Retry, settings, retries, timeout)
+    return client
+
+
+def connect_async(
+    settings: Settings, *, retries: int = 3, timeout: float = 5.0
+) -> redis.asyncio.Redis:
+    """As `connect`, for an event loop."""
+    kinds = (redis.asyncio.sentinel.Sentinel, redis.asyncio.Redis, redis.asyncio.retry.Retry)
+    client: redis.asyncio.Redis = _client(*kinds, settings, retries, timeout)
+    return client
+
+
+def _client(
+    sentinel_kind: Any,
+    redis_kind: Any,
+    retry_kind: Any,
+    settings: Settings,
+    retries: int,
+    timeout: float,
+) -> Any:
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "socket_keepalive": True,
         "health_check_interval": 30,
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), retries),
+        "retry": retry_kind(ExponentialWithJitterBackoff(base=0.1, cap=1), retries),
     }
     url = settings.redis_url.get_secret_value()
     scheme = urlsplit(url).scheme
@@ -45,9 +69,12 @@ def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Re
             raise SettingsError(f"IMECE_REDIS_CA_FILE: there is no file {settings.redis_ca_file}")
         options["ssl_ca_certs"] = str(settings.redis_ca_file)
     if settings.redis_sentinels and settings.redis_sentinel_master:
-        return _by_sentinel(settings.redis_sentinels, settings.redis_sentinel_master, url, options)
+        asking = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
+        asking["retry"] = retry_kind(NoBackoff(), 0)  # the next sentinel is asked instead
+        sentinel = sentinel_kind(_sentinels(settings.redis_sentinels), sentinel_kwargs=asking)
+        return sentinel.master_for(settings.redis_sentinel_master, **_parts(url, options))
     try:
-        client: Redis = Redis.from_url(url, **options)
+        client = redis_kind.from_url(url, **options)
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # says now what it does not take
     except (TypeError, ValueError, redis_errors.RedisError):
@@ -57,13 +84,18 @@ def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Re
     return client
 
 
-def _by_sentinel(addresses: str, master: str, url: str, options: dict[str, Any]) -> Redis:
+def _sentinels(addresses: str) -> list[tuple[str, int]]:
     sentinels = []
     for address in addresses.split(","):
         host, _, port = address.strip().rpartition(":")
         if not host or not port.isdigit():
             raise SettingsError(f"IMECE_REDIS_SENTINELS: {address.strip()!r} is not host:port")
         sentinels.append((host, int(port)))
+    return sentinels
+
+
+def _parts(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a connection to the master, with what the URL says."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         raise SettingsError("IMECE_REDIS_URL: takes redis:// or rediss:// with sentinels")
@@ -73,11 +105,7 @@ def _by_sentinel(addresses: str, master: str, url: str, options: dict[str, Any])
         options["username"] = unquote(parts.username)
     if parts.password and "password" not in options:
         options["password"] = unquote(parts.password)
-    asking = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
-    asking["retry"] = Retry(NoBackoff(), 0)  # the next sentinel is asked instead
-    sentinel = Sentinel(sentinels, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
-    client: Redis = sentinel.master_for(master, **options)  # type: ignore[no-untyped-call]
-    return client
+    return options
 
 
 def address(settings: Settings) -> str:

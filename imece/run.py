@@ -166,16 +166,27 @@ class Run:
         ]  # fmt: skip
         return bool(scripts.run("claim", self.redis, [self.key], arguments))
 
-    def cancel(self, result_ttl: int, generation: str = "") -> None:
+    def attach(self) -> str | None:
+        """Says that somebody waits for the run, which moves it to its next generation.
+
+        Returns:
+            The generation: what a cancel by whoever waits must name. None if the run is not on.
+        """
+        return text(scripts.run("attach", self.redis, [self.key], [])) or None
+
+    def cancel(self, result_ttl: int, generation: str = "", grace: float = 0.0) -> None:
         """No new files are started; what is done stays.
+
+        Args:
+            generation: the one that is meant; a later one goes on. "" for whichever it is.
+            grace: seconds within which an attaching calls it off.
 
         Raises:
             RunError: there is no such run, or it has ended.
         """
         queue = self.parameters().queue
-        answer = scripts.run(
-            "cancel", self.redis, [self.key, pending_key(queue)], [generation, result_ttl]
-        ).decode()
+        keys = [self.key, pending_key(queue)]
+        answer = text(scripts.run("cancel", self.redis, keys, [generation, result_ttl, grace]))
         if answer == "":
             raise self.missing()
         if answer != "cancelled":

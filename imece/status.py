@@ -1,12 +1,15 @@
 """How far a run is. Costs the same for a thousand files as for ten million."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
 from imece.connection import raw, text
 from imece.run import ENDED, Parameters, Run, leases_key, moving_key, pending_key
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis as AsyncRedis
 
 WINDOW = 60.0
 """Seconds the rate looks back."""
@@ -127,19 +130,40 @@ def _backlog(answers: list[int]) -> Backlog:
 
 def read(run: Run) -> Status:
     """Raises RunError if there is no such run."""
-    redis = run.redis
-    fields = {text(key): raw(value) for key, value in redis.hgetall(run.key).items()}
+    fields = _fields(run, run.redis.hgetall(run.key))
+    with run.redis.pipeline(transaction=False) as pipeline:
+        _ask(pipeline, run, fields)
+        return _status(run, fields, pipeline.execute())
+
+
+async def read_async(redis: "AsyncRedis", run_id: str) -> Status:
+    """As `read`, from an event loop."""
+    run = Run(redis, run_id)  # type: ignore[arg-type]  # for its keys and words only
+    fields = _fields(run, await redis.hgetall(run.key))
+    async with redis.pipeline(transaction=False) as pipeline:
+        _ask(pipeline, run, fields)
+        return _status(run, fields, await pipeline.execute())
+
+
+def _fields(run: Run, found: dict[Any, Any]) -> dict[str, bytes]:
+    fields = {text(key): raw(value) for key, value in found.items()}
     if "parameters" not in fields:
         raise run.missing()
+    return fields
+
+
+def _ask(pipeline: Any, run: Run, fields: dict[str, bytes]) -> None:
+    pipeline.time()
+    pipeline.hlen(f"{run.key}:jobs")
+    pipeline.hgetall(f"{run.key}:durations")
+    pipeline.hgetall(f"{run.key}:timeline")
+    pipeline.zrevrange(f"{run.key}:slowest", 0, -1, withscores=True)
+    _ask_backlog(pipeline, run.decode(fields["parameters"]).queue)
+
+
+def _status(run: Run, fields: dict[str, bytes], answers: list[Any]) -> Status:
     parameters = run.decode(fields["parameters"])
-    with redis.pipeline(transaction=False) as pipeline:
-        pipeline.time()
-        pipeline.hlen(f"{run.key}:jobs")
-        pipeline.hgetall(f"{run.key}:durations")
-        pipeline.hgetall(f"{run.key}:timeline")
-        pipeline.zrevrange(f"{run.key}:slowest", 0, -1, withscores=True)
-        _ask_backlog(pipeline, parameters.queue)
-        time, jobs_left, durations, timeline, slowest, *queue = pipeline.execute()
+    time, jobs_left, durations, timeline, slowest, *queue = answers
 
     def number(name: str) -> int:
         return int(fields.get(name, 0))

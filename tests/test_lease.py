@@ -10,6 +10,7 @@ from redis import Redis
 
 from imece.connection import raw
 from imece.cursor import Cursor, Owed
+from imece.errors import RunError
 from imece.failure import Failure
 from imece.job import Reference
 from imece.lease import Action, Batch, Claimed, Lease, requeue_dead
@@ -347,6 +348,67 @@ def test_a_holder_learns_that_the_run_was_cancelled(workbench: Workbench, hand: 
     assert (now.state, now.done, now.left) == ("cancelled", 3, 7)
     assert (now.backlog.pending, now.backlog.in_flight) == (0, 0)
     assert not workbench.redis.exists(f"rq:job:{hand.lease.reference.job_id}")
+
+
+def test_a_cancel_with_a_grace_ends_the_run_when_the_grace_is_over(
+    workbench: Workbench, hand: Hand
+) -> None:
+    run = Run(workbench.redis, "run")
+    hand.hold()
+    generation = run.attach()
+    assert generation is not None
+    run.cancel(600, generation, grace=0.3)
+    assert hand.record(at=3, done=3)[0] == "held"
+    assert run.state() == "running"
+    until(lambda: hand.send("continue")[0] == "cancelled", "the grace to be over")
+    assert run.state() == "cancelled"
+    assert hand.record("return", at=3)[0] == "cancelled"
+    assert workbench.enqueue(buckets=1, files_per_job=10).how == "resumed"
+    assert hand.hold().cursor.next == 3
+
+
+def test_a_cancel_with_a_grace_ends_a_run_nobody_works_on_at_the_next_take(
+    workbench: Workbench, hand: Hand
+) -> None:
+    run = Run(workbench.redis, "run")
+    run.cancel(600, grace=1e-6)
+    hand.pop()
+    assert hand.take() == "cancelled"
+    assert run.state() == "cancelled"
+    assert not workbench.redis.exists(f"rq:job:{hand.lease.reference.job_id}")
+
+
+def test_attaching_calls_a_cancel_off_that_is_not_due_or_comes_late(
+    workbench: Workbench, hand: Hand
+) -> None:
+    run = Run(workbench.redis, "run")
+    hand.hold()
+    earlier = run.attach()
+    assert earlier is not None
+    run.cancel(600, earlier, grace=1e-6)
+    later = run.attach()
+    assert later not in (None, earlier)
+    assert hand.record(at=1, done=1)[0] == "held"
+    with pytest.raises(RunError, match="nothing to cancel"):
+        run.cancel(600, earlier)
+    assert hand.record(at=2, done=1)[0] == "held"
+
+
+def test_no_cancel_is_left_over_for_what_comes_after_it(workbench: Workbench, hand: Hand) -> None:
+    run = Run(workbench.redis, "run")
+    run.cancel(600, grace=60)
+    run.cancel(600)
+    assert not workbench.redis.hexists(run.key, "cancelling")
+    run.redis.hset(run.key, "cancelling", "1 600")
+    assert workbench.enqueue(buckets=1, files_per_job=10).how == "resumed"
+    assert isinstance(hand.hold(), Claimed)
+
+
+def test_nobody_attaches_to_a_run_that_is_not_on(workbench: Workbench, hand: Hand) -> None:
+    run = Run(workbench.redis, "run")
+    run.cancel(600)
+    assert run.attach() is None
+    assert Run(workbench.redis, "another").attach() is None
 
 
 def test_a_run_cancelled_when_all_was_done_counts_as_done(workbench: Workbench, hand: Hand) -> None:

@@ -1,8 +1,8 @@
--- Ends a run: its waiting jobs leave the queue; who holds one is told at the next checkpoint.
--- The cursors stay, so that the run can be resumed.
+-- Ends a run, at once or after a grace: then the next worker that takes one of its jobs or records
+-- progress ends it, unless somebody has attached meanwhile.
 --
 -- KEYS 1 run  2 queue
--- ARGV 1 generation that is meant ('': whichever it is)  2 result TTL, s
+-- ARGV 1 generation that is meant ('': whichever it is)  2 result TTL, s  3 grace, s
 -- Returns 'cancelled', or the state that forbids it ('' if there is no run).
 local run, queue = KEYS[1], KEYS[2]
 local state, generation = unpack(redis.call('HMGET', run, 'state', 'generation'))
@@ -20,20 +20,10 @@ end
 if ARGV[1] ~= '' and ARGV[1] ~= generation then
   return 'generation ' .. generation
 end
-redis.call('HSET', run, 'state', 'cancelled', 'ended', now())
-keep(run, tonumber(ARGV[2]))
-local ours = {}
-for _, field in ipairs(redis.call('HKEYS', run .. ':jobs')) do
-  ours[job_id(run, field)] = true
+local grace = tonumber(ARGV[3])
+if grace > 0 then
+  redis.call('HSET', run, 'cancelling', string.format('%.6f %s', now() + grace, ARGV[2]))
+else
+  cancel(run, queue, ARGV[2])
 end
-local others = {}
-for _, id in ipairs(redis.call('LRANGE', queue, 0, -1)) do
-  if ours[id] then
-    redis.call('DEL', 'rq:job:' .. id)
-  else
-    others[#others + 1] = id
-  end
-end
-redis.call('DEL', queue)
-push(queue, others)
 return 'cancelled'

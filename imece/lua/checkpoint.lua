@@ -25,6 +25,9 @@ if not state then
   redis.call('DEL', job)
   return {'gone', 0}
 end
+if cancel_if_due(run, queue) then
+  state = 'cancelled'
+end
 local time = now()
 
 local function add(key, name, amount)

@@ -33,7 +33,7 @@ for index = 5, #ARGV, 2 do
 end
 redis.call('HSET', run, 'state', 'queued', 'token', token)
 redis.call('HINCRBY', run, 'generation', 1)
-redis.call('HDEL', run, 'ended')
+redis.call('HDEL', run, 'ended', 'cancelling')
 if kind ~= 'resume' then
   redis.call('HSET', run, 'parts', (parts and parts ~= '' and parts .. ',' or '') .. token)
 end

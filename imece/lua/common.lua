@@ -55,3 +55,35 @@ local function push(queue, ids)
     redis.call('RPUSH', queue, unpack(ids, first, math.min(first + 999, #ids)))
   end
 end
+
+-- Ends a run: its waiting jobs leave the queue; who holds one is told at the next checkpoint.
+-- The cursors stay, so that the run can be resumed.
+local function cancel(run, queue, result_ttl)
+  redis.call('HSET', run, 'state', 'cancelled', 'ended', now())
+  redis.call('HDEL', run, 'cancelling')
+  keep(run, tonumber(result_ttl))
+  local ours = {}
+  for _, field in ipairs(redis.call('HKEYS', run .. ':jobs')) do
+    ours[job_id(run, field)] = true
+  end
+  local others = {}
+  for _, id in ipairs(redis.call('LRANGE', queue, 0, -1)) do
+    if ours[id] then
+      redis.call('DEL', 'rq:job:' .. id)
+    else
+      others[#others + 1] = id
+    end
+  end
+  redis.call('DEL', queue)
+  push(queue, others)
+end
+
+-- Whether a cancel with a grace was asked for and the grace is over. If so, the run has ended now.
+local function cancel_if_due(run, queue)
+  local at, result_ttl = string.match(redis.call('HGET', run, 'cancelling') or '', '(%S+) (%S+)')
+  if not at or now() < tonumber(at) then
+    return false
+  end
+  cancel(run, queue, result_ttl)
+  return true
+end

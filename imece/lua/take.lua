@@ -18,6 +18,8 @@ if not (state and cursor and manifest) then
   refusal = 'gone'
 elseif state ~= 'queued' and state ~= 'running' then
   refusal = state
+elseif cancel_if_due(run, KEYS[5]) then
+  refusal = 'cancelled'
 end
 if refusal then
   redis.call('DEL', KEYS[4])
