@@ -2,6 +2,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Remade when what is to be installed changes, so that no target installs twice.
 INSTALLED := .venv/.installed
+INSTALLED_AIRFLOW := .venv-airflow/.installed
+# Airflow and its libraries warn about each other; only the DAGs' own warnings count (test_dags.py).
+PYTEST_AIRFLOW := .venv-airflow/bin/python -m pytest tests/airflow -o addopts='-ra --strict-markers' \
+  -o filterwarnings=default
+POSTGRES := /usr/lib/postgresql/*/bin/postgres
 CODE = $(wildcard imece producer worker dags tests bench examples)
 # The tests render the manifests with kubectl, or with a kustomize of our own where there is none.
 KUSTOMIZE := build/bin/kustomize
@@ -9,11 +14,11 @@ RENDERER := $(if $(shell command -v kubectl),,$(KUSTOMIZE))
 STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-e2e lint format bench lock schemas kustomize clean
+.PHONY: help demo test test-slow test-e2e test-airflow test-airflow-e2e lint format bench lock schemas kustomize clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
-	  | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	  | while IFS='|' read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
 
 demo: $(INSTALLED) ## Process Python's standard library with local workers
 	@rm -rf build/demo
@@ -40,6 +45,13 @@ format: $(INSTALLED) ## Sort imports, mend what ruff can mend, format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+test-airflow: $(INSTALLED_AIRFLOW) ## Run the tests of operators and DAGs
+	$(PYTEST_AIRFLOW) -m 'not airflow_e2e'
+
+test-airflow-e2e: $(INSTALLED_AIRFLOW) ## Run the tests on a whole Airflow with PostgreSQL
+	@ls $(POSTGRES) >/dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y postgresql; }
+	$(PYTEST_AIRFLOW) -m airflow_e2e
+
 bench: $(INSTALLED) ## Run the benchmarks
 	$(BIN)/python -m bench
 
@@ -51,6 +63,7 @@ lock: ## Re-make the requirements files (newer versions: make lock LOCK=--upgrad
 	$(PYTHON) -m venv --without-pip build/lock
 	$(PYTHON) -m pip --python build/lock/bin/python install --quiet 'uv<1'
 	$(COMPILE) --extra local --extra dev --output-file requirements.txt pyproject.toml
+	$(COMPILE) --extra airflow-dev --output-file requirements-airflow.txt pyproject.toml
 	$(COMPILE) --constraints requirements.txt --output-file requirements-image.txt pyproject.toml
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 	  | $(COMPILE) --constraints requirements.txt --output-file requirements-build.txt -
@@ -61,8 +74,15 @@ schemas: ## Re-make the schemas that the tests hold the manifests against
 kustomize: $(KUSTOMIZE) ## Build kustomize, if kubectl is missing or too old
 
 clean: ## Remove everything that was made, the virtual environment too
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-airflow build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED_AIRFLOW): requirements-airflow.txt pyproject.toml
+	@echo 'Installing into .venv-airflow'
+	@test -x .venv-airflow/bin/python || $(PYTHON) -m venv --clear --without-pip .venv-airflow
+	@$(PYTHON) -m pip --python .venv-airflow/bin/python install --quiet --require-hashes -r requirements-airflow.txt
+	@$(PYTHON) -m pip --python .venv-airflow/bin/python install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
 
 # --without-pip, and pip from outside: Debian's python3 has no ensurepip.
 $(INSTALLED): requirements.txt pyproject.toml

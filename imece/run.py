@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
@@ -26,6 +26,9 @@ from imece import scripts
 from imece.connection import raw, text
 from imece.errors import RunError
 from imece.failure import Failure
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis as AsyncRedis
 
 RUNS = "imece:runs"
 SEED = 1
@@ -215,6 +218,23 @@ class Run:
         for name, record in self.redis.hscan_iter(f"{self.key}:failures", count=500):
             output = self.redis.hget(f"{self.key}:outputs", name)
             yield name, Failure.decode(record, raw(output) if output is not None else None)
+
+
+async def attach_async(redis: "AsyncRedis", run_id: str) -> str | None:
+    """As `Run.attach`, from an event loop."""
+    return text(await scripts.run("attach", redis, [f"imece:run:{run_id}"], [])) or None
+
+
+async def cancel_async(
+    redis: "AsyncRedis", run_id: str, queue: str, result_ttl: int, generation: str, grace: float
+) -> str:
+    """As `Run.cancel`, from an event loop, and in one call.
+
+    Returns:
+        "cancelled", or the state that forbids it ("" if there is no such run).
+    """
+    keys = [f"imece:run:{run_id}", pending_key(queue)]
+    return text(await scripts.run("cancel", redis, keys, [generation, result_ttl, grace]))
 
 
 def recent(redis: Redis) -> list[str]:

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis as AsyncRedis
 
 SHEBANG = "#!lua"
 
@@ -24,9 +27,10 @@ def source(name: str) -> str:
 
 def run(
     name: str,
-    redis: Redis,
+    redis: "Redis | AsyncRedis",
     keys: Sequence[str | bytes],
     arguments: list[str | bytes | int | float],
 ) -> Any:
-    """Runs one script. redis-py sends its digest, and the text where the server has not got it."""
+    """Runs one script; with a client for event loops, an awaitable that does. redis-py sends its
+    digest, and the text where the server has not got it."""
     return redis.register_script(source(name))(keys=list(keys), args=arguments)

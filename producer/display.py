@@ -267,7 +267,7 @@ SHOWN_FAILURES = 10
 
 
 def failures(run: Run, last: Status, file: Path) -> Iterator[str]:
-    """The first failures of a local run, line by line; all of them go to `file`, as JSON lines."""
+    """The first failures of a run, line by line; all of them go to `file`, as JSON lines."""
     file.unlink(missing_ok=True)
     if not last.failed:
         return
@@ -275,12 +275,17 @@ def failures(run: Run, last: Status, file: Path) -> Iterator[str]:
     with file.open("w", encoding="utf-8") as stream:
         for name, why in found:
             stream.write(json.dumps(failure_entry(name, why)) + "\n")
+    yield from first_failures(found)
+    yield f"  all failures, with what was printed: {file}"
+
+
+def first_failures(found: list[tuple[bytes, Failure]]) -> Iterator[str]:
+    """The first of a run's failures, line by line."""
     yield "  failed"
     for name, why in found[:SHOWN_FAILURES]:
         yield f"    {failure(name, why)}"
     if len(found) > SHOWN_FAILURES:
         yield f"    and {len(found) - SHOWN_FAILURES:,} more"
-    yield f"  all failures, with what was printed: {file}"
 
 
 def failure_entry(name: bytes, why: Failure) -> dict[str, object]:

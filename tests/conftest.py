@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from producer.options import list_files, parameters_of
 from tests.kubernetes_stand_in import StandIn
 
 ROOT = Path(__file__).parent.parent
+
+# Airflow has a virtual environment of its own: make test-airflow.
+collect_ignore = [] if find_spec("airflow") else ["airflow"]
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:

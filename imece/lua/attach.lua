@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Says that somebody waits for this run: it moves to its next generation, so that a cancel meant for
 -- an earlier one has no effect, be it late or not due yet.
 --

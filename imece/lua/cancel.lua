@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Ends a run, at once or after a grace: then the next worker that takes one of its jobs or records
 -- progress ends it, unless somebody has attached meanwhile.
 --

@@ -1,0 +1,67 @@
+"""What is written into an operator's fields, which after templating may be text, as values."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from imece.errors import UsageError
+
+
+def allowed_failures(given: float | str, files: int) -> int:
+    """How many of `files` may fail: a number, or a share below 1, or a percentage.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    text = str(given or 0).strip()
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf or (text.endswith("%") and value > 1):
+        raise UsageError(f"allow_failed {text!r}: takes a number of files, or a share: 0.01 or 1%")
+    is_share = text.endswith("%") or value < 1
+    return int(value * files) if is_share else int(value)
+
+
+def globs(given: Sequence[str] | str | None) -> list[str]:
+    """Globs from a list, or from text with one a line."""
+    lines = given.splitlines() if isinstance(given, str) else given or []
+    return [line.strip() for line in lines if line.strip()]
+
+
+def words(given: Any) -> str | None:
+    """Text, or None for a field left empty: a template without a value renders as text."""
+    text = "" if given is None else str(given).strip()
+    return None if text in ("", "None") else text
+
+
+def whole(given: int | str | None, field: str, least: int = 1) -> int | None:
+    """Raises UsageError if it is not a whole number, and not nothing."""
+    text = words(given)
+    if text is None:
+        return None
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise UsageError(f"{field} {given!r}: takes a whole number, {least} or more")
+    return value
+
+
+def number(given: float | str | None, field: str) -> float | None:
+    """Raises UsageError if it is not a number, and not nothing."""
+    text = words(given)
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        raise UsageError(f"{field} {given!r}: takes a number") from None
+
+
+def switch(given: bool | str | None, field: str) -> bool:
+    """Raises UsageError if it is neither true nor false."""
+    text = (words(given) or "false").lower()
+    if text not in ("true", "false"):
+        raise UsageError(f"{field} {given!r}: takes true or false")
+    return text == "true"

@@ -1,0 +1,68 @@
+"""An Airflow of our own: its home, its database, and Connections to the servers of the tests."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Workbench
+
+DAGS = ROOT / "dags"
+TEST_DAGS = ROOT / "tests" / "airflow" / "dags"
+
+# Airflow reads its settings when it is first imported.
+HOME = tempfile.TemporaryDirectory(prefix="imece-airflow-")
+os.environ |= {
+    "AIRFLOW_HOME": HOME.name,
+    "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+    "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(
+        [
+            {
+                "name": name,
+                "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+                "kwargs": {"path": str(folder)},
+            }
+            for name, folder in {"imece": DAGS, "tests": TEST_DAGS}.items()
+        ]
+    ),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+}
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> None:
+    """A database for `dag.test()`, which needs one (SQLite)."""
+    subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True
+    )
+
+
+@pytest.fixture
+def connected(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workbench]:
+    """A workbench that Airflow knows by the connection imece_redis."""
+    connection = {"conn_type": "redis", "host": str(workbench.server.socket)}
+    monkeypatch.setenv("AIRFLOW_CONN_IMECE_REDIS", json.dumps(connection))
+    monkeypatch.setenv("IMECE_RETRIES", workbench.settings["retries"])
+    monkeypatch.setenv("IMECE_RETRY_PAUSE", workbench.settings["retry_pause"])
+    yield workbench
+
+
+def dag_named(name: str) -> Any:
+    """A DAG of ours, or of the tests."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    folder = TEST_DAGS if (TEST_DAGS / f"{name}.py").exists() else DAGS
+    bag = DagBag(dag_folder=str(folder / f"{name}.py"))
+    assert bag.import_errors == {}
+    return bag.dags[name]
+
+
+def listed(file: Path) -> list[str]:
+    """The files in a list of failures."""
+    return [json.loads(line)["file"] for line in file.read_text().splitlines()]

@@ -1,0 +1,113 @@
+"""One task for one run: `dag.test()` with real workers and a real server."""
+
+from typing import Any
+
+import pytest
+
+from imece.run import Run
+from tests.airflow.conftest import dag_named, listed
+from tests.conftest import Workbench
+
+pytestmark = pytest.mark.usefixtures("airflow_database")
+
+
+def run(workbench: Workbench, **params: Any) -> Any:
+    """Runs the DAG once; its only task, ended."""
+    conf = {"input": str(workbench.source), "output": str(workbench.target), **params}
+    dag_run = dag_named("one_run").test(run_conf=conf)
+    [task] = dag_run.get_task_instances()
+    return task
+
+
+def test_a_run_is_done_by_workers_and_its_figures_come_back(connected: Workbench) -> None:
+    names = connected.files(30)
+    connected.worker()
+    task = run(connected, include="*.txt\n/no/such", buckets=4)
+    assert task.state == "success"
+    assert connected.outputs() == names
+    assert task.xcom_pull(task_ids="run") == {
+        "run": "run",
+        "output": str(connected.target),
+        "files": 30,
+        "done": 30,
+        "failed": 0,
+        "skipped": 0,
+    }
+    assert connected.status().buckets == 4
+
+
+def test_failed_files_fail_the_task_and_are_named_and_listed(
+    connected: Workbench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    connected.settings["processor"] = "tests.processors:by_content"
+    connected.files(5)
+    connected.file("bad-1.txt", "raise one is bad")
+    connected.file("bad-2.txt", "raise two is bad")
+    connected.worker()
+    task = run(connected)
+    assert task.state == "failed"
+    assert task.try_number == 1
+    said = capfd.readouterr().out
+    assert "2 of 7 files failed" in said
+    assert "bad-1.txt (1 try): ValueError: one is bad" in said
+    file = connected.target / ".imece-failures" / "run.jsonl"
+    assert str(file) in said
+    assert listed(file) == ["bad-1.txt", "bad-2.txt"]
+
+    # Mended and cleared: only they are processed again.
+    connected.file("bad-1.txt", "good")
+    connected.file("bad-2.txt", "good")
+    task = run(connected)
+    assert task.state == "success"
+    assert not file.exists()
+    now = connected.status()
+    assert (now.done, now.failed, now.skipped) == (7, 0, 0)
+
+
+def test_some_files_may_be_allowed_to_fail(connected: Workbench) -> None:
+    connected.settings["processor"] = "tests.processors:by_content"
+    connected.files(9)
+    connected.file("bad.txt", "raise bad")
+    connected.worker()
+    task = run(connected, allow_failed="10%")
+    assert task.state == "success"
+    assert task.xcom_pull(task_ids="run")["failed"] == 1
+    assert run(connected, allow_failed="0.01").state == "failed"
+
+
+def test_a_task_attaches_to_a_run_that_is_done(connected: Workbench) -> None:
+    connected.files(3)
+    connected.worker()
+    assert run(connected).state == "success"
+    before = Run(connected.redis, "run").generation()
+    assert run(connected).state == "success"
+    assert Run(connected.redis, "run").generation() == before
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"input": "/no/such"}, "the input directory /no/such does not exist"),
+        ({"allow_failed": "many"}, "allow_failed 'many': takes a number of files, or a share"),
+        ({"include": "/nothing"}, "there are no files to process"),
+    ],
+)
+def test_what_no_retry_mends_fails_at_once_in_a_sentence(
+    connected: Workbench, capfd: pytest.CaptureFixture[str], params: dict[str, str], said: str
+) -> None:
+    connected.files(1)
+    task = run(connected, **params)
+    assert task.state == "failed"
+    assert said in capfd.readouterr().out
+
+
+def test_a_redis_out_of_reach_is_said_with_the_connection_to_look_at(
+    connected: Workbench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    connected.files(1)
+    connected.server.stop()
+    assert run(connected).state == "failed"
+    said = capfd.readouterr().out
+    assert "is out of reach" in said
+    assert "the Airflow connection imece_redis" in said
+    connected.server.start()
