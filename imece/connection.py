@@ -14,7 +14,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
-from imece.errors import ServiceError, SettingsError
+from imece.errors import LoginError, ServiceError, SettingsError
 from imece.settings import Settings
 
 OUTAGES = (redis_errors.ConnectionError, redis_errors.TimeoutError)
@@ -126,16 +126,15 @@ def reachable(settings: Settings) -> Iterator[None]:
     try:
         yield
     except redis_errors.AuthenticationError:
-        raise ServiceError(
-            f"Redis at {where} does not accept the user or password",
-            "check IMECE_REDIS_USERNAME and IMECE_REDIS_PASSWORD",
-        ) from None
+        raise _not_accepted(where) from None
     except MasterNotFoundError:
         raise ServiceError(
             f"Redis at {where} is out of reach: no sentinel answers, or none knows this master",
             "check IMECE_REDIS_SENTINELS and IMECE_REDIS_SENTINEL_MASTER",
         ) from None
     except OUTAGES as error:
+        if isinstance(error.__cause__, redis_errors.AuthenticationError):  # from redis.asyncio
+            raise _not_accepted(where) from None
         if "certificate" in str(error).lower():
             raise ServiceError(
                 f"Redis at {where}: its certificate is not trusted ({error})",
@@ -146,7 +145,7 @@ def reachable(settings: Settings) -> Iterator[None]:
             "check IMECE_REDIS_URL, and that the server runs and can be reached from here",
         ) from None
     except redis_errors.NoPermissionError as error:
-        raise ServiceError(
+        raise LoginError(
             f"Redis at {where} forbids what imece needs ({error})", "see its ACL"
         ) from None
     except redis_errors.ReadOnlyError:
@@ -160,6 +159,13 @@ def reachable(settings: Settings) -> Iterator[None]:
                 f"Redis at {where} is out of memory", "raise its maxmemory, or delete ended runs"
             ) from None
         raise ServiceError(f"Redis at {where} refused a command: {error}") from None
+
+
+def _not_accepted(where: str) -> LoginError:
+    return LoginError(
+        f"Redis at {where} does not accept the user or password",
+        "check IMECE_REDIS_USERNAME and IMECE_REDIS_PASSWORD",
+    )
 
 
 def text(answer: Any) -> str:

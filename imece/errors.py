@@ -41,3 +41,7 @@ class ServiceError(ImeceError):
     """A service imece needs is out of reach, or refuses us."""
 
     exit_code = 3
+
+
+class LoginError(ServiceError):
+    """A service does not accept who we are, or forbids what we need. Waiting does not mend it."""

@@ -8,11 +8,10 @@ from typing import Any
 
 from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
-from redis.exceptions import AuthenticationError, NoPermissionError
 
 from imece import status
 from imece.connection import connect_async, reachable
-from imece.errors import ImeceError, ServiceError
+from imece.errors import ImeceError, LoginError, ServiceError
 from imece.run import attach_async, cancel_async
 from imece.settings import Settings
 from imece.status import Status
@@ -93,9 +92,9 @@ class ImeceRunTrigger(BaseTrigger):
                             mine = await attach_async(redis, self.run_id)
                             self.generation, attached = mine or self.generation, True
                         now = await status.read_async(redis, self.run_id)
+                except LoginError:
+                    raise
                 except ServiceError as error:
-                    if isinstance(error.__context__, AuthenticationError | NoPermissionError):
-                        raise  # no waiting mends these
                     report.outage(error)
                 else:
                     report.progress(now)

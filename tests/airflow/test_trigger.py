@@ -1,0 +1,153 @@
+"""The trigger alone, in an event loop of the test's own."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from airflow.triggers.base import TriggerEvent
+
+from imece.run import Run
+from producer.airflow import ImeceRunTrigger
+from producer.airflow.trigger import Report
+from tests.conftest import Workbench, until
+
+
+@pytest.fixture(autouse=True)
+def environment(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis is the one the environment names."""
+    monkeypatch.setenv("IMECE_REDIS_URL", workbench.server.url)
+
+
+def trigger(**arguments: Any) -> ImeceRunTrigger:
+    made = ImeceRunTrigger(run_id="run", queue="imece", poll_interval=0.05, **arguments)
+    made._log = logging.getLogger("imece.test")  # one that caplog hears
+    return made
+
+
+async def first(waiting: ImeceRunTrigger) -> Any:
+    event = await anext(aiter(waiting.run()))
+    assert isinstance(event, TriggerEvent)
+    return event.payload
+
+
+def kill_once(waiting: ImeceRunTrigger, ready: Callable[[], bool]) -> None:
+    """Does what the triggerer does when somebody acts on the task, as soon as `ready`."""
+
+    async def act() -> None:
+        task = asyncio.create_task(first(waiting))
+        while not ready():
+            await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await waiting.on_kill()
+
+    asyncio.run(asyncio.wait_for(act(), 20))
+
+
+def within(what: Awaitable[Any], seconds: float = 20) -> Any:
+    async def wait() -> Any:
+        return await asyncio.wait_for(what, seconds)
+
+    return asyncio.run(wait())
+
+
+def test_it_comes_back_as_it_was_whatever_another_version_says(workbench: Workbench) -> None:
+    path, arguments = trigger(generation="7", cancel_grace=3.0).serialize()
+    assert path == "producer.airflow.trigger.ImeceRunTrigger"
+    again = ImeceRunTrigger(**arguments, something_new=1)
+    assert again.serialize() == (path, arguments)
+    assert arguments["generation"] == "7"
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "cancelled"])
+def test_it_ends_with_the_run(workbench: Workbench, state: str) -> None:
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.settings["retries"] = "0"
+    workbench.file("one", "raise bad" if state == "failed" else "good")
+    workbench.enqueue()
+    if state == "cancelled":
+        Run(workbench.redis, "run").cancel(600)
+    else:
+        workbench.worker()
+    assert within(first(trigger())) == {"run": "run", "state": state}
+
+
+def test_a_run_that_is_not_there_is_an_error_not_an_exception(workbench: Workbench) -> None:
+    assert "there is no run run" in within(first(trigger()))["error"]
+
+
+def test_it_sits_out_an_outage(workbench: Workbench, caplog: pytest.LogCaptureFixture) -> None:
+    workbench.files(1)
+    workbench.enqueue()
+
+    async def act() -> Any:
+        task = asyncio.create_task(first(trigger()))
+        run = Run(workbench.redis, "run")
+        while run.generation() == "1":
+            await asyncio.sleep(0.02)
+        workbench.server.stop()
+        while "out of reach" not in caplog.text:
+            await asyncio.sleep(0.02)
+        workbench.server.start()
+        workbench.worker()
+        return await task
+
+    with caplog.at_level("INFO"):
+        assert within(act()) == {"run": "run", "state": "done"}
+    assert "Redis is back" in caplog.text
+
+
+def test_a_wrong_password_is_not_waited_for(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workbench.redis.config_set("requirepass", "right")
+    monkeypatch.setenv("IMECE_REDIS_PASSWORD", "wrong")
+    assert "does not accept the user or password" in within(first(trigger()))["error"]
+
+
+def test_a_killed_task_s_run_is_cancelled_after_the_grace(workbench: Workbench) -> None:
+    workbench.settings["processor"] = "tests.processors:slow"
+    workbench.files(400)
+    workbench.enqueue()
+    workbench.worker().took()
+    run = Run(workbench.redis, "run")
+    kill_once(trigger(cancel_grace=0.5), lambda: run.generation() == "2")
+    assert run.state() == "running"
+    until(lambda: run.state() == "cancelled", "the run to be cancelled")
+
+
+def test_a_killed_task_s_run_goes_on_when_another_attaches(workbench: Workbench) -> None:
+    workbench.settings["processor"] = "tests.processors:slow"
+    workbench.files(60)
+    workbench.enqueue()
+    workbench.worker().took()
+    run = Run(workbench.redis, "run")
+    earlier = trigger(cancel_grace=0.3)
+    kill_once(earlier, lambda: run.generation() == "2")
+    assert within(first(trigger())) == {"run": "run", "state": "done"}
+    assert workbench.status().done == 60
+
+
+def test_a_late_kill_does_not_touch_a_run_another_has_attached_to(workbench: Workbench) -> None:
+    workbench.files(1)
+    workbench.enqueue()
+    run = Run(workbench.redis, "run")
+    earlier = trigger(cancel_grace=0.0)
+    kill_once(earlier, lambda: run.generation() == "2" and run.attach() == "3")
+    assert run.state() == "queued"
+
+
+def test_progress_is_told_on_change_and_not_too_often(workbench: Workbench) -> None:
+    workbench.files(1)
+    workbench.enqueue()
+    said: list[str] = []
+    report = Report(lambda form, text: said.append(text))
+    report.progress(workbench.status())
+    report.progress(workbench.status())
+    workbench.worker()
+    last = workbench.ended()
+    report.progress(last)
+    assert [line.partition(":")[0] for line in said] == ["run run queued", "run run done"]
