@@ -17,6 +17,7 @@ from imece import kubeconfig, refusal
 from imece.kubeconfig import Access, is_named
 from imece.refusal import ClusterError
 from imece.rights import (
+    CHANGE_DEPLOYMENT,
     CHANGE_SCALE,
     CHANGE_SCALED_OBJECT,
     LIST_EVENTS,
@@ -223,6 +224,17 @@ class Cluster:
             CHANGE_SCALE,
             self._objects.patch_namespaced_custom_object_scale,
             *self._place(CHANGE_SCALE),
+            self.settings.deployment,
+            changes,
+            name=self.settings.deployment,
+        )
+
+    def change_deployment(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """The same for the Deployment itself."""
+        return self._json(
+            CHANGE_DEPLOYMENT,
+            self._objects.patch_namespaced_custom_object,
+            *self._place(CHANGE_DEPLOYMENT),
             self.settings.deployment,
             changes,
             name=self.settings.deployment,

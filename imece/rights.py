@@ -23,6 +23,9 @@ READ_SCALED_OBJECT = Right("get", "scaledobjects", "keda.sh")
 LIST_SCALED_OBJECTS = Right("list", "scaledobjects", "keda.sh")
 CHANGE_SCALED_OBJECT = Right("patch", "scaledobjects", "keda.sh")
 READ_DEPLOYMENT = Right("get", "deployments", "apps")
+CHANGE_DEPLOYMENT = Right("patch", "deployments", "apps")
+"""For a rollout only, so not in `RIGHTS`."""
+
 CHANGE_SCALE = Right("patch", "deployments", "apps", "scale")
 LIST_PODS = Right("list", "pods")
 READ_LOG = Right("get", "pods", "", "log")

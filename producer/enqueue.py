@@ -11,16 +11,16 @@ from redis import Redis
 from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
-from imece import scripts
+from imece import listing, scripts
 from imece.connection import connect, text
 from imece.cursor import Cursor
 from imece.errors import ListingError, RunError
 from imece.job import BucketQueue, Reference
+from imece.listing import Listing
 from imece.run import LISTING_TTL, RUNS, Parameters, Run, leases_key, pending_key
 from imece.settings import Settings
 from producer import grouping
 from producer.grouping import Bucket
-from producer.listing import Listing
 
 STAGED_TTL = 3600
 """Seconds what a dead producer has staged stays in Redis."""
@@ -50,22 +50,22 @@ class Plan:
         return sum(1 for bucket in self.buckets for _ in grouping.slices(bucket.files, cap))
 
 
-def plan(parameters: Parameters, listing: Listing) -> Plan:
+def plan(parameters: Parameters, found: Listing) -> Plan:
     """Groups what has been listed.
 
     Raises:
         ListingError: there are no files, or two would write one output.
     """
-    if not listing.files:
-        left_out = "; ".join(listing.omissions())
+    if not found.files:
+        left_out = "; ".join(found.omissions())
         raise ListingError(
             f"there are no files to process in {parameters.input}"
             + (f" ({left_out})" if left_out else "")
         )
     suffix = parameters.suffix.encode() if parameters.suffix is not None else None
-    grouping.check_outputs(listing.files, suffix)
-    shape = grouping.shape(len(listing.files), parameters.buckets, parameters.files_per_job)
-    return Plan(listing, shape, grouping.group(listing.files, shape.buckets, parameters.seed))
+    listing.check_outputs(found.files, suffix)
+    shape = grouping.shape(len(found.files), parameters.buckets, parameters.files_per_job)
+    return Plan(found, shape, grouping.group(found.files, shape.buckets, parameters.seed))
 
 
 @dataclass(frozen=True)

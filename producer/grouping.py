@@ -6,15 +6,11 @@ from dataclasses import dataclass
 
 import mmh3
 
-from imece import manifest, names
-from imece.errors import ListingError
+from imece import manifest
 
 FILES_PER_BUCKET = 1000
 FEWEST_BUCKETS = 256
 MOST_BUCKETS = 65536
-
-LONGEST_NAME = 255
-"""Bytes; NAME_MAX in linux/limits.h."""
 
 
 @dataclass(frozen=True)
@@ -69,37 +65,3 @@ def slices(files: int, files_per_job: int) -> Iterator[tuple[int, int]]:
     pieces = math.ceil(files / files_per_job)
     for piece in range(pieces):
         yield files * piece // pieces, files * (piece + 1) // pieces
-
-
-def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
-    """Raises ListingError if two inputs would write the same output, or one has too long a name.
-
-    Only a new suffix can do that. Hashes first, names only for those that clash: that is half the
-    memory of a set of all names.
-    """
-    if suffix is None:
-        return
-    seen: set[int] = set()
-    clashing: set[int] = set()
-    for name in files:
-        output = names.with_suffix(name, suffix)
-        if len(output) > LONGEST_NAME and len(output.rpartition(b"/")[2]) > LONGEST_NAME:
-            raise ListingError(
-                f"the output of {names.shown(name)!r} would have a name of more than "
-                f"{LONGEST_NAME} bytes: take a shorter --suffix, or leave it out with --exclude"
-            )
-        digest = hash(output)
-        if digest in seen:
-            clashing.add(digest)
-        seen.add(digest)
-    first: dict[bytes, bytes] = {}
-    for name in files if clashing else ():
-        output = names.with_suffix(name, suffix)
-        if hash(output) not in clashing:
-            continue
-        if output in first:
-            raise ListingError(
-                f"the inputs {names.shown(first[output])!r} and {names.shown(name)!r} would both "
-                f"write {names.shown(output)!r}: leave --suffix out, or one of them with --exclude"
-            )
-        first[output] = name

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from imece import names, status
 from imece.connection import connect, reachable
 from imece.errors import ImeceError, RunError, UsageError
+from imece.listing import Listing
 from imece.parent import follow_parent
 from imece.run import Parameters, Run
 from imece.settings import PREFIX, Settings
@@ -30,7 +31,6 @@ from imece.status import Status
 from producer import display
 from producer.embedded import Server
 from producer.enqueue import Producer
-from producer.listing import Listing
 
 FAILED = 1
 INTERRUPTED = 130

@@ -15,7 +15,7 @@ from imece.run import Parameters, text_path
 from imece.settings import Settings
 
 if TYPE_CHECKING:
-    from producer.listing import Listing
+    from imece.listing import Listing
 
 In = Annotated[
     Path,
@@ -102,7 +102,7 @@ def parameters_of(
     retries: int | None,
     timeout: float | None,
 ) -> Parameters:
-    from producer.listing import check_directories
+    from imece.listing import check_directories
 
     output = None if target == "-" else Path(target).absolute()
     check_directories(source, output)
@@ -129,7 +129,7 @@ def parameters_of(
 
 
 def list_files(parameters: Parameters, from_file: str | None, null: bool) -> "Listing":
-    from producer import listing
+    from imece import listing
 
     root = parameters.input_path
     if from_file is None:

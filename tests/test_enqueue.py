@@ -350,7 +350,7 @@ from producer.enqueue import Producer
 from imece.connection import connect
 from imece.run import Parameters
 from imece.settings import load
-import producer.listing, rq
+import imece.listing, rq
 settings = load()
 redis = connect(settings)
 redis.ping()

@@ -5,7 +5,7 @@ import random
 import mmh3
 import pytest
 
-from imece import manifest
+from imece import listing, manifest
 from imece.errors import ListingError
 from producer import grouping
 
@@ -79,12 +79,12 @@ def test_what_is_asked_for_is_taken() -> None:
 
 def test_two_inputs_that_would_write_one_output_are_refused() -> None:
     with pytest.raises(ListingError, match=r"'a\.csv' and 'a\.tsv' would both write 'a\.json'"):
-        grouping.check_outputs([b"b.csv", b"a.csv", b"d/a.csv", b"a.tsv"], b".json")
+        listing.check_outputs([b"b.csv", b"a.csv", b"d/a.csv", b"a.tsv"], b".json")
 
 
 def test_inputs_alike_in_different_directories_are_fine() -> None:
-    grouping.check_outputs([b"a.csv", b"d/a.csv", b"e/a.tsv", b"a.tar.gz"], b".json")
+    listing.check_outputs([b"a.csv", b"d/a.csv", b"e/a.tsv", b"a.tar.gz"], b".json")
 
 
 def test_without_a_new_suffix_no_outputs_clash() -> None:
-    grouping.check_outputs([b"a.csv", b"a.tsv"], None)
+    listing.check_outputs([b"a.csv", b"a.tsv"], None)

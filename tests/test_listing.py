@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from imece import listing
 from imece.errors import ListingError
-from producer import listing
-from producer.listing import Listing
+from imece.listing import Listing
 
 ODD_NAMES = [
     b"two\nlines",

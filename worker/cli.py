@@ -5,14 +5,13 @@ import gc
 import os
 import signal
 import sys
-from pathlib import Path
 
 from imece.connection import reachable
-from imece.errors import ImeceError, SettingsError
+from imece.errors import ImeceError
 from imece.settings import Settings, load
-from worker import deletioncost, log, processor
+from worker import deletioncost, startup
 from worker.tally import Tally
-from worker.worker import Worker, touchable
+from worker.worker import Worker
 
 DESCRIPTION = """\
 Takes bucket jobs from the queue and processes their files, until it is stopped (SIGTERM: it
@@ -23,11 +22,13 @@ EXAMPLES = """\
 examples:
   IMECE_PROCESSOR=examples.metrics:measure imece-worker
   imece-worker --command 'convert {input} -resize 50% {output}'
+  IMECE_INPUT=/data/in IMECE_OUTPUT=/data/out imece-worker --bucket-id 0 --bucket-count 8
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 stopped as asked, 2 wrong settings, 3 Redis refuses us."""
+    """Exit codes: 0 stopped as asked, or the static bucket is done; 1 some of its files failed;
+    2 wrong settings; 3 Redis refuses us; 143 stopped before the static bucket was done."""
     # Until the worker listens itself. The first process of a container is else deaf to it, and
     # would take a job after it was asked to stop. No exception: an import may catch it.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
@@ -41,10 +42,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--command", help="a program and its arguments (IMECE_COMMAND)")
     parser.add_argument("--queue", help="the queue to listen to (IMECE_QUEUE)")
     parser.add_argument("--check", action="store_true", help="load the processor, and stop")
+    alone = parser.add_argument_group(
+        "without Redis", "one of a fixed number of buckets of IMECE_INPUT, then an end"
+    )
+    alone.add_argument("--bucket-id", type=int, help="which bucket, from 0 on")
+    alone.add_argument("--bucket-count", type=int, help="how many there are")
+    alone.add_argument("--include", action="append", default=[], help="as imece enqueue has it")
+    alone.add_argument("--suffix", help="as imece enqueue has it")
     given = parser.parse_args(arguments)
+    if (given.bucket_id is None) != (given.bucket_count is None):
+        parser.error("--bucket-id and --bucket-count go together")
+    if given.bucket_id is None and (given.include or given.suffix):
+        parser.error("--include and --suffix need --bucket-id and --bucket-count")
     try:
         settings = load(processor=given.processor, command=given.command, queue=given.queue)
-        return work(settings, only_check=given.check)
+        if given.bucket_id is None:
+            return work(settings, only_check=given.check)
+        from worker import static
+
+        return static.work(
+            settings, given.bucket_id, given.bucket_count, tuple(given.include), given.suffix
+        )
     except ImeceError as error:
         print(f"imece-worker: {error}", file=sys.stderr)
         return error.exit_code
@@ -52,19 +70,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def work(settings: Settings, only_check: bool = False) -> int:
     """Works until stopped, unless it is only to see whether it could."""
-    log.set_up(settings)
-    if settings.heartbeat_file is not None and (flaw := touchable(settings.heartbeat_file)):
-        raise SettingsError(f"IMECE_HEARTBEAT_FILE: {flaw}")
+    startup.prepare(settings)
     cost = deletioncost.start(settings)  # first: it forks, and from here on there may be threads
     tally = Tally()
     if settings.metrics_port:
         from worker import metrics
 
         metrics.serve(tally, settings.metrics_port)
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m
-    function = processor.load(settings)
+    function = startup.load_processor(settings)
     if only_check:
         return 0
     gc.freeze()  # forked horses then share what has been imported

@@ -11,13 +11,14 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from redis.exceptions import RedisError
 
 from imece import names
 from imece.cursor import Cursor
-from imece.lease import Action, Batch, Claimed, Lease
+from imece.job import Reference
+from imece.lease import Action, Batch, Claimed, Verdict
 from imece.settings import Settings
 from worker import horse, log
 from worker.assignment import Assignment
@@ -67,10 +68,28 @@ class Unanswered:
     batch: Batch
 
 
+class Claim(Protocol):
+    """Where progress is recorded: a lease, or what stands in for one without Redis."""
+
+    @property
+    def reference(self) -> Reference: ...
+
+    @property
+    def execution(self) -> str: ...
+
+    def checkpoint(
+        self,
+        action: Action,
+        number: int = 0,
+        cursor: Cursor | None = None,
+        batch: Batch | None = None,
+    ) -> tuple[Verdict, int]: ...
+
+
 class Execution:
     """Processes what a lease claims."""
 
-    def __init__(self, workshop: Workshop, lease: Lease, claimed: Claimed, places: Places) -> None:
+    def __init__(self, workshop: Workshop, lease: Claim, claimed: Claimed, places: Places) -> None:
         self._shop = workshop
         self._lease = lease
         self._claimed = claimed
@@ -245,7 +264,7 @@ class Execution:
         log.event(
             "file killed its process",
             logging.WARNING,
-            run=self._lease.run.id,
+            run=self._lease.reference.run,
             file=names.shown(self._claimed.files[index]),
             tries=tries,
             reason=reason.splitlines()[-1],

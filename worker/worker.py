@@ -175,11 +175,7 @@ class Worker(rq.Worker):
             self._touch()
 
     def _touch(self) -> None:
-        if self.settings.heartbeat_file is not None:
-            try:
-                self.settings.heartbeat_file.touch()
-            except OSError as error:  # the probe will tell, if it lasts
-                log.event("heartbeat file not touched", logging.WARNING, error=str(error))
+        touch(self.settings.heartbeat_file)
 
     def subscribe(self) -> None:
         """Listens on the worker's channel without a thread: that somebody listens is the message.
@@ -295,6 +291,15 @@ class Worker(rq.Worker):
         self._tally.ended(ending)
         level = logging.INFO if ending in ("finished", "returned", "deferred") else logging.WARNING
         log.event(f"job {ending}", level, **about, seconds=time.monotonic() - began)
+
+
+def touch(heartbeat_file: Path | None) -> None:
+    """Shows a liveness probe that the loop turns."""
+    if heartbeat_file is not None:
+        try:
+            heartbeat_file.touch()
+        except OSError as error:  # the probe will tell, if it lasts
+            log.event("heartbeat file not touched", logging.WARNING, error=str(error))
 
 
 def touchable(path: Path) -> str | None:

@@ -4,7 +4,24 @@ DAG files import from here. A trigger must be installed where the triggerer runs
 from a DAG file or bundle.
 """
 
+from producer.airflow.cluster import (
+    ImecePreflightOperator,
+    ImeceReportOperator,
+    ImeceRolloutOperator,
+    ImeceScaleOperator,
+)
+from producer.airflow.pod import ImeceImageOperator, ImecePodOperator, bucket_pods
 from producer.airflow.run import ImeceRunOperator
 from producer.airflow.trigger import ImeceRunTrigger
 
-__all__ = ["ImeceRunOperator", "ImeceRunTrigger"]
+__all__ = [
+    "ImeceImageOperator",
+    "ImecePodOperator",
+    "ImecePreflightOperator",
+    "ImeceReportOperator",
+    "ImeceRolloutOperator",
+    "ImeceRunOperator",
+    "ImeceRunTrigger",
+    "ImeceScaleOperator",
+    "bucket_pods",
+]

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import Asset, BaseHook, BaseOperator
+from airflow.sdk import Asset
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -13,15 +13,16 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
-from imece import names, status
+from imece import names, scaling, status
 from imece.connection import connect
 from imece.names import TEMPORARY_PREFIX
 from imece.run import Parameters, Run
 from imece.settings import Settings
-from imece.status import Status
+from imece.status import Backlog, Status
 from producer import display
 from producer.airflow import fields
-from producer.airflow.connection import settings_of, troubles
+from producer.airflow.cluster import ImeceOperator, connected
+from producer.airflow.connection import troubles
 from producer.airflow.trigger import ImeceRunTrigger
 from producer.enqueue import Producer
 from producer.options import list_files, parameters_of
@@ -40,7 +41,7 @@ FAILURES_DIR = TEMPORARY_PREFIX.decode() + "failures"
 """Where in the output directory lists of failed files go; imece never lists it as input."""
 
 
-class ImeceRunOperator(BaseOperator):
+class ImeceRunOperator(ImeceOperator):
     """Processes a folder: enqueues a run, or attaches to one, and waits in the triggerer.
 
     A try that finds its run there attaches to it; if it was cancelled it goes on where it was, and
@@ -66,8 +67,7 @@ class ImeceRunOperator(BaseOperator):
             files below 1 (0.01, or "1%").
         failures_file: where the list of failed files goes, as JSON lines; None: below the output
             directory.
-        redis_conn_id: the Airflow connection; None: Redis as IMECE_REDIS_... name it.
-        kubernetes_conn_id: the Airflow connection, for `max_replicas`.
+        redis_conn_id, kubernetes_conn_id: see `ImeceOperator`; the second for `max_replicas` only.
         cancel_grace, poll_interval: seconds; see `ImeceRunTrigger`.
     """
 
@@ -100,8 +100,6 @@ class ImeceRunOperator(BaseOperator):
         max_replicas: int | str | None = None,
         allow_failed: float | str = 0,
         failures_file: str | None = None,
-        redis_conn_id: str | None = "imece_redis",
-        kubernetes_conn_id: str | None = "imece_kubernetes",
         cancel_grace: float = 10.0,
         poll_interval: float = 2.0,
         **kwargs: Any,
@@ -125,23 +123,24 @@ class ImeceRunOperator(BaseOperator):
         self.max_replicas = max_replicas
         self.allow_failed = allow_failed
         self.failures_file = failures_file
-        self.redis_conn_id = redis_conn_id
-        self.kubernetes_conn_id = kubernetes_conn_id
         self.cancel_grace = cancel_grace
         self.poll_interval = poll_interval
         self._held: tuple[Settings, str] | None = None
 
     def execute(self, context: "Context") -> dict[str, Any]:
         """Enqueues or attaches, and defers; returns at once if the run has ended already."""
+        settings = self._settings(queue=fields.words(self.run_queue))
         with troubles():
-            settings = self._settings()
             parameters = self._parameters(settings)
+            limit = fields.whole(self.max_replicas, "max_replicas")
             fields.allowed_failures(self.allow_failed, 0)  # a wrong one is said before, not after
         with troubles(settings, self.redis_conn_id), closing(connect(settings)) as redis:
             generation = self._enqueue(redis, settings, parameters)
             if generation is None:
                 return self._finish(redis, context)
-        self._held = (settings, generation)
+            self._held = (settings, generation)
+            if limit is not None:
+                self._scale(settings, limit, status.backlog(redis, parameters.queue))
         raise TaskDeferred(
             trigger=ImeceRunTrigger(
                 run_id=self._id,
@@ -159,8 +158,7 @@ class ImeceRunOperator(BaseOperator):
         """The run has ended, or cannot be waited for."""
         if "error" in event:
             raise AirflowException(event["error"])
-        with troubles():
-            settings = self._settings()
+        settings = self._settings(queue=fields.words(self.run_queue))
         with troubles(settings, self.redis_conn_id), closing(connect(settings)) as redis:
             return self._finish(redis, context)
 
@@ -171,8 +169,7 @@ class ImeceRunOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            with troubles():
-                settings = self._settings()
+            settings = self._settings(queue=fields.words(self.run_queue))
             with troubles(settings), closing(connect(settings)) as redis:
                 Run(redis, self._id).cancel(settings.result_ttl)
             raise
@@ -188,10 +185,6 @@ class ImeceRunOperator(BaseOperator):
     @property
     def _id(self) -> str:
         return names.slug(str(self.run_id))
-
-    def _settings(self) -> Settings:
-        given = BaseHook.get_connection(self.redis_conn_id) if self.redis_conn_id else None
-        return settings_of(given, queue=fields.words(self.run_queue))
 
     def _parameters(self, settings: Settings) -> Parameters:
         return parameters_of(
@@ -228,6 +221,11 @@ class ImeceRunOperator(BaseOperator):
             elif state in ("done", "failed"):
                 return None
             # Cancelled just now, or expired: once more.
+
+    def _scale(self, settings: Settings, limit: int, backlog: Backlog) -> None:
+        with connected(self.kubernetes_conn_id, settings) as cluster:
+            before, after = scaling.change(cluster, limit, backlog=backlog)
+        self.log.info("at most %d replicas (it was %d)", after.limit, before.limit)
 
     def _finish(self, redis: "Redis", context: "Context") -> dict[str, Any]:
         """What the task says of an ended run."""

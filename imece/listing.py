@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +17,9 @@ from imece.names import TEMPORARY_PREFIX
 Accept = Callable[[bytes], bool]
 
 _READ_SIZE = 2**20
+
+LONGEST_NAME = 255
+"""Bytes; NAME_MAX in linux/limits.h."""
 
 
 @dataclass
@@ -231,3 +234,37 @@ def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
         yield from filter(None, whole)
     if rest:
         yield rest
+
+
+def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
+    """Raises ListingError if two inputs would write the same output, or one has too long a name.
+
+    Only a new suffix can do that. Hashes first, names only for those that clash: that is half the
+    memory of a set of all names.
+    """
+    if suffix is None:
+        return
+    seen: set[int] = set()
+    clashing: set[int] = set()
+    for name in files:
+        output = names.with_suffix(name, suffix)
+        if len(output) > LONGEST_NAME and len(output.rpartition(b"/")[2]) > LONGEST_NAME:
+            raise ListingError(
+                f"the output of {names.shown(name)!r} would have a name of more than "
+                f"{LONGEST_NAME} bytes: take a shorter --suffix, or leave it out with --exclude"
+            )
+        digest = hash(output)
+        if digest in seen:
+            clashing.add(digest)
+        seen.add(digest)
+    first: dict[bytes, bytes] = {}
+    for name in files if clashing else ():
+        output = names.with_suffix(name, suffix)
+        if hash(output) not in clashing:
+            continue
+        if output in first:
+            raise ListingError(
+                f"the inputs {names.shown(first[output])!r} and {names.shown(name)!r} would both "
+                f"write {names.shown(output)!r}: leave --suffix out, or one of them with --exclude"
+            )
+        first[output] = name

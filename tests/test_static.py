@@ -1,0 +1,130 @@
+"""Static buckets: the way it was, without Redis."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imece.run import SEED
+from producer.grouping import group
+from tests.conftest import ROOT, until
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder `in` of 40 files."""
+    source = tmp_path / "in"
+    (source / "deep").mkdir(parents=True)
+    for number in range(40):
+        (source / "deep" / f"f-{number:02d}.txt").write_text(f"file {number}")
+    return tmp_path
+
+
+def start(folder: Path, *arguments: str, **settings: str | None) -> "subprocess.Popen[str]":
+    """A worker with no Redis to speak to."""
+    given = {
+        "redis_url": "unix:///nowhere",
+        "input": str(folder / "in"),
+        "output": str(folder / "out"),
+        "processor": "tests.processors:by_content",
+        "retries": "0",
+        **settings,
+    }
+    environment = {f"IMECE_{name.upper()}": value for name, value in given.items() if value}
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker", *arguments],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(
+    folder: Path, bucket: int, count: int, *options: str, **settings: str | None
+) -> tuple[int, str]:
+    """A worker for one bucket, to its end: exit code and log."""
+    numbers = ("--bucket-id", str(bucket), "--bucket-count", str(count))
+    worker = start(folder, *numbers, *options, **settings)
+    _, log = worker.communicate(timeout=30)
+    return worker.returncode, log
+
+
+def outputs(folder: Path) -> set[bytes]:
+    out = folder / "out"
+    return {os.fsencode(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+def test_each_worker_does_its_bucket_the_one_the_producer_would_make(folder: Path) -> None:
+    names = [f"deep/f-{number:02d}.txt".encode() for number in range(40)]
+    sizes = {bucket.number: bucket.files for bucket in group(names, 3, SEED)}
+    made: set[bytes] = set()
+    for number in range(3):
+        code, log = run(folder, number, 3)
+        assert (code, outputs(folder) & made) == (0, made)
+        assert len(outputs(folder) - made) == sizes[number]
+        assert f"bucket done bucket={number} done={sizes[number]} failed=0" in log
+        made = outputs(folder)
+    assert made == set(names)
+
+
+def test_what_is_there_is_skipped(folder: Path) -> None:
+    run(folder, 0, 1)
+    code, log = run(folder, 0, 1)
+    assert code == 0
+    assert "done=0 failed=0 skipped=40 left=0" in log
+
+
+def test_globs_and_suffix_are_as_in_a_run(folder: Path) -> None:
+    code, _ = run(folder, 0, 1, "--include", "f-0*", "--include", "f-10.txt", "--suffix", ".json")
+    assert code == 0
+    expected = [f"deep/f-{number:02d}.json".encode() for number in range(11)]
+    assert outputs(folder) == set(expected)
+
+
+def test_a_file_that_fails_or_kills_its_process_is_told_and_the_rest_is_done(folder: Path) -> None:
+    (folder / "in" / "bad").write_text("raise no good")
+    (folder / "in" / "worse").write_text("segfault")
+    code, log = run(folder, 0, 1, retries="1", retry_pause="0.01")
+    assert code == 1
+    assert 'file failed file=bad tries=2 reason="ValueError: no good"' in log
+    assert "file failed file=worse tries=2" in log
+    assert "done=40 failed=2 skipped=0 left=0" in log
+
+
+def test_a_stopped_worker_finishes_its_file_and_does_not_look_done(folder: Path) -> None:
+    worker = start(
+        folder, "--bucket-id", "0", "--bucket-count", "1", processor="tests.processors:slow"
+    )
+    until(lambda: (folder / "out").exists() and outputs(folder), "the first output")
+    worker.terminate()
+    _, log = worker.communicate(timeout=30)
+    assert worker.returncode == 143
+    assert "bucket stopped" in log
+    left = outputs(folder)
+    assert 0 < len(left) < 40
+    assert not any(b".imece-" in name for name in left)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--bucket-id", "3", "--bucket-count", "3"), "--bucket-id 3: takes 0 to 2"),
+        (("--bucket-id", "0"), "--bucket-id and --bucket-count go together"),
+        (("--suffix", ".json"), "--include and --suffix need --bucket-id"),
+    ],
+)
+def test_wrong_usage_is_said(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    worker = start(folder, *arguments)
+    _, log = worker.communicate(timeout=30)
+    assert worker.returncode == 2
+    assert said in log
+
+
+def test_input_and_output_must_be_set(folder: Path) -> None:
+    code, log = run(folder, 0, 1, output=None)
+    assert code == 2
+    assert "IMECE_INPUT and IMECE_OUTPUT: a static bucket needs both" in log

@@ -1,0 +1,161 @@
+"""A static bucket: one share of a folder, without Redis. The way it was, for comparison and for
+clusters that have neither Redis nor KEDA.
+
+Horses, limits, retries, atomic outputs and skipping are those of every worker; only what would be
+recorded in Redis is counted here and logged.
+"""
+
+import logging
+import os
+import signal
+import socket
+import time
+
+import mmh3
+
+from imece import listing, names
+from imece.cursor import Cursor
+from imece.errors import SettingsError, UsageError
+from imece.job import Reference
+from imece.lease import Action, Batch, Claimed, Verdict
+from imece.run import SEED, Parameters, text_path
+from imece.settings import Settings
+from worker import log, startup
+from worker.execution import Execution, Workshop
+from worker.place import Places
+from worker.stable import Stable
+from worker.tally import Tally
+from worker.wakeup import Wakeup
+from worker.worker import touch
+
+FAILED = 1
+STOPPED = 143
+"""As a process that SIGTERM has ended: a bucket that is not done must not look like one that is."""
+
+LOG_PAUSE = 10.0
+
+
+def work(
+    settings: Settings, bucket: int, buckets: int, include: tuple[str, ...], suffix: str | None
+) -> int:
+    """Processes one bucket; the exit code.
+
+    Raises:
+        UsageError, SettingsError, ListingError: nothing can be processed as it stands.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(STOPPED))  # until Wakeup listens
+    if not 0 <= bucket < buckets:
+        raise UsageError(f"--bucket-id {bucket}: takes 0 to {buckets - 1}, for {buckets} buckets")
+    parameters = parameters_of(settings, buckets, include, suffix)
+    startup.prepare(settings)
+    function, wakeup = startup.load_processor(settings), Wakeup()
+    files = files_of(bucket, parameters)
+    share = Share(bucket, len(files))
+    log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
+    places = Places(
+        os.fsencode(parameters.input),
+        os.fsencode(parameters.output) if parameters.output is not None else None,
+        os.fsencode(suffix) if suffix is not None else None,
+        share.execution,
+    )
+    if trouble := places.trouble():
+        raise SettingsError(trouble)
+    stable = Stable(function, (settings.memory_limit or 0) * 2**20 or None)
+    workshop = Workshop(
+        name=f"{names.slug(socket.gethostname())}-{os.getpid()}",
+        settings=settings,
+        stable=stable,
+        wakeup=wakeup,
+        alive=lambda: touch(settings.heartbeat_file),
+        tally=Tally(),
+    )
+    claimed = Claimed(Cursor(0, len(files)), [], parameters, time.time(), files, pending=0)
+    ending = Execution(workshop, share, claimed, places).run() if files else "finished"
+    stable.dismiss()
+    share.report("bucket done" if ending == "finished" else "bucket stopped")
+    if ending != "finished":
+        return STOPPED
+    return FAILED if share.total.failed else 0
+
+
+def parameters_of(
+    settings: Settings, buckets: int, include: tuple[str, ...], suffix: str | None
+) -> Parameters:
+    if settings.input is None or settings.output is None:
+        raise SettingsError("IMECE_INPUT and IMECE_OUTPUT: a static bucket needs both")
+    source, target = settings.input.absolute(), settings.output.absolute()
+    listing.check_directories(source, target)
+    return Parameters(
+        input=text_path(source),
+        output=text_path(target),
+        suffix=suffix,
+        overwrite=False,
+        source="directory",
+        include=include,
+        exclude=(),
+        hidden=False,
+        buckets=buckets,
+        files_per_job=None,
+        retries=settings.retries,
+        retry_pause=settings.retry_pause,
+        timeout=settings.file_timeout,
+        queue=settings.queue,
+    )
+
+
+def files_of(bucket: int, parameters: Parameters) -> list[bytes]:
+    """The files of one bucket, sorted: those that `producer.grouping.group` would put there."""
+    assert parameters.buckets is not None  # noqa: S101 - parameters_of has set it
+    found = listing.walk(parameters.input_path, parameters.include).files
+    suffix = parameters.suffix.encode() if parameters.suffix is not None else None
+    listing.check_outputs(found, suffix)
+    return sorted(
+        name for name in found if mmh3.hash(name, SEED, signed=False) % parameters.buckets == bucket
+    )
+
+
+class Share:
+    """Stands in for a lease: counts what would go to Redis, and logs it."""
+
+    def __init__(self, bucket: int, files: int) -> None:
+        self.reference = Reference("static", "00000000", bucket, 0)
+        self.execution = f"bucket-{bucket}"
+        self.files = files
+        self.total = Batch()
+        self._said = time.monotonic()
+
+    def checkpoint(
+        self,
+        action: Action,
+        number: int = 0,
+        cursor: Cursor | None = None,
+        batch: Batch | None = None,
+    ) -> tuple[Verdict, int]:
+        if batch is not None:
+            for counter in ("done", "failed", "skipped", "retried"):
+                value = getattr(self.total, counter) + getattr(batch, counter)
+                setattr(self.total, counter, value)
+            for name, why in batch.failures:
+                log.event(
+                    "file failed",
+                    logging.ERROR,
+                    file=names.shown(name),
+                    tries=why.tries,
+                    reason=why.cause,
+                )
+        if time.monotonic() - self._said >= LOG_PAUSE:
+            self._said = time.monotonic()
+            self.report("progress")
+        return "held", 0
+
+    def report(self, event: str) -> None:
+        total = self.total
+        through = total.done + total.failed + total.skipped
+        log.event(
+            event,
+            bucket=self.reference.bucket,
+            done=total.done,
+            failed=total.failed,
+            skipped=total.skipped,
+            left=self.files - through,
+        )
