@@ -139,6 +139,6 @@ with DAG(
         allow_failed="{{ params.allow_failed }}",
         outlets=[Asset("imece-output")],
     )
-    report = ImeceReportOperator(task_id="report", imece_run=run.output["run"])
+    report = ImeceReportOperator(task_id="report", imece_run="{{ ti.xcom_pull(task_ids='run')['run'] }}")
 
     preflight >> scale >> run >> report

@@ -54,13 +54,28 @@ def connected(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def dag_named(name: str) -> Any:
-    """A DAG of ours, or of the tests."""
+    """A DAG of ours, or of the tests. No task is tried again, which would take minutes."""
     from airflow.dag_processing.dagbag import DagBag
 
     folder = TEST_DAGS if (TEST_DAGS / f"{name}.py").exists() else DAGS
     bag = DagBag(dag_folder=str(folder / f"{name}.py"))
     assert bag.import_errors == {}
-    return bag.dags[name]
+    dag = bag.dags[name]
+    for task in dag.tasks:
+        if not task.is_mapped:
+            task.retries = 0
+    return dag
+
+
+def rendered(
+    dag: Any, task_id: str, params: dict[str, Any], mapped: dict[str, Any] | None = None
+) -> Any:
+    """A task with its fields filled from params, and from what it is mapped over."""
+    task = dag.get_task(task_id)
+    if mapped is not None:
+        task = task.unmap(mapped)
+    task.render_template_fields({"params": params}, jinja_env=dag.get_template_env())
+    return task
 
 
 def listed(file: Path) -> list[str]:

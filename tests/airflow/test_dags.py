@@ -1,0 +1,204 @@
+"""The DAG files: they import without a word, run, and ask for pods as they should."""
+
+import json
+from importlib import metadata
+from typing import Any
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from packaging.requirements import Requirement
+
+from producer.airflow import ImeceImageOperator, bucket_pods
+from tests.airflow.conftest import DAGS, dag_named, rendered
+from tests.conftest import Workbench
+
+NAMES = {"process_files", "static_buckets", "build_worker_image"}
+
+
+def test_all_import_with_no_error_and_no_warning() -> None:
+    bag = DagBag(dag_folder=str(DAGS))
+    assert bag.import_errors == {}
+    assert bag.captured_warnings == {}
+    assert set(bag.dags) == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_each_explains_itself_and_each_param(name: str) -> None:
+    dag = dag_named(name)
+    assert dag.doc_md
+    assert dag.description
+    for param in dag.params.values():
+        assert param.schema["title"]
+
+
+def test_the_extra_installs_together_with_no_conflict() -> None:
+    """What each installed package asks of the others is there."""
+    wanted = [("imece", line) for line in metadata.requires("imece") or []]
+    extras = {"extra": "airflow"}
+    for installed in metadata.distributions():
+        wanted += [(installed.name, line) for line in installed.requires or []]
+    conflicts = []
+    for who, line in wanted:
+        one = Requirement(line)
+        if one.marker is not None and not one.marker.evaluate(extras if who == "imece" else None):
+            continue
+        try:
+            version = metadata.version(one.name)
+        except metadata.PackageNotFoundError:
+            version = ""
+        if version not in one.specifier:
+            conflicts.append(f"{who} wants {one}, there is {version or 'none'}")
+    assert conflicts == []
+    for name in ("cncf-kubernetes", "redis", "standard"):
+        assert metadata.version(f"apache-airflow-providers-{name}")
+    assert metadata.version("apache-airflow") == "3.3.2"
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_process_files_runs_from_preflight_to_report(
+    connected: Workbench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    connected.files(12)
+    connected.file("left-out.csv")
+    connected.worker()
+    dag_run = dag_named("process_files").test(
+        run_conf={
+            "input": str(connected.source),
+            "output": str(connected.target),
+            "include": ["f-*", "/g/**"],
+            "suffix": ".out",
+            "buckets": 3,
+            "retries": 0,
+        }
+    )
+    said = capfd.readouterr().out
+    assert dag_run.state == "success", said
+    tasks = {task.task_id: task for task in dag_run.get_task_instances()}
+    assert {task.state for task in tasks.values()} == {"success"}
+    assert connected.outputs() == [f"f-{number:04d}.out" for number in range(12)]
+    figures = tasks["report"].xcom_pull(task_ids="report")
+    assert (figures["done"], figures["buckets"]) == (12, 3)
+    assert figures["run"].startswith("process_files-manual__")
+    assert "neither max_replicas nor processor is given" in said
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_preflight_says_what_to_mend(
+    connected: Workbench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    connected.server.stop()
+    dag = dag_named("process_files")
+    conf = {"input": str(connected.source), "output": str(connected.target)}
+    dag_run = dag.test(run_conf=conf)
+    states = {task.task_id: task.state for task in dag_run.get_task_instances()}
+    assert states["preflight"] == "failed"
+    assert states["run"] == "upstream_failed"
+    assert "is out of reach" in capfd.readouterr().out
+    connected.server.start()
+
+
+@pytest.fixture
+def kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection imece_kubernetes, to nowhere: only the pods' specs are looked at."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "none",
+        "clusters": [{"name": "none", "cluster": {"server": "https://cluster.invalid"}}],
+        "users": [{"name": "none", "user": {"token": "none"}}],
+        "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+    }
+    extra = {"namespace": "imece", "kube_config": json.dumps(config)}
+    connection = {"conn_type": "kubernetes", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_IMECE_KUBERNETES", json.dumps(connection))
+
+
+def bucket_task() -> Any:
+    """A static bucket's task, as it is after mapping and templating."""
+    dag = dag_named("static_buckets")
+    params = {name: param.value for name, param in dag.params.items()}
+    params |= {"pull_secret": "pull", "image": "registry.example.com/imece:1", "claim": "files"}
+    [_, second] = bucket_pods(2, "/data/in", "/data/out", ["*.csv", "/x/**"], ".json", 1, "m:f")
+    return rendered(dag, "bucket", params, mapped=second)
+
+
+@pytest.mark.usefixtures("kubernetes")
+def test_a_static_bucket_s_pod_is_told_its_share_and_has_no_rights() -> None:
+    pod = bucket_task().build_pod_request_obj().to_dict()
+    spec = pod["spec"]
+    [container] = spec["containers"]
+    env = {one["name"]: one["value"] for one in container["env"]}
+    assert env == {
+        "bucket_id": "1",
+        "bucket_count": "2",
+        "IMECE_INPUT": "/data/in",
+        "IMECE_OUTPUT": "/data/out",
+        "IMECE_RETRIES": "1",
+        "IMECE_PROCESSOR": "m:f",
+    }
+    assert container["image"] == "registry.example.com/imece:1"
+    assert container["command"] == ["imece-worker"]
+    assert container["args"] == [
+        "--bucket-id", "$(bucket_id)", "--bucket-count", "$(bucket_count)",
+        "--include", "*.csv", "--include", "/x/**", "--suffix", ".json",
+    ]  # fmt: skip
+    assert spec["image_pull_secrets"] == [{"name": "pull"}]
+    assert spec["automount_service_account_token"] is False
+    assert spec["security_context"]["run_as_non_root"] is True
+    assert container["security_context"]["read_only_root_filesystem"] is True
+    assert container["security_context"]["capabilities"]["drop"] == ["ALL"]
+    mounts = {one["name"]: one["mount_path"] for one in container["volume_mounts"]}
+    assert mounts == {"tmp": "/tmp", "data": "/data"}
+    claims = [one["persistent_volume_claim"] for one in spec["volumes"]]
+    assert claims[1]["claim_name"] == "files"
+
+
+def image_task(**params: Any) -> ImeceImageOperator:
+    dag = dag_named("build_worker_image")
+    values = {name: param.value for name, param in dag.params.items()}
+    task: ImeceImageOperator = rendered(dag, "build", values | params)
+    return task
+
+
+@pytest.mark.usefixtures("kubernetes")
+def test_an_image_is_built_without_root_with_credentials_from_secrets() -> None:
+    task = image_task(git_secret="git", ca_config_map="our-ca", pull_secret="pull", ref="v1")
+    spec = task.build_pod_request_obj().to_dict()["spec"]
+    [clone], [build] = spec["init_containers"], spec["containers"]
+    assert clone["command"][:2] == ["git", "-c"]
+    assert clone["command"][-3:] == [
+        "--",
+        "https://git.example.com/team/processor.git",
+        "/workspace/source",
+    ]
+    assert "v1" in clone["command"]
+    secrets = [one["value_from"] for one in clone["env"] if one["value_from"]]
+    assert {one["secret_key_ref"]["name"] for one in secrets} == {"git"}
+    assert {"name": "GIT_SSL_CAINFO", "value": "/ca/ca.crt", "value_from": None} in clone["env"]
+    assert build["command"] == ["buildctl-daemonless.sh"]
+    assert build["args"][-1] == (
+        "type=image,name=registry.example.com/team/imece-worker:latest,push=true"
+    )
+    assert "id=ca,src=/ca/ca.crt" in build["args"]
+    env = {one["name"]: one["value"] for one in build["env"]}
+    assert env["DOCKER_CONFIG"] == "/run/secrets/registry"
+    assert env["SSL_CERT_DIR"] == "/ca"
+    volumes = {one["name"]: one for one in spec["volumes"]}
+    assert volumes["registry"]["secret"]["secret_name"] == "registry-credentials"
+    assert volumes["ca"]["config_map"]["name"] == "our-ca"
+    assert spec["image_pull_secrets"] == [{"name": "pull"}]
+    assert spec["security_context"]["run_as_user"] == 1000
+    assert not any(one["security_context"].get("privileged") for one in (clone, build))
+
+
+@pytest.mark.usefixtures("kubernetes")
+def test_an_image_without_credentials_or_ca_asks_for_none() -> None:
+    task = image_task(registry_secret=None)
+    spec = task.build_pod_request_obj().to_dict()["spec"]
+    assert {one["name"] for one in spec["volumes"]} == {"tmp", "workspace", "buildkit"}
+    assert spec["init_containers"][0]["command"][:2] == ["git", "clone"]
+    assert "--secret" not in spec["containers"][0]["args"]
+
+
+def test_the_start_up_timeout_is_a_param() -> None:
+    assert image_task(startup_timeout=42).startup_timeout == 42
