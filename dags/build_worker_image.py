@@ -22,7 +22,6 @@ with DAG(
     schedule=None,
     tags=["imece"],
     max_active_runs=1,
-    render_template_as_native_obj=True,
     params={
         "repository": Param(
             "https://git.example.com/team/processor.git",

@@ -35,7 +35,6 @@ with DAG(
     doc_md=DOCS,
     schedule=None,
     tags=["imece"],
-    render_template_as_native_obj=True,
     default_args={"retries": 2},
     params={
         "input": Param(
@@ -131,7 +130,7 @@ with DAG(
         task_id="run",
         input_dir="{{ params.input }}",
         output_dir="{{ params.output }}",
-        include="{{ params.include }}",
+        include="{{ params.include | join('\n') }}",
         suffix="{{ params.suffix }}",
         overwrite="{{ params.overwrite }}",
         buckets="{{ params.buckets }}",
@@ -139,6 +138,8 @@ with DAG(
         allow_failed="{{ params.allow_failed }}",
         outlets=[Asset("imece-output")],
     )
-    report = ImeceReportOperator(task_id="report", imece_run="{{ ti.xcom_pull(task_ids='run')['run'] }}")
+    report = ImeceReportOperator(
+        task_id="report", imece_run="{{ ti.xcom_pull(task_ids='run')['run'] }}"
+    )
 
     preflight >> scale >> run >> report

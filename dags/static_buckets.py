@@ -22,7 +22,6 @@ with DAG(
     doc_md=DOCS,
     schedule=None,
     tags=["imece"],
-    render_template_as_native_obj=True,
     default_args={"retries": 2},
     params={
         "input": Param("/data/in", type="string", minLength=1, title="Input directory"),
@@ -76,15 +75,7 @@ with DAG(
         ),
     },
 ):
-    pods = task(bucket_pods, task_id="buckets")(
-        bucket_count="{{ params.buckets }}",
-        input_dir="{{ params.input }}",
-        output_dir="{{ params.output }}",
-        include="{{ params.include }}",
-        suffix="{{ params.suffix }}",
-        retries="{{ params.retries }}",
-        processor="{{ params.processor }}",
-    )
+    pods = task(bucket_pods, task_id="buckets")()
     ImecePodOperator.partial(
         task_id="bucket",
         name="imece-bucket",

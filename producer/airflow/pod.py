@@ -86,33 +86,30 @@ class ImecePodOperator(KubernetesPodOperator):
         return pod
 
 
-def bucket_pods(
-    bucket_count: int,
-    input_dir: str,
-    output_dir: str,
-    include: Sequence[str] = (),
-    suffix: str | None = None,
-    retries: int | None = None,
-    processor: str | None = None,
-) -> list[dict[str, Any]]:
-    """What tells the pods of `bucket_count` static buckets apart, and what they share: environment
-    and arguments of each. They need no Redis."""
-    shared = {"IMECE_INPUT": input_dir, "IMECE_OUTPUT": output_dir}
-    if retries is not None:
-        shared["IMECE_RETRIES"] = str(retries)
-    if processor:
-        shared["IMECE_PROCESSOR"] = processor
+def bucket_pods(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """What tells the pods of static buckets apart, and what they share: environment and arguments
+    of each. They need no Redis.
+
+    Args:
+        params: the DAG run's: buckets, input, output, include, suffix, retries, processor.
+    """
+    count = params["buckets"]
+    shared = {
+        "bucket_count": str(count),
+        "IMECE_INPUT": params["input"],
+        "IMECE_OUTPUT": params["output"],
+        "IMECE_RETRIES": str(params["retries"]),
+    }
+    if params["processor"]:
+        shared["IMECE_PROCESSOR"] = params["processor"]
     arguments = ["--bucket-id", "$(bucket_id)", "--bucket-count", "$(bucket_count)"]
-    for glob in include:
+    for glob in params["include"]:
         arguments += ["--include", glob]
-    if suffix:
-        arguments += ["--suffix", suffix]
+    if params["suffix"]:
+        arguments += ["--suffix", params["suffix"]]
     return [
-        {
-            "env_vars": {"bucket_id": str(number), "bucket_count": str(bucket_count), **shared},
-            "arguments": arguments,
-        }
-        for number in range(bucket_count)
+        {"env_vars": {"bucket_id": str(number), **shared}, "arguments": arguments}
+        for number in range(count)
     ]
 
 

@@ -118,7 +118,8 @@ def bucket_task() -> Any:
     dag = dag_named("static_buckets")
     params = {name: param.value for name, param in dag.params.items()}
     params |= {"pull_secret": "pull", "image": "registry.example.com/imece:1", "claim": "files"}
-    [_, second] = bucket_pods(2, "/data/in", "/data/out", ["*.csv", "/x/**"], ".json", 1, "m:f")
+    params |= {"buckets": 2, "retries": 1, "include": ["*.csv", "/x/**"], "suffix": ".5"}
+    [_, second] = bucket_pods({**params, "processor": "m:f"})
     return rendered(dag, "bucket", params, mapped=second)
 
 
@@ -140,7 +141,7 @@ def test_a_static_bucket_s_pod_is_told_its_share_and_has_no_rights() -> None:
     assert container["command"] == ["imece-worker"]
     assert container["args"] == [
         "--bucket-id", "$(bucket_id)", "--bucket-count", "$(bucket_count)",
-        "--include", "*.csv", "--include", "/x/**", "--suffix", ".json",
+        "--include", "*.csv", "--include", "/x/**", "--suffix", ".5",
     ]  # fmt: skip
     assert spec["image_pull_secrets"] == [{"name": "pull"}]
     assert spec["automount_service_account_token"] is False
@@ -162,7 +163,7 @@ def image_task(**params: Any) -> ImeceImageOperator:
 
 @pytest.mark.usefixtures("kubernetes")
 def test_an_image_is_built_without_root_with_credentials_from_secrets() -> None:
-    task = image_task(git_secret="git", ca_config_map="our-ca", pull_secret="pull", ref="v1")
+    task = image_task(git_secret="git", ca_config_map="our-ca", pull_secret="pull", ref="1.10")
     spec = task.build_pod_request_obj().to_dict()["spec"]
     [clone], [build] = spec["init_containers"], spec["containers"]
     assert clone["command"][:2] == ["git", "-c"]
@@ -171,7 +172,7 @@ def test_an_image_is_built_without_root_with_credentials_from_secrets() -> None:
         "https://git.example.com/team/processor.git",
         "/workspace/source",
     ]
-    assert "v1" in clone["command"]
+    assert "1.10" in clone["command"]
     secrets = [one["value_from"] for one in clone["env"] if one["value_from"]]
     assert {one["secret_key_ref"]["name"] for one in secrets} == {"git"}
     assert {"name": "GIT_SSL_CAINFO", "value": "/ca/ca.crt", "value_from": None} in clone["env"]
