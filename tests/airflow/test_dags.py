@@ -202,4 +202,4 @@ def test_an_image_without_credentials_or_ca_asks_for_none() -> None:
 
 
 def test_the_start_up_timeout_is_a_param() -> None:
-    assert image_task(startup_timeout=42).startup_timeout == 42
+    assert image_task(startup_timeout=42).startup_timeout == "42"

@@ -1,23 +1,40 @@
-"""A DAG of one run, with the fields its configuration names."""
+"""DAGs of one run each, with the fields their configuration names."""
+
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from airflow.sdk import DAG, Asset, Param
 
-from producer.airflow import ImeceRunOperator
+from producer.airflow import ImeceReportOperator, ImeceRunOperator
 
-with DAG(
-    "one_run",
-    schedule=None,
-    params={
-        "input": Param("", type="string"),
-        "output": Param("", type="string"),
-        "run_id": Param("run", type="string"),
-        "include": Param(None, type=["null", "string"]),
-        "buckets": Param(None, type=["null", "integer"]),
-        "file_retries": Param(0, type="integer"),
-        "allow_failed": Param("0", type="string"),
-    },
-):
-    ImeceRunOperator(
+PARAMS = {
+    "input": Param("", type="string"),
+    "output": Param("", type="string"),
+    "run_id": Param("run", type="string"),
+    "include": Param(None, type=["null", "string"]),
+    "buckets": Param(None, type=["null", "integer"]),
+    "file_retries": Param(0, type="integer"),
+    "allow_failed": Param("0", type="string"),
+}
+
+
+class DiesOnce(ImeceRunOperator):
+    """Is killed between enqueuing and waiting, the first time."""
+
+    def _enqueue(self, *arguments: Any) -> str | None:
+        generation = super()._enqueue(*arguments)
+        died = Path(self.output_dir).with_name("died")
+        if not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return generation
+
+
+def run_in(kind: type[ImeceRunOperator]) -> None:
+    kind(
         task_id="run",
         run_id="{{ params.run_id }}",
         input_dir="{{ params.input }}",
@@ -29,5 +46,27 @@ with DAG(
         suffix="{{ none }}",
         overwrite="{{ false }}",
         poll_interval=0.2,
+        cancel_grace=CANCEL_GRACE,
+        retries=1,
+        retry_delay=timedelta(seconds=1),
         outlets=[Asset("imece-one-run")],
+    )
+
+
+CANCEL_GRACE = 8.0
+
+with DAG("one_run", schedule=None, params=PARAMS):
+    run_in(ImeceRunOperator)
+
+with DAG("dies_once", schedule=None, params=PARAMS):
+    run_in(DiesOnce)
+
+with DAG("times_out", schedule=None, params=PARAMS, dagrun_timeout=timedelta(seconds=8)):
+    run_in(ImeceRunOperator)
+
+with DAG("follow_up", schedule=[Asset("imece-output")]):
+    ImeceReportOperator(
+        task_id="report",
+        imece_run="{{ triggering_asset_events.values() | first | first | attr('extra') "
+        "| attr('get')('run') }}",
     )

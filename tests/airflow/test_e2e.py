@@ -1,0 +1,164 @@
+"""A run in a whole Airflow: what its users do to it, and what dies under it."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from imece.run import Run
+from producer.embedded import Server
+from tests.airflow.conftest import DAGS, TEST_DAGS
+from tests.airflow.deployment import Deployment
+from tests.conftest import Workbench, until
+
+pytestmark = [pytest.mark.airflow_e2e, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def airflow(store: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    connection = {"conn_type": "redis", "host": str(store.socket)}
+    made = Deployment(
+        tmp_path_factory.mktemp("airflow"),
+        {"imece": DAGS, "tests": TEST_DAGS},
+        AIRFLOW_CONN_IMECE_REDIS=json.dumps(connection),
+    )
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def bench(store: Server, tmp_path: Path) -> Iterator[Workbench]:
+    """A workbench whose processor keeps a trace of each file; the server is Airflow's."""
+    client = Redis(unix_socket_path=str(store.socket))
+    made = Workbench(store, client, tmp_path)
+    made.settings["processor"] = "tests.processors:traced"
+    yield made
+    made.close()
+    client.flushall()
+    client.close()
+
+
+def conf(bench: Workbench, **more: Any) -> dict[str, Any]:
+    return {"input": str(bench.source), "output": str(bench.target), **more}
+
+
+def each_file_was_done_once(bench: Workbench, names: list[str]) -> bool:
+    assert bench.begun() == dict.fromkeys(names, 1)
+    assert bench.outputs() == names
+    return True
+
+
+def under_way(bench: Workbench, done: int = 20) -> None:
+    """Waits until so many files are done."""
+    until(lambda: len(bench.finished()) >= done, f"{done} files", 60)
+
+
+def test_a_form_s_run_ends_with_an_asset_event_and_the_dag_that_waits_for_it(
+    airflow: Deployment, bench: Workbench
+) -> None:
+    names = bench.files(400)
+    bench.worker()
+    run = airflow.trigger("process_files", conf(bench, include=["*.txt"], buckets=16))
+    assert run.ended() == "success", run.log()
+    assert each_file_was_done_once(bench, names)
+    log = run.log()
+    assert "left of 400" in log
+    assert "running:" in log
+    events = airflow.ask("GET", "/api/v2/assets/events")["asset_events"]
+    [mine] = [event for event in events if event["source_run_id"] == run.id]
+    assert (mine["extra"]["done"], mine["extra"]["files"]) == (400, 400)
+
+    def followers() -> Any:
+        return airflow.ask("GET", "/api/v2/dags/follow_up/dagRuns")["dag_runs"]
+
+    until(lambda: [one for one in followers() if one["state"] == "success"], "the follower", 60)
+
+
+def test_a_task_cleared_while_it_waits_attaches_and_nothing_is_done_twice(
+    airflow: Deployment, bench: Workbench
+) -> None:
+    names = bench.files(900)
+    bench.worker()
+    run = airflow.trigger("one_run", conf(bench, run_id="cleared"))
+    run.reaches("deferred")
+    under_way(bench)
+    before = int(Run(bench.redis, "cleared").generation())
+    run.clear()
+    until(lambda: int(Run(bench.redis, "cleared").generation()) > before, "the next try", 60)
+    assert run.ended() == "success", run.log(attempt=2)
+    assert each_file_was_done_once(bench, names)
+    assert run.task()["try_number"] == 2
+
+
+def test_marking_a_task_failed_cancels_its_run_within_seconds(
+    airflow: Deployment, bench: Workbench
+) -> None:
+    names = bench.files(3000)
+    bench.worker()
+    run = airflow.trigger("one_run", conf(bench, run_id="marked"))
+    run.reaches("deferred")
+    under_way(bench)
+    began = time.monotonic()
+    run.mark("failed")
+    until(lambda: Run(bench.redis, "marked").state() == "cancelled", "the cancel", 40)
+    assert time.monotonic() - began < 20
+    until(lambda: bench.status("marked").backlog.in_flight == 0, "the worker to hand back")
+    done = len(bench.finished())
+    assert 0 < done < 3000
+    # Cleared, it goes on where it was.
+    bench.worker()
+    run.clear()
+    until(lambda: len(bench.finished()) > done, "more files", 60)
+    run.mark("failed")
+    assert set(bench.begun().values()) == {1}
+    assert set(bench.begun()) <= set(names)
+
+
+def test_a_task_killed_after_it_enqueued_is_tried_again_and_attaches(
+    airflow: Deployment, bench: Workbench
+) -> None:
+    names = bench.files(100)
+    bench.worker()
+    run = airflow.trigger("dies_once", conf(bench, run_id="killed"))
+    assert run.ended() == "success", run.log(attempt=2)
+    assert run.task()["try_number"] == 2
+    assert each_file_was_done_once(bench, names)
+
+
+def test_a_killed_triggerer_s_runs_go_on_under_the_next(
+    airflow: Deployment, bench: Workbench
+) -> None:
+    names = bench.files(300)
+    bench.worker()
+    run = airflow.trigger("one_run", conf(bench, run_id="orphan"))
+    run.reaches("deferred")
+    under_way(bench)
+    airflow.kill("triggerer")
+    airflow.start_part("triggerer")
+    assert run.ended(120) == "success", run.log()
+    assert each_file_was_done_once(bench, names)
+    assert run.task()["try_number"] == 1
+
+
+def test_a_dag_run_that_times_out_takes_its_run_with_it(
+    airflow: Deployment, bench: Workbench
+) -> None:
+    bench.files(3000)
+    bench.worker()
+    run = airflow.trigger("times_out", conf(bench, run_id="late"))
+    assert run.ended() == "failed"
+    until(lambda: Run(bench.redis, "late").state() == "cancelled", "the cancel", 40)
+    assert set(bench.begun().values()) == {1}
