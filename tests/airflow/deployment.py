@@ -163,7 +163,7 @@ class Deployment:
 
     def _answers(self) -> bool:
         try:
-            self._token = self.ask("POST", "/auth/token")["access_token"]
+            self._token = self.ask("GET", "/auth/token")["access_token"]
         except (URLError, HTTPError, ConnectionError):
             return False
         return True

@@ -61,8 +61,10 @@ def each_file_was_done_once(bench: Workbench, names: list[str]) -> bool:
     return True
 
 
-def under_way(bench: Workbench, done: int = 20) -> None:
-    """Waits until so many files are done."""
+def waited_for(bench: Workbench, run_id: str, done: int = 20) -> None:
+    """Waits until the triggerer has taken over (the task attaches, then the trigger) and so many
+    files are done. Before that Airflow tells nobody of a task that is killed."""
+    until(lambda: int(Run(bench.redis, run_id).generation()) >= 3, "the trigger", 60)
     until(lambda: len(bench.finished()) >= done, f"{done} files", 60)
 
 
@@ -94,7 +96,7 @@ def test_a_task_cleared_while_it_waits_attaches_and_nothing_is_done_twice(
     bench.worker()
     run = airflow.trigger("one_run", conf(bench, run_id="cleared"))
     run.reaches("deferred")
-    under_way(bench)
+    waited_for(bench, "cleared")
     before = int(Run(bench.redis, "cleared").generation())
     run.clear()
     until(lambda: int(Run(bench.redis, "cleared").generation()) > before, "the next try", 60)
@@ -110,7 +112,7 @@ def test_marking_a_task_failed_cancels_its_run_within_seconds(
     bench.worker()
     run = airflow.trigger("one_run", conf(bench, run_id="marked"))
     run.reaches("deferred")
-    under_way(bench)
+    waited_for(bench, "marked")
     began = time.monotonic()
     run.mark("failed")
     until(lambda: Run(bench.redis, "marked").state() == "cancelled", "the cancel", 40)
@@ -145,7 +147,7 @@ def test_a_killed_triggerer_s_runs_go_on_under_the_next(
     bench.worker()
     run = airflow.trigger("one_run", conf(bench, run_id="orphan"))
     run.reaches("deferred")
-    under_way(bench)
+    waited_for(bench, "orphan")
     airflow.kill("triggerer")
     airflow.start_part("triggerer")
     assert run.ended(120) == "success", run.log()
