@@ -28,6 +28,7 @@ def project() -> Project:
             *("--file", ROOT / "docker-compose.yaml"),
             *("--env-file", ROOT / ".env.example"),
             *("--profile", "producer"),
+            *("--profile", "airflow"),
             "config",
         ],
         capture_output=True,
@@ -90,3 +91,58 @@ def test_every_setting_in_it_is_one(project: Project) -> None:
         values = {key.removeprefix(PREFIX).lower(): value for key, value in given.items()}
         assert set(values) <= set(Settings.model_fields)
         assert Settings(**values).processor == "shutil:copyfile"
+
+
+AIRFLOW = {
+    f"airflow-{part}"
+    for part in ("migrate", "api-server", "scheduler", "dag-processor", "triggerer")
+}
+
+
+def test_airflow_is_one_image_that_comes_only_when_asked_for(project: Project) -> None:
+    services = project["services"]
+    assert {name for name in services if name.startswith("airflow")} == {
+        *AIRFLOW,
+        "airflow-postgres",
+    }
+    assert len({services[name]["image"] for name in AIRFLOW}) == 1
+    for name in (*AIRFLOW, "airflow-postgres"):
+        assert services[name]["profiles"] == ["airflow"]
+        assert "pip" not in str(services[name].get("command"))
+    for name in AIRFLOW - {"airflow-migrate"}:
+        waits_for = services[name]["depends_on"]
+        assert waits_for["airflow-migrate"]["condition"] == "service_completed_successfully"
+
+
+@pytest.mark.parametrize("name", sorted(AIRFLOW))
+def test_airflow_can_do_no_more_than_it_needs(name: str, project: Project) -> None:
+    service = project["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert not service["user"].startswith("0:")
+    assert set(service["secrets"]) == {"kubeconfig", "kube-ca"}
+    assert all("secret" not in str(volume) for volume in service["volumes"])
+
+
+def test_airflow_s_parts_share_one_key_each_and_none_is_in_the_repository(
+    project: Project,
+) -> None:
+    for key in ("AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY"):
+        given = {project["services"][name]["environment"][key] for name in AIRFLOW}
+        assert given == {"unset"}  # which airflow-migrate refuses
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert {"/secrets/", "/.env"} <= set(ignored)
+
+
+def test_airflow_refuses_to_start_without_its_secrets(project: Project) -> None:
+    service = project["services"]["airflow-migrate"]
+    [script] = service["command"]
+    done = subprocess.run(
+        ["sh", "-euc", script.replace("$$", "$")],
+        env={**service["environment"], "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "AIRFLOW_JWT_SECRET" in done.stderr
