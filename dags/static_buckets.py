@@ -27,8 +27,8 @@ with DAG(
         "input": Param("/data/in", type="string", minLength=1, title="Input directory"),
         "output": Param("/data/out", type="string", minLength=1, title="Output directory"),
         "include": Param(
-            [],
-            type="array",
+            None,
+            type=["null", "array"],
             items={"type": "string"},
             title="Take only",
             description="Globs as in .gitignore, one a line. Empty: all files.",

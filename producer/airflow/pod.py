@@ -103,7 +103,7 @@ def bucket_pods(params: dict[str, Any]) -> list[dict[str, Any]]:
     if params["processor"]:
         shared["IMECE_PROCESSOR"] = params["processor"]
     arguments = ["--bucket-id", "$(bucket_id)", "--bucket-count", "$(bucket_count)"]
-    for glob in params["include"]:
+    for glob in params["include"] or ():
         arguments += ["--include", glob]
     if params["suffix"]:
         arguments += ["--suffix", params["suffix"]]

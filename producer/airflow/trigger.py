@@ -153,7 +153,7 @@ class Report:
         time_now = time.monotonic()
         pause = max(LOG_PAUSE, (time_now - self._began) / 100)
         if line != self._said[0] and (now.has_ended or time_now - self._said[1] >= pause):
-            self._say("%s", f"run {now.id} {line}")
+            self._say("%s", line)
             self._said = (line, time_now)
 
     def outage(self, error: Exception) -> None:

@@ -150,4 +150,4 @@ def test_progress_is_told_on_change_and_not_too_often(workbench: Workbench) -> N
     workbench.worker()
     last = workbench.ended()
     report.progress(last)
-    assert [line.partition(":")[0] for line in said] == ["run run queued", "run run done"]
+    assert [line.partition(":")[0] for line in said] == ["queued", "done"]
