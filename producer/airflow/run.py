@@ -234,7 +234,7 @@ class ImeceRunOperator(ImeceOperator):
         self.log.info("%s", "\n".join(display.summary(last, last.seconds, [])))
         if last.state == "cancelled":
             raise AirflowFailException(
-                f"run {run.id} was cancelled with {last.left:,} files left: "
+                f"run {run.id} was cancelled with {display.count(last.left, 'file')} left: "
                 "clear this task to go on where it was"
             )
         told = list(self._list_failures(run, last))
@@ -242,7 +242,7 @@ class ImeceRunOperator(ImeceOperator):
             raise AirflowFailException(
                 "\n".join(
                     [
-                        f"{last.failed:,} of {last.files:,} files failed; "
+                        f"{last.failed:,} of {display.count(last.files, 'file')} failed; "
                         "when what they failed of is mended, clear this task: "
                         "only they are processed again",
                         *told,
