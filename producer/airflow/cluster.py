@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import BaseHook, BaseOperator, Connection
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from imece import cluster, doctor, names, rollout, scaling, status
 from imece.cluster import Cluster

@@ -5,16 +5,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import Asset
-from airflow.sdk.exceptions import (
+from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
-    TaskDeferralTimeout,
     TaskDeferred,
 )
+from airflow.sdk import Asset
 
 from imece import names, scaling, status
 from imece.connection import connect
+from imece.errors import RunError
 from imece.names import TEMPORARY_PREFIX
 from imece.run import Parameters, Run
 from imece.settings import Settings
@@ -36,6 +36,9 @@ RUN_ID = (
     "{% if ti.map_index >= 0 %}-{{ ti.map_index }}{% endif %}"
 )
 """The same for each try of a task, so that a later one finds what an earlier one has begun."""
+
+TIMED_OUT = "Trigger timeout"
+"""What Airflow resumes a task with that has waited for too long (TriggerFailureReason)."""
 
 FAILURES_DIR = TEMPORARY_PREFIX.decode() + "failures"
 """Where in the output directory lists of failed files go; imece never lists it as input."""
@@ -166,21 +169,24 @@ class ImeceRunOperator(ImeceOperator):
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: "Context"
     ) -> Any:
         """As the base class's. A task that waited for too long takes its run with it."""
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except TaskDeferralTimeout:
+        if (next_kwargs or {}).get("error") == TIMED_OUT:
             settings = self._settings(queue=fields.words(self.run_queue))
-            with troubles(settings), closing(connect(settings)) as redis:
-                Run(redis, self._id).cancel(settings.result_ttl)
-            raise
+            self._cancel(settings)
+        return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
         """The process is told to end before it waits in the triggerer: as `ImeceRunTrigger`'s."""
         if self._held is None:
             return
         settings, generation = self._held
+        self._cancel(settings, generation, self.cancel_grace)
+
+    def _cancel(self, settings: Settings, generation: str = "", grace: float = 0.0) -> None:
         with troubles(settings, self.redis_conn_id), closing(connect(settings)) as redis:
-            Run(redis, self._id).cancel(settings.result_ttl, generation, self.cancel_grace)
+            try:
+                Run(redis, self._id).cancel(settings.result_ttl, generation, grace)
+            except RunError as error:  # it has ended, or somebody else waits for it
+                self.log.info("%s", error)
 
     @property
     def _id(self) -> str:
