@@ -154,6 +154,19 @@ def test_a_static_bucket_s_pod_is_told_its_share_and_has_no_rights() -> None:
     assert claims[1]["claim_name"] == "files"
 
 
+@pytest.mark.usefixtures("airflow_database", "kubernetes")
+def test_there_are_as_many_pods_as_the_form_says() -> None:
+    dag = dag_named("static_buckets")
+    dag_run = dag.test(run_conf={"buckets": 3, "suffix": ".5"}, mark_success_pattern="^bucket$")
+    assert dag_run.state == "success"
+    states = [(task.task_id, task.map_index) for task in dag_run.get_task_instances()]
+    assert sorted(states) == [("bucket", 0), ("bucket", 1), ("bucket", 2), ("buckets", -1)]
+    [buckets] = [task for task in dag_run.get_task_instances() if task.task_id == "buckets"]
+    pods = buckets.xcom_pull(task_ids="buckets")
+    assert [pod["env_vars"]["bucket_id"] for pod in pods] == ["0", "1", "2"]
+    assert all(pod["arguments"][-1] == ".5" for pod in pods)
+
+
 def image_task(**params: Any) -> ImeceImageOperator:
     dag = dag_named("build_worker_image")
     values = {name: param.value for name, param in dag.params.items()}
