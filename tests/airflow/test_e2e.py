@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from imece.run import Run
+from imece.run import Run, recent
 from producer.embedded import Server
 from tests.airflow.conftest import DAGS, TEST_DAGS
 from tests.airflow.deployment import Deployment
@@ -134,10 +134,11 @@ def test_a_task_killed_after_it_enqueued_is_tried_again_and_attaches(
 ) -> None:
     names = bench.files(100)
     bench.worker()
-    run = airflow.trigger("dies_once", conf(bench, run_id="killed"))
+    run = airflow.trigger("dies_once", conf(bench))
     assert run.ended() == "success", run.log(attempt=2)
     assert run.task()["try_number"] == 2
     assert each_file_was_done_once(bench, names)
+    assert len(recent(bench.redis)) == 1
 
 
 def test_a_killed_triggerer_s_runs_go_on_under_the_next(

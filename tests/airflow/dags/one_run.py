@@ -33,10 +33,9 @@ class DiesOnce(ImeceRunOperator):
         return generation
 
 
-def run_in(kind: type[ImeceRunOperator]) -> None:
+def run_in(kind: type[ImeceRunOperator], **fields: Any) -> None:
     kind(
         task_id="run",
-        run_id="{{ params.run_id }}",
         input_dir="{{ params.input }}",
         output_dir="{{ params.output }}",
         include="{{ params.include or '' }}",
@@ -50,19 +49,20 @@ def run_in(kind: type[ImeceRunOperator]) -> None:
         retries=1,
         retry_delay=timedelta(seconds=1),
         outlets=[Asset("imece-one-run")],
+        **fields,
     )
 
 
 CANCEL_GRACE = 8.0
 
 with DAG("one_run", schedule=None, params=PARAMS):
-    run_in(ImeceRunOperator)
+    run_in(ImeceRunOperator, run_id="{{ params.run_id }}")
 
 with DAG("dies_once", schedule=None, params=PARAMS):
     run_in(DiesOnce)
 
 with DAG("times_out", schedule=None, params=PARAMS, dagrun_timeout=timedelta(seconds=8)):
-    run_in(ImeceRunOperator)
+    run_in(ImeceRunOperator, run_id="{{ params.run_id }}")
 
 with DAG("follow_up", schedule=[Asset("imece-output")]):
     ImeceReportOperator(
