@@ -80,7 +80,8 @@ def test_everything_that_is_copied_is_sent_to_the_builder() -> None:
     }
     copied = {
         name
-        for word, rest in instructions(ROOT / "Dockerfile")
+        for file in ("Dockerfile", "Dockerfile.airflow")
+        for word, rest in instructions(ROOT / file)
         if word == "COPY" and not rest.startswith("--from")
         for name in rest.split()[:-1]
     }
@@ -93,6 +94,8 @@ def test_the_version_is_the_same_wherever_it_stands() -> None:
     for name in ("docker-compose.yaml", ".env.example", "examples/image/Dockerfile"):
         found = set(re.findall(r"imece:([0-9.]+[0-9])", (ROOT / name).read_text()))
         assert found == {version}, name
+    airflow = (ROOT / "docker-compose.yaml").read_text() + (ROOT / ".env.example").read_text()
+    assert set(re.findall(r"imece-airflow:([0-9.]+[0-9])", airflow)) == {version}
     base = (ROOT / "deploy" / "base" / "kustomization.yaml").read_text()
     assert f"newTag: {version}\n" in base
 
