@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,17 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A server of our own, on a socket in `folder`. It refuses to be run by root."""
+    """A server of our own, on a socket in a folder of its own. It refuses to be run by root, and
+    another user does not get into pytest's folders."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="imece-postgres-"))
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         self.programs = found[-1] if found else Path(str(shutil.which("postgres"))).parent
         self.user = "postgres" if os.getuid() == 0 else getpass.getuser()
         if os.getuid() == 0:
             owner = pwd.getpwnam(self.user)
-            os.chown(folder, owner.pw_uid, owner.pw_gid)
-            for parent in folder.parents:  # pytest's are 0700
-                if parent.stat().st_uid == 0 and parent != Path("/"):
-                    parent.chmod(parent.stat().st_mode | 0o011)
+            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
 
     def start(self) -> None:
         data = self.folder / "data"
@@ -55,6 +53,7 @@ class Postgres:
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "stop")
+        shutil.rmtree(self.folder)
 
     def url(self, driver: str) -> str:
         return f"postgresql+{driver}://{self.user}@/airflow?host={self.folder}"
@@ -79,7 +78,7 @@ class Deployment:
         self.folder = folder
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
-        self.postgres = Postgres(folder / "postgres")
+        self.postgres = Postgres()
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
         self._token = ""
         self._environment = {
