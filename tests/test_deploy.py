@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from imece.run import leases_key, moving_key, pending_key
 from imece.settings import PREFIX, Settings
 from producer.embedded import Server, program
 from tests import schemas
-from tests.conftest import Workbench, until
+from tests.conftest import ROOT, Workbench, until
 from tests.manifests import DEPLOY, Manifest, every_key, one, pod, pods, rendered
 
 KUSTOMIZATIONS = ["base", "redis", "producer"] + [
@@ -332,6 +333,40 @@ def test_the_five_things_are_in_one_file(render: Render) -> None:
         assert text.count(value) == 1
     # What was there before is neither made nor deleted with the rest.
     assert not {"Namespace", "PersistentVolumeClaim"} & {item["kind"] for item in manifests}
+
+
+@pytest.mark.parametrize("platform", ["plain", "openshift"])
+def test_the_example_stands_on_either_platform(platform: str, yours: Yours) -> None:
+    """As docs/cluster.md says: by another name in its `resources`, and nothing else."""
+    text = (DEPLOY / "overlays" / "example" / "kustomization.yaml").read_text()
+    assert "  - ../plain #" in text
+    changed = text.replace("  - ../plain #", f"  - ../{platform} #")
+    (yours.directory / "kustomization.yaml").write_text(changed)
+    manifests = rendered(yours.directory)
+    assert {manifest["metadata"]["namespace"] for manifest in manifests} == {"team-a"}
+    assert not {"Namespace", "PersistentVolumeClaim"} & {item["kind"] for item in manifests}
+
+
+def blocks_of_code(file: Path, language: str) -> list[str]:
+    """The blocks of code of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", file.read_text(), re.DOTALL)
+
+
+def test_the_patches_in_the_docs_fit_the_example(yours: Yours) -> None:
+    text = (DEPLOY / "overlays" / "example" / "kustomization.yaml").read_text()
+    patches = "".join(blocks_of_code(ROOT / "docs" / "cluster.md", "yaml"))
+    assert patches.count("- patch:") == 2
+    changed = text.replace("patches:\n", f"patches:\n{patches}").replace(
+        "IMECE_PROCESSOR=metrics:measure", "IMECE_COMMAND=tool --in {input} --out {output}"
+    )
+    (yours.directory / "kustomization.yaml").write_text(changed)
+    manifests = rendered(yours.directory)
+    data = one(manifests, "ConfigMap", "imece")["data"]
+    assert data["IMECE_COMMAND"] == "tool --in {input} --out {output}"
+    assert "IMECE_PROCESSOR" not in data
+    for name in ("imece-worker", "imece-producer"):
+        account = one(manifests, "ServiceAccount", name)
+        assert account["imagePullSecrets"] == [{"name": "my-registry"}]
 
 
 def test_the_claim_is_one_that_all_nodes_can_write_to(render: Render) -> None:
