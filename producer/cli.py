@@ -205,30 +205,37 @@ def show_status(
     """How far a run is: files done, failed, left; rate; time left; workers; queue.
 
     In a pod, or with --context, --namespace or their settings: also the cluster's replicas, and
-    what keeps them from working.
+    what keeps them from working; these even if Redis is out of reach.
     """
     settings = find_settings(context, namespace)
-    with redis_of(settings) as redis:
-        run = Run(redis, run_id or newest(redis))
-        if watch and not as_json:
-            display.follow(lambda: status.read(run))
-        while True:
-            now = status.read(run)
-            workers = None
-            if kubeconfig.is_named(settings):
-                from producer import workers as on_cluster
-
-                workers = on_cluster.look(settings, now)
-            if as_json:
-                told = now.summary()
-                if workers is not None:
-                    told["cluster"] = workers
-                print(json.dumps(told), flush=True)
-            else:
-                print("\n".join([display.block(now), *display.workers(workers)]))
-            if not watch or now.has_ended:
-                return
-            time.sleep(1.0)
+    named = kubeconfig.is_named(settings)
+    if named:
+        from producer import workers as on_cluster
+    try:
+        with redis_of(settings) as redis:
+            run = Run(redis, run_id or newest(redis))
+            if watch and not as_json:
+                display.follow(lambda: status.read(run))
+            while True:
+                now = status.read(run)
+                workers = on_cluster.look(settings, now) if named else None
+                if as_json:
+                    told = now.summary()
+                    if workers is not None:
+                        told["cluster"] = workers
+                    print(json.dumps(told), flush=True)
+                else:
+                    print("\n".join([display.block(now), *display.workers(workers)]))
+                if not watch or now.has_ended:
+                    return
+                time.sleep(1.0)
+    except ImeceError:
+        if named:  # what the cluster says may be why; and Redis is seldom reached from outside it
+            workers = on_cluster.look(settings)
+            print(
+                json.dumps({"cluster": workers}) if as_json else "\n".join(display.workers(workers))
+            )
+        raise
 
 
 @app.command()

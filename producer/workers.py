@@ -15,16 +15,21 @@ from imece.status import Backlog, Status
 from producer import display
 
 
-def look(settings: Settings, now: Status) -> dict[str, Any]:
-    """The workers of a run, ready for JSON; `error` if the cluster does not say."""
+def look(settings: Settings, now: Status | None = None) -> dict[str, Any]:
+    """The workers, ready for JSON; `error` if the cluster does not say.
+
+    Args:
+        now: the run they are for; None if no run can be read.
+    """
+    queue, pending = settings.queue, 0
+    if now is not None:
+        queue, pending = now.parameters.queue, now.backlog.pending
     try:
         with connect(settings) as cluster:
-            found, reasons = stall.look(cluster, now.parameters.queue, now.backlog.pending)
-            return {
-                "where": str(cluster),
-                **found.summary(),
-                "reasons": [] if now.has_ended else reasons,
-            }
+            found, reasons = stall.look(cluster, queue, pending)
+            if now is not None and now.has_ended:
+                reasons = []
+            return {"where": str(cluster), **found.summary(), "reasons": reasons}
     except ImeceError as error:
         return {"error": str(error)}
 

@@ -295,6 +295,21 @@ def test_status_says_what_holds_the_workers_up(queued: Workbench, cluster: Stand
     assert found["reasons"] == [reason]
 
 
+def test_status_says_what_the_cluster_says_without_redis(
+    workbench: Workbench, cluster: StandIn
+) -> None:
+    """As from a laptop: Redis' Service has no address outside the cluster."""
+    away = "redis://127.0.0.1:1/0"
+    cluster.scaled["metadata"]["annotations"] = {PAUSED_REPLICAS: "0"}
+    answer = workbench.imece("status", "-n", "imece", redis_url=away)
+    assert answer.returncode == 3
+    assert "workers ready" in answer.stdout
+    assert "held up  paused" in answer.stdout
+    assert "127.0.0.1:1" in answer.stderr
+    answer = workbench.imece("status", "-n", "imece", "--json", redis_url=away)
+    assert json.loads(answer.stdout)["cluster"]["paused"] == "held at 0 replicas"
+
+
 def test_a_run_that_has_ended_is_not_held_up(queued: Workbench, cluster: StandIn) -> None:
     cluster.scaled["metadata"]["annotations"] = {PAUSED_REPLICAS: "0"}
     assert "held up  paused" in told(queued, "status", "-n", "imece")[0]
