@@ -335,7 +335,7 @@ def _scaler(
             "autoscaler",
             "fail",
             f"{name} does not scale: {active.get('message')}",
-            "KEDA's metrics server must run: kubectl -n keda get pods",
+            "KEDA's metrics server must run: kubectl -n keda (OpenShift: openshift-keda) get pods",
             3,
         )
     else:
@@ -355,13 +355,8 @@ def of_processor(settings: Settings) -> Iterator[Check]:
     environment["IMECE_COMMAND"] = settings.command or ""
     try:
         ended = subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "worker",
-                "--check",
-            ],  # -P: ours, not one in this directory
+            # -P: ours, not one in this directory
+            [sys.executable, "-P", "-m", "worker", "--check"],
             env={name: value for name, value in environment.items() if value},
             stdin=subprocess.DEVNULL,
             capture_output=True,

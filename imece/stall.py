@@ -58,7 +58,7 @@ def of_keda(cluster: Cluster, scaled_object: Object, queue: str) -> Iterator[str
     if not ready:
         yield (
             f"KEDA has not looked at the ScaledObject {name}: is its operator running? "
-            "(kubectl -n keda get pods)"
+            "`kubectl -n keda get pods`; on OpenShift -n openshift-keda"
         )
     elif ready.get("status") == "False":
         yield f"KEDA cannot use the ScaledObject {name}: {ready.get('message')}"
