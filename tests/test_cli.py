@@ -449,7 +449,7 @@ def keys_of(workbench: Workbench, run_id: str) -> list[bytes]:
     patterns = (f"imece:run:{run_id}", f"imece:run:{run_id}:*", f"rq:job:{run_id}-*")
     keys = [key for pattern in patterns for key in workbench.redis.scan_iter(pattern)]
     listed = workbench.redis.zscore("imece:runs", run_id) is not None
-    return [*keys, *([b"imece:runs"] if listed else [])]
+    return sorted([*keys, *([b"imece:runs"] if listed else [])])
 
 
 def test_delete_leaves_no_key_of_the_run_and_every_output(failed: Workbench) -> None:
