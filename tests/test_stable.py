@@ -58,3 +58,17 @@ def test_a_bucket_job_with_more_files_than_the_table_has_rows(workbench: Workben
     workbench.worker(processor="tests.processors:nothing")
     now = workbench.ended(timeout=100)
     assert (now.files, now.failed) == (files, files)
+
+
+def test_a_worker_outlives_horses_that_die_while_they_are_given_a_long_job(
+    workbench: Workbench,
+) -> None:
+    """The memory limit is so low that none gets to read the 50,000 names."""
+    listed = workbench.folder / "names"
+    listed.write_bytes(b"".join(b"%d-%s\n" % (number, b"x" * 100) for number in range(50_000)))
+    workbench.enqueue(target="-", from_file=str(listed), buckets=1, files_per_job=50_000)
+    worker = workbench.worker(processor="tests.processors:nothing", memory_limit="64")
+    until(lambda: "its processes die before their first file" in worker.log(), "the job's return")
+    assert worker.stop() == 0
+    assert "Traceback" not in worker.log()
+    assert workbench.status().left == 50_000

@@ -51,16 +51,20 @@ class Stable:
         self.capture.clear()
         if self.line is None or time.monotonic() - self._born > YOUTH:
             self._fork()
-        try:
-            self._send(assignment)
-        except OSError:
-            self._fork()
-            self._send(assignment)
+        if self._takes(assignment):
+            return
+        self._fork()
+        if not self._takes(assignment):
+            self.kill()  # it dies young, or does not listen: `death` tells
 
-    def _send(self, assignment: Assignment) -> None:
+    def _takes(self, assignment: Assignment) -> bool:
         assert self.line is not None  # noqa: S101 - `give` has forked
         self.line.settimeout(GIVE_PATIENCE)
-        assignment.send(self.line)
+        try:
+            assignment.send(self.line)
+        except OSError:
+            return False
+        return True
 
     def _fork(self) -> None:
         self.dismiss()
