@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from worker.scroll import Scroll
+
 
 def copy(source: str, target: str) -> None:
     Path(target).write_bytes(Path(source).read_bytes())
@@ -89,6 +91,11 @@ def wait_for_signal(number: signal.Signals) -> Callable[[], None]:
     return wait
 
 
+def half_and_die(scroll: Scroll, data: bytes) -> None:
+    os.write(scroll.number, data[: len(data) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def by_content(source: str, target: str) -> None:
     """Does what the file's first line says, then copies it."""
     data = Path(source).read_bytes()
@@ -126,6 +133,12 @@ def by_content(source: str, target: str) -> None:
         if not Path(argument).exists():
             Path(argument).touch()
             die_at("end", os.getpid())
+        raise ValueError("failed before it was killed")
+    if word == "fail-and-die-while-it-is-recorded":
+        # Killed with half a line in the journal, the first time.
+        if not Path(argument).exists():
+            Path(argument).touch()
+            Scroll.append = half_and_die  # type: ignore[assignment, method-assign]
         raise ValueError("failed before it was killed")
     if word == "finish-and-die-once" and not Path(argument).exists():
         # Killed after the output is in its place, before that is on record.

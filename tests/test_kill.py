@@ -206,6 +206,24 @@ def test_a_horse_killed_after_its_failed_try_was_recorded_counts_it_once(
     assert (now.done, now.failed, now.retried) == (2, 1, 1)
 
 
+def test_a_horse_killed_while_it_records_a_failed_try_spoils_no_other_record(
+    workbench: Workbench,
+) -> None:
+    workbench.files(3)
+    workbench.file("f-0001.txt", f"fail-and-die-while-it-is-recorded {workbench.folder}/died")
+    workbench.file("f-0002.txt", "raise")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, retries=1)
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    assert {name: why.tries for name, why in workbench.failures().items()} == {
+        "f-0001.txt": 2,
+        "f-0002.txt": 2,
+    }
+    now = workbench.check_books()
+    assert (now.done, now.failed, now.retried) == (1, 2, 2)
+
+
 def test_a_horse_killed_after_its_last_try_was_recorded_fails_the_file_once(
     workbench: Workbench,
 ) -> None:

@@ -178,6 +178,8 @@ class Execution:
         )
         outcome = self._watch()
         self._progress.collect()
+        if isinstance(outcome, int):
+            self._progress.drop_half_a_line()
         return outcome
 
     def _watch(self) -> int | bytes:

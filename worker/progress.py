@@ -83,6 +83,11 @@ class Progress:
             self._next += 1
         return tries
 
+    def drop_half_a_line(self) -> None:
+        """After `collect`, and once the horse is dead: it may have been killed while it wrote. What
+        the next one writes must not be read as the line's other half."""
+        self._journal.clear(self._read)
+
     def _new_lines(self) -> list[bytes]:
         whole, newline, _ = self._journal.read(self._read).rpartition(b"\n")
         self._read += len(whole) + len(newline)

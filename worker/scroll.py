@@ -25,5 +25,5 @@ class Scroll:
     def read(self, start: int) -> bytes:
         return os.pread(self.number, max(0, self.size() - start), start)
 
-    def clear(self) -> None:
-        os.ftruncate(self.number, 0)
+    def clear(self, start: int = 0) -> None:
+        os.ftruncate(self.number, start)
