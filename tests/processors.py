@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -149,6 +150,8 @@ def by_content(source: str, target: str) -> None:
         stop_at("commit", wait_for_signal(signal.SIGUSR2))
     if word == "end-when-asked":
         wait_for_signal(signal.SIGUSR2)()
+    if word == "remove-the-directory":
+        shutil.rmtree(Path(target).parent)
     if word == "no-output":
         return
     if word == "once":

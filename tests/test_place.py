@@ -293,3 +293,25 @@ def test_an_output_that_is_a_link_is_replaced_and_not_followed(workbench: Workbe
     assert not (workbench.target / "f").is_symlink()
     assert (workbench.target / "f").read_text() == "new"
     workbench.check_books()
+
+
+def test_a_file_that_removes_the_directory_it_writes_to_fails_alone(workbench: Workbench) -> None:
+    workbench.files(6)
+    workbench.file("f-0002.txt", "remove-the-directory")
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker(processor="tests.processors:by_content")
+    assert workbench.ended().state == "failed"
+    assert list(workbench.failures()) == ["f-0002.txt"]
+    assert workbench.check_books().done == 5
+
+
+def test_a_directory_of_outputs_removed_meanwhile_is_made_again(workbench: Workbench) -> None:
+    for number in range(20):
+        workbench.file(f"folder/{number}")
+    workbench.enqueue(buckets=1, retries=1)
+    workbench.worker(processor="tests.processors:slow")
+    until(workbench.outputs, "an output")
+    (workbench.target / "folder").rename(workbench.folder / "elsewhere")
+    now = workbench.ended()
+    assert (now.state, now.done, now.failed) == ("done", 20, 0)
+    assert len(workbench.outputs()) >= 18

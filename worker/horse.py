@@ -182,6 +182,7 @@ class Horse:
             _flush()
             if temporary is not None:
                 remove(temporary)
+            self._a.places.forget()  # no other file is to fail for a directory that is gone
             self._record(index, _reason(error))
             table.end(index, Outcome.FAILED)
         if self._gear.capture.size():

@@ -124,6 +124,10 @@ class Places:
                 ) from None
             self._check_inside(wanted, self.target_root)
 
+    def forget(self) -> None:
+        """Looks at every directory afresh from here on: one may have been removed."""
+        self._inside.clear()
+
     def _check_inside(self, directory: bytes, root: bytes, remember: bool = True) -> None:
         if directory in self._inside:
             return
