@@ -152,6 +152,11 @@ def by_content(source: str, target: str) -> None:
         wait_for_signal(signal.SIGUSR2)()
     if word == "remove-the-directory":
         shutil.rmtree(Path(target).parent)
+    if word == "pages":
+        path = Path(target)
+        for number in range(20):
+            path.with_name(f"{number}{path.suffix}").write_text("a page")
+            path.with_stem(f"{path.stem}{number}").write_text("a page")
     if word == "no-output":
         return
     if word == "once":

@@ -315,3 +315,16 @@ def test_a_directory_of_outputs_removed_meanwhile_is_made_again(workbench: Workb
     now = workbench.ended()
     assert (now.state, now.done, now.failed) == ("done", 20, 0)
     assert len(workbench.outputs()) >= 18
+
+
+def test_what_is_written_beside_an_output_is_never_another_files_output(
+    workbench: Workbench,
+) -> None:
+    workbench.files(6)
+    workbench.file("f-0000.txt", "pages")
+    workbench.file("f-0003.txt", "no-output")
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker(processor="tests.processors:by_content")
+    assert workbench.ended().state == "failed"
+    assert list(workbench.failures()) == ["f-0003.txt"]
+    assert workbench.check_books().done == 5

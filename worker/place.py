@@ -78,11 +78,13 @@ class Places:
 
     def temporary(self, target: bytes, index: int) -> bytes:
         """The temporary output: short whatever the name, with the output's own ending, because
-        many a tool chooses the format by it."""
+        many a tool chooses the format by it. The underscore: what a processor writes beside its own
+        output, pages by their numbers say, must not lie where another file's output is looked for.
+        """
         last = target.rpartition(b"/")[2]
         stem, dot, ending = last.rpartition(b".")
         ending = (dot + ending)[-LONGEST_ENDING:] if stem.strip(b".") else b""
-        return b"%s/%d%s" % (self._workplace, index, ending)
+        return b"%s/%d_%s" % (self._workplace, index, ending)
 
     def look(self, source: bytes) -> os.stat_result:
         """The input as it is now.
