@@ -185,6 +185,15 @@ def directory_and_die_once(source: str, target: str) -> None:
         die_at("rename", os.getppid(), calls=3)
 
 
+def copy_and_die_once_while_it_is_carried(source: str, target: str) -> None:
+    """The whole worker is killed after the output was copied to another file system."""
+    copy(source, target)
+    marker = Path(source).parents[2] / "died"
+    if not marker.exists():
+        marker.touch()
+        die_at("rename", os.getppid(), calls=2)
+
+
 def consume(source: str, target: str) -> None:
     """Moves its input away."""
     Path(source).rename(target)

@@ -328,3 +328,56 @@ def test_what_is_written_beside_an_output_is_never_another_files_output(
     assert workbench.ended().state == "failed"
     assert list(workbench.failures()) == ["f-0003.txt"]
     assert workbench.check_books().done == 5
+
+
+@pytest.fixture
+def mounted(workbench: Workbench) -> Iterator[Path]:
+    """A directory of outputs that is a file system of its own."""
+    path = workbench.target / "folder"
+    path.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@pytest.mark.parametrize("processor", ["copy", "directory"])
+def test_a_directory_of_outputs_may_be_on_another_file_system(
+    workbench: Workbench, mounted: Path, processor: str
+) -> None:
+    for number in range(5):
+        workbench.file(f"folder/{number}")
+    workbench.settings["processor"] = f"tests.processors:{processor}"
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker()
+    assert workbench.ended().done == 5
+    workbench.enqueue("again", buckets=1, retries=0, overwrite=True)
+    assert workbench.ended("again").done == 5
+    workbench.check_books("again")
+
+
+def test_what_does_not_fit_on_another_file_system_is_the_files_reason(
+    workbench: Workbench, mounted: Path
+) -> None:
+    workbench.file("folder/large", "x" * 2 * MIB)
+    workbench.file("folder/small")
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker()
+    assert workbench.ended().done == 1
+    assert "No space left on device" in workbench.failures()["folder/large"].cause
+    workbench.check_books()
+
+
+def test_a_worker_killed_while_it_carries_an_output_leaves_no_temporary(
+    workbench: Workbench, mounted: Path
+) -> None:
+    workbench.file("folder/1")
+    workbench.file("folder/2")
+    workbench.settings["processor"] = "tests.processors:copy_and_die_once_while_it_is_carried"
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker().wait()
+    assert [path.parent for path in workbench.temporaries()].count(mounted) == 1
+    workbench.worker()
+    assert workbench.ended().done == 2
+    workbench.check_books()

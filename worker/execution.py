@@ -22,7 +22,7 @@ from imece.lease import Action, Batch, Claimed, Verdict
 from imece.settings import Settings
 from worker import horse, log
 from worker.assignment import Assignment
-from worker.place import PlaceError, Places, aside, existing, remove
+from worker.place import PlaceError, Places, aside, existing, landing, remove
 from worker.progress import Progress
 from worker.stable import Stable
 from worker.table import NONE, Outcome
@@ -140,6 +140,7 @@ class Execution:
         progress.careful = True
         for execution in claimed.earlier:
             self._places.clear(execution)
+            self._places.clear_landings(execution, claimed.files[self._first : claimed.cursor.stop])
         cursor = claimed.cursor
         if cursor.marked != NONE and not self._was_finished(cursor.marked):
             self._blame(cursor.marked, "its worker died while at it (killed, out of memory?)", "")
@@ -278,8 +279,9 @@ class Execution:
         target = self._places.target(self._claimed.files[index]) if index != NONE else None
         if target is not None:
             path = self._places.temporary(target, index)
-            remove(path)
-            remove(aside(path))
+            for left in (path, landing(path, target)):
+                remove(left)
+                remove(aside(left))
 
     def _mark(self) -> None:
         """Records that the horse is about to start a file, and lets it."""

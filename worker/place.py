@@ -1,19 +1,21 @@
 """Where a file is read and where its output goes; nothing outside the run's two directories.
 
 An output is written in the execution's workplace, a directory of its own in the output directory,
-and renamed when it is whole. Written beside their places, outputs would make workers wait for each
-other: a directory takes one new name at a time (bench/process.py). And what an execution leaves
-behind is removed in one go.
+and renamed when it is whole; carried first, where its place is on another file system. Written
+beside their places, outputs would make workers wait for each other: a directory takes one new name
+at a time (bench/process.py). And what an execution leaves behind is removed in one go.
 """
 
 import errno
 import os
 import shutil
 import stat
+from collections.abc import Iterable
 
 from imece import names
 
 LONGEST_ENDING = 32
+CARRIED = b".carried"
 IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
 """A directory takes the place of nothing but an empty directory, and a file of no directory."""
 
@@ -65,6 +67,15 @@ class Places:
         """Removes the workplace of an execution with all that is in it."""
         if self.target_root is not None:
             remove(self._workplace_of(execution))
+
+    def clear_landings(self, execution: str, files: Iterable[bytes]) -> None:
+        """Removes what an execution has left of an output it carried to another file system."""
+        if self.target_root is None:
+            return
+        name = os.path.basename(self._workplace_of(execution)) + CARRIED
+        for directory in {os.path.dirname(self.target_root + b"/" + file) for file in files}:
+            remove(directory + b"/" + name)
+            remove(aside(directory + b"/" + name))
 
     def source(self, name: bytes) -> bytes:
         """The input's path."""
@@ -179,14 +190,50 @@ def commit(temporary: bytes, target: bytes) -> int:
         try:
             os.rename(temporary, target)
         except OSError as error:
+            if error.errno == errno.EXDEV:
+                _carry(temporary, target)
+            elif error.errno in IN_THE_WAY:
+                _replace(temporary, target)
+            else:
+                raise
+    except OSError as error:
+        why = error.strerror or error
+        raise PlaceError(f"the output cannot be put in its place: {why}") from None
+    return 0 if is_directory else found.st_size
+
+
+def _replace(temporary: bytes, target: bytes) -> None:
+    os.rename(target, aside(temporary))
+    os.rename(temporary, target)
+    remove(aside(temporary))
+
+
+def _carry(temporary: bytes, target: bytes) -> None:
+    """To another file system: copied to the output's side, and renamed there when it is whole."""
+    beside = landing(temporary, target)
+    remove(beside)
+    remove(aside(beside))
+    try:
+        if os.path.isdir(temporary):
+            shutil.copytree(os.fsdecode(temporary), os.fsdecode(beside), symlinks=True)
+        else:
+            shutil.copy2(temporary, beside)
+        try:
+            os.rename(beside, target)
+        except OSError as error:
             if error.errno not in IN_THE_WAY:
                 raise
-            os.rename(target, aside(temporary))
-            os.rename(temporary, target)
-            remove(aside(temporary))
-    except OSError as error:
-        raise PlaceError(f"the output cannot be put in its place: {error.strerror}") from None
-    return 0 if is_directory else found.st_size
+            _replace(beside, target)
+    finally:
+        remove(beside)
+    remove(temporary)
+
+
+def landing(temporary: bytes, target: bytes) -> bytes:
+    """Where an output is copied to if its place is on another file system than the workplace; an
+    execution has but one file in hand, so one name will do."""
+    workplace = os.path.basename(os.path.dirname(temporary))
+    return os.path.join(os.path.dirname(target), workplace + CARRIED)
 
 
 def aside(temporary: bytes) -> bytes:
