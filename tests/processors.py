@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -167,6 +168,19 @@ def by_content(source: str, target: str) -> None:
     if word == "sleep":
         time.sleep(float(argument))
     Path(target).write_bytes(data)
+
+
+def copy_and_close_everything(source: str, target: str) -> None:
+    copy(source, target)
+    os.closerange(0, 256)
+
+
+def copy_and_leave_a_writer(source: str, target: str) -> None:
+    """A program that goes on writing beside the output."""
+    copy(source, target)
+    writer = "import sys\nfor n in range(10**5): open(sys.argv[1] + str(n), 'w').close()"
+    subprocess.Popen([sys.executable, "-c", writer, target], stderr=subprocess.DEVNULL)
+    time.sleep(0.1)
 
 
 def directory(source: str, target: str) -> None:

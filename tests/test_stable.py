@@ -72,3 +72,25 @@ def test_a_worker_outlives_horses_that_die_while_they_are_given_a_long_job(
     assert worker.stop() == 0
     assert "Traceback" not in worker.log()
     assert workbench.status().left == 50_000
+
+
+def test_a_processor_that_closes_all_files_of_its_process_gets_its_bucket_done(
+    workbench: Workbench,
+) -> None:
+    """Each file costs a horse then; the job is not given back for it."""
+    workbench.files(8)
+    workbench.enqueue(buckets=1, retries=0)
+    worker = workbench.worker(processor="tests.processors:copy_and_close_everything")
+    assert workbench.ended().done == 8
+    workbench.check_books()
+    assert "job given back" not in worker.log()
+
+
+def test_what_a_processor_leaves_running_leaves_nothing_in_the_output_directory(
+    workbench: Workbench,
+) -> None:
+    workbench.files(6)
+    workbench.enqueue(buckets=6, files_per_job=1)
+    workbench.worker(processor="tests.processors:copy_and_leave_a_writer")
+    assert workbench.ended().done == 6
+    workbench.check_books()

@@ -112,6 +112,7 @@ class Execution:
         while not self._progress.finished():
             if self._shop.wakeup.stopping:
                 return self._end("return", "returned")
+            before = self._progress.cursor()
             outcome = self._gallop()
             if self._lost:
                 self._places.clear(self._lease.execution)
@@ -124,7 +125,9 @@ class Execution:
             if self._progress.finished():
                 break
             held = isinstance(outcome, int) and self._hold_to_account(outcome)
-            barren = 0 if held else barren + 1
+            now = self._progress.cursor()
+            got_on = (now.next, now.owed) != (before.next, before.owed)
+            barren = 0 if held or got_on else barren + 1
             if barren == BARREN_HORSES:
                 log.event(
                     "job given back: its processes die before their first file", logging.ERROR
@@ -339,7 +342,10 @@ class Execution:
 
     def _end(self, action: Action, ending: Ending) -> Ending:
         """Records the rest and gives the lease up, however long Redis is away."""
-        self._places.clear(self._lease.execution)  # whoever sees the end sees no temporary file
+        # Whoever sees the end sees no temporary file.
+        if not self._places.clear(self._lease.execution):
+            self._stable.dismiss()  # with what the processor has left running
+            self._places.clear(self._lease.execution)
         last: Unanswered | None = None
         sent_before = False
         while True:

@@ -63,10 +63,14 @@ class Places:
         root = self.target_root or b""
         return b"%s/%s%s" % (root, names.TEMPORARY_PREFIX, execution[:12].encode())
 
-    def clear(self, execution: str) -> None:
-        """Removes the workplace of an execution with all that is in it."""
-        if self.target_root is not None:
-            remove(self._workplace_of(execution))
+    def clear(self, execution: str) -> bool:
+        """Removes the workplace of an execution with all that is in it. False if somebody writes to
+        it at this moment, so that it is still there."""
+        if self.target_root is None:
+            return True
+        workplace = self._workplace_of(execution)
+        remove(workplace)
+        return not os.access(workplace, os.F_OK)
 
     def clear_landings(self, execution: str, files: Iterable[bytes]) -> None:
         """Removes what an execution has left of an output it carried to another file system."""
