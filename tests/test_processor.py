@@ -2,13 +2,16 @@
 it failed, and no shell ever reads a file's name."""
 
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imece.failure import LONGEST_OUTPUT, LONGEST_REASON
-from tests.conftest import Workbench, WorkerProcess
+from tests.conftest import ROOT, Workbench, WorkerProcess
 
 
 @pytest.fixture
@@ -286,3 +289,18 @@ def test_a_child_the_processor_forked_does_not_go_on_with_the_files(workbench: W
     assert workbench.ended().done == 5
     for name in names:
         assert (workbench.source / name).with_suffix(".ran").read_text() == "x"
+
+
+def test_a_check_leaves_the_worker_beside_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its heartbeat file stays, and its port, which is taken, is not asked for."""
+    heartbeat = tmp_path / "heartbeat"
+    heartbeat.touch()
+    monkeypatch.setenv("IMECE_HEARTBEAT_FILE", str(heartbeat))
+    with socket.create_server(("", 0)) as taken:
+        monkeypatch.setenv("IMECE_METRICS_PORT", str(taken.getsockname()[1]))
+        check = [sys.executable, "-m", "worker", "--check", "--processor", "tests.processors:copy"]
+        ended = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert heartbeat.exists()

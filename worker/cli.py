@@ -69,7 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def work(settings: Settings, only_check: bool = False) -> int:
-    """Works until stopped, unless it is only to see whether it could."""
+    """Works until stopped, unless it is only to see whether it could: beside a worker, maybe, whose
+    heartbeat file and port are then left alone."""
+    if only_check:
+        startup.load_processor(settings)
+        return 0
     startup.prepare(settings)
     cost = deletioncost.start(settings)  # first: it forks, and from here on there may be threads
     tally = Tally()
@@ -78,8 +82,6 @@ def work(settings: Settings, only_check: bool = False) -> int:
 
         metrics.serve(tally, settings.metrics_port)
     function = startup.load_processor(settings)
-    if only_check:
-        return 0
     gc.freeze()  # forked horses then share what has been imported
     with reachable(settings):
         Worker(settings, function, cost, tally).work()
