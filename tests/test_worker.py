@@ -1,6 +1,7 @@
 """The promise: a folder becomes outputs."""
 
 import itertools
+import os
 import signal
 
 from imece.run import Run
@@ -172,3 +173,18 @@ def test_workers_of_another_queue_leave_it_alone(workbench: Workbench) -> None:
     assert workbench.ended().state == "done"
     assert other.events("job taken") == []
     assert workbench.check_books().done == 5
+
+
+def test_a_worker_started_without_standard_files_works_all_the_same(workbench: Workbench) -> None:
+    workbench.files(6)
+    (workbench.source / "f-0003.txt").write_text("fail")
+    workbench.enqueue(buckets=2, retries=0)
+    worker = workbench.worker(
+        before=lambda: os.closerange(0, 3), processor="tests.processors:chatter"
+    )
+    now = workbench.ended()
+    assert (now.done, now.failed) == (5, 1)
+    assert "after many words" in workbench.failures()["f-0003.txt"].cause
+    assert "printed f-0003.txt" in workbench.failures()["f-0003.txt"].output
+    workbench.check_books()
+    assert worker.stop() == 0

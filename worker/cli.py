@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Until the worker listens itself. The first process of a container is else deaf to it, and
     # would take a job after it was asked to stop. No exception: an import may catch it.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    _open_standard_files()
     parser = argparse.ArgumentParser(
         prog="imece-worker",
         description=DESCRIPTION,
@@ -66,6 +67,17 @@ def main(arguments: list[str] | None = None) -> int:
     except ImeceError as error:
         print(f"imece-worker: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _open_standard_files() -> None:
+    """Those among 0, 1 and 2 that whoever started us has closed. Else sockets and files get these
+    numbers, and a work-horse takes them for where it prints."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - open for as long as the process
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
 def work(settings: Settings, only_check: bool = False) -> int:
