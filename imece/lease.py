@@ -41,10 +41,13 @@ class Batch:
     failures: list[tuple[bytes, Failure]] = field(default_factory=list)
     slowest: list[tuple[bytes, int]] = field(default_factory=list)
     microseconds: int = 0
+    untouched: bool = False
+    """No output was there before the run's first job; see `Claimed`."""
 
     def deltas(self) -> str:
         counters = ("done", "failed", "skipped", "retried", "bytes_in", "bytes_out")
         deltas: dict[str, object] = {name: getattr(self, name) for name in counters}
+        deltas["untouched"] = self.untouched
         deltas["durations"] = {str(exponent): n for exponent, n in self.durations.items()}
         return json.dumps(deltas)
 
@@ -58,6 +61,8 @@ class Claimed:
         created: when the run was made, epoch seconds of the server's clock.
         files: the names in the whole bucket; the cursor's indexes point here.
         pending: how many jobs wait in the queue.
+        untouched: whether the output directory was empty when the run's first job was taken, so
+            that no file need be looked for. None: this is that job.
     """
 
     cursor: Cursor
@@ -66,6 +71,7 @@ class Claimed:
     created: float
     files: list[bytes]
     pending: int
+    untouched: bool | None
 
 
 class Lease:
@@ -117,7 +123,7 @@ class Lease:
         if answer[0] != b"held":
             refusal: str = answer[0].decode()
             return refusal
-        _, cursor, earlier, parameters, created, blob, pending = answer
+        _, cursor, earlier, parameters, created, blob, pending, untouched = answer
         claimed = Claimed(
             Cursor.decode(cursor),
             [execution for execution in earlier.decode().split(",") if execution],
@@ -125,6 +131,7 @@ class Lease:
             float(created),
             manifest.decode(blob),
             pending,
+            None if untouched == b"?" else untouched == b"1",
         )
         if claimed.cursor.stop > len(claimed.files):
             raise ValueError(f"the cursor {cursor!r} points outside its bucket")

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import mmh3
 
@@ -53,11 +55,17 @@ def group(files: Sequence[bytes], buckets: int, seed: int) -> list[Bucket]:
     digest = mmh3.mmh3_32_uintdigest  # mmh3.hash(name, seed, signed=False), called more quickly
     for name in files:
         appends[digest(name, seed) % buckets](name)
-    return [
-        Bucket(number, len(group), manifest.encode(group))
-        for number, group in enumerate(groups)
-        if group
-    ]
+    filled = [number for number in range(buckets) if groups[number]]
+
+    def pack(numbers: list[int]) -> list[Bucket]:
+        return [
+            Bucket(number, len(groups[number]), manifest.encode(groups[number]))
+            for number in numbers
+        ]
+
+    with ThreadPoolExecutor(2) as pool:  # one compresses while the other joins names
+        halves = pool.map(pack, (filled[::2], filled[1::2]))
+    return list(chain.from_iterable(halves))
 
 
 def slices(files: int, files_per_job: int) -> Iterator[tuple[int, int]]:

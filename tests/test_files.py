@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from imece.errors import ListingError
+from imece.run import Run
 from tests.conftest import Workbench, until
 
 ODD_NAMES = [
@@ -286,3 +287,40 @@ def test_no_half_written_output_is_ever_seen(workbench: Workbench) -> None:
         time.sleep(0.005)
     assert seen > 30
     assert workbench.check_books().done == 30
+
+
+def test_a_run_that_begins_with_no_output_need_not_look_for_any(workbench: Workbench) -> None:
+    workbench.files(6)
+    workbench.enqueue(buckets=6)
+    workbench.worker()
+    assert workbench.ended().done == 6
+    assert workbench.redis.hget("imece:run:run", "untouched") == b"1"
+
+
+def test_a_run_that_finds_an_output_looks_for_all(workbench: Workbench) -> None:
+    names = workbench.files(6)
+    workbench.target.mkdir()
+    (workbench.target / names[5]).write_text("newer")
+    workbench.enqueue(buckets=1, files_per_job=2)
+    workbench.worker()
+    assert workbench.ended().skipped == 1
+    assert workbench.redis.hget("imece:run:run", "untouched") is None
+
+
+def test_outputs_that_came_while_a_run_was_cancelled_are_skipped(workbench: Workbench) -> None:
+    names = workbench.files(40)
+    workbench.enqueue(buckets=1, files_per_job=10)
+    worker = workbench.worker(processor="tests.processors:slow")
+    until(lambda: workbench.status().done >= 11, "the second job to be begun")
+    assert workbench.redis.hget("imece:run:run", "untouched") == b"1"
+    Run(workbench.redis, "run").cancel(600)
+    worker.stop()
+    assert workbench.status().state == "cancelled"
+    for name in names:
+        if not (workbench.target / name).exists():
+            (workbench.target / name).write_text("by hand")
+    left = workbench.status().left
+    assert workbench.enqueue(buckets=1, files_per_job=10).how == "resumed"
+    workbench.worker()
+    assert workbench.ended().skipped == left
+    workbench.check_books()

@@ -21,6 +21,7 @@ class Assignment:
     Attributes:
         first: index in the bucket of the first of `files`.
         created: when the run was made, epoch seconds.
+        untouched: see `Claimed`.
     """
 
     first: int
@@ -28,6 +29,7 @@ class Assignment:
     cursor: Cursor
     parameters: Parameters
     created: float
+    untouched: bool
     places: Places
 
     def send(self, line: socket.socket) -> None:
@@ -41,6 +43,7 @@ class Assignment:
                 "cursor": self.cursor.encode(),
                 "parameters": self.parameters.encode(),
                 "created": self.created,
+                "untouched": self.untouched,
                 "places": [os.fsdecode(places.source_root), target, suffix, places.execution],
             }
         ).encode()
@@ -62,6 +65,7 @@ class Assignment:
             cursor=Cursor.decode(head["cursor"]),
             parameters=Parameters.decode(head["parameters"]),
             created=head["created"],
+            untouched=head["untouched"],
             places=Places(
                 os.fsencode(source),
                 os.fsencode(target) if target is not None else None,

@@ -99,6 +99,10 @@ class Execution:
         self._table = self._stable.prepare(self._first, claimed.cursor.stop)
         self._table.others_wait = claimed.pending > 0
         self._progress = Progress(claimed, self._table, self._stable.journal, workshop.name)
+        self._untouched = claimed.untouched or False
+        if claimed.untouched is None and places.untouched():
+            self._untouched = True
+            self._progress.note_untouched()
         self._number = 0
         self._unanswered: Unanswered | None = None
         self._checkpoint_due = time.monotonic() + workshop.settings.checkpoint
@@ -178,7 +182,15 @@ class Execution:
         cursor = self._progress.cursor()
         files = claimed.files[first : cursor.stop]
         self._stable.give(
-            Assignment(first, files, cursor, claimed.parameters, claimed.created, self._places)
+            Assignment(
+                first=first,
+                files=files,
+                cursor=cursor,
+                parameters=claimed.parameters,
+                created=claimed.created,
+                untouched=self._untouched,
+                places=self._places,
+            )
         )
         outcome = self._watch()
         self._progress.collect()

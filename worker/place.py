@@ -59,6 +59,13 @@ class Places:
             return f"the output directory {names.shown(self.target_root)} cannot be written to"
         return None
 
+    def untouched(self) -> bool:
+        """Whether there is no output yet, of any run."""
+        if self.target_root is None:
+            return True
+        with os.scandir(self.target_root) as entries:
+            return all(entry.name.startswith(names.TEMPORARY_PREFIX) for entry in entries)
+
     def _workplace_of(self, execution: str) -> bytes:
         root = self.target_root or b""
         return b"%s/%s%s" % (root, names.TEMPORARY_PREFIX, execution[:12].encode())

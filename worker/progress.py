@@ -46,6 +46,10 @@ class Progress:
         stop = self._claimed.cursor.stop
         return Cursor(self._next, stop, dict(self._owed), self.careful, self.marked)
 
+    def note_untouched(self) -> None:
+        """There was no output in the run's directory before its first job."""
+        self._batch.untouched = True
+
     def take(self) -> Batch:
         """What has happened since the last call; from here on the caller answers for it."""
         batch, self._batch = self._batch, Batch()

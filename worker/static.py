@@ -69,7 +69,9 @@ def work(
         alive=lambda: touch(settings.heartbeat_file),
         tally=Tally(),
     )
-    claimed = Claimed(Cursor(0, len(files)), [], parameters, time.time(), files, pending=0)
+    claimed = Claimed(
+        Cursor(0, len(files)), [], parameters, time.time(), files, pending=0, untouched=False
+    )
     ending = Execution(workshop, share, claimed, places).run() if files else "finished"
     stable.dismiss()
     share.report("bucket done" if ending == "finished" else "bucket stopped")

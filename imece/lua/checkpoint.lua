@@ -8,7 +8,7 @@
 --        defer: to its back
 --      6 number of the batch, counted from 1 in each execution; 0: no batch, only a sign of life
 --      7 cursor  8 deltas, JSON: done, failed, skipped, retried, bytes_in, bytes_out,
---        durations {exponent: count}
+--        durations {exponent: count}, untouched
 --      9 run TTL, s  10 result TTL, s  11 failures, count, then name, record, output of each
 --      then pairs of name and microseconds: candidates for the slowest files
 -- Returns {'held' | 'lost' | 'gone' | 'cancelled', length of the queue}.
@@ -41,6 +41,9 @@ if tonumber(ARGV[6]) > sequence then
   local deltas = cjson.decode(ARGV[8])
   for _, name in ipairs({'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out'}) do
     add(run, name, deltas[name])
+  end
+  if deltas.untouched then
+    redis.call('HSET', run, 'untouched', '1')
   end
   for exponent, count in pairs(deltas.durations) do
     add(run .. ':durations', exponent, count)

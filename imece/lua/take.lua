@@ -4,13 +4,14 @@
 -- ARGV 1 job id  2 execution  3 lease, s  4 worker  5 field of the job  6 part  7 bucket
 --      8 ISO time for RQ's fields
 -- Returns {'held', cursor, earlier holders, parameters, run's created time, manifest, length of the
--- queue}, or
+-- queue, untouched: '1' or '', or '?' if this is the first job and the worker is to look}, or
 -- {why not}: 'lost' (another worker has it), 'gone' (no such run or job), 'cancelled'.
 local run, field = KEYS[1], ARGV[5]
 if redis.call('LREM', KEYS[2], 1, ARGV[1]) == 0 then
   return {'lost'}
 end
-local state, parameters, created = unpack(redis.call('HMGET', run, 'state', 'parameters', 'created'))
+local state, parameters, created, untouched =
+  unpack(redis.call('HMGET', run, 'state', 'parameters', 'created', 'untouched'))
 local cursor = redis.call('HGET', run .. ':jobs', field)
 local manifest = redis.call('HGET', run .. ':manifest:' .. ARGV[6], ARGV[7])
 local refusal = nil
@@ -38,5 +39,8 @@ redis.call('HSET', KEYS[4], 'status', 'started', 'worker_name', ARGV[4],
 if state == 'queued' then
   redis.call('HSET', run, 'state', 'running')
   redis.call('HSETNX', run, 'started', time)
+  redis.call('HDEL', run, 'untouched') -- a run that is resumed: who knows what came meanwhile
+  untouched = '?'
 end
-return {'held', cursor, earlier, parameters, created, manifest, redis.call('LLEN', KEYS[5])}
+return {'held', cursor, earlier, parameters, created, manifest, redis.call('LLEN', KEYS[5]),
+  untouched or ''}
