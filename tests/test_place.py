@@ -46,6 +46,18 @@ def gives_back(workbench: Workbench, trouble: str) -> None:
     assert now.backlog.in_flight == 0
 
 
+def test_an_output_directory_that_cannot_be_listed_is_written_to(workbench: Workbench) -> None:
+    names = workbench.files(3)
+    workbench.target.mkdir()
+    workbench.target.chmod(0o333)
+    workbench.enqueue()
+    workbench.worker(before=without_roots_powers)
+    assert workbench.ended().done == 3
+    assert workbench.redis.hget("imece:run:run", "untouched") is None
+    workbench.target.chmod(0o755)
+    assert workbench.outputs() == names
+
+
 def test_an_output_directory_that_cannot_be_written_to_costs_no_file_a_try(
     workbench: Workbench,
 ) -> None:

@@ -60,11 +60,14 @@ class Places:
         return None
 
     def untouched(self) -> bool:
-        """Whether there is no output yet, of any run."""
+        """Whether there is no output yet, of any run. False, too, if that cannot be seen."""
         if self.target_root is None:
             return True
-        with os.scandir(self.target_root) as entries:
-            return all(entry.name.startswith(names.TEMPORARY_PREFIX) for entry in entries)
+        try:
+            with os.scandir(self.target_root) as entries:
+                return all(entry.name.startswith(names.TEMPORARY_PREFIX) for entry in entries)
+        except OSError:  # it may be written to, and not be listed
+            return False
 
     def _workplace_of(self, execution: str) -> bytes:
         root = self.target_root or b""
