@@ -209,36 +209,18 @@ class Cluster:
 
     def change_scaled_object(self, changes: dict[str, Any]) -> dict[str, Any]:
         """Applies a JSON merge patch (RFC 7386): None removes."""
-        return self._json(
-            CHANGE_SCALED_OBJECT,
-            self._objects.patch_namespaced_custom_object,
-            *self._place(CHANGE_SCALED_OBJECT),
-            self.settings.scaled_object,
-            changes,
-            name=self.settings.scaled_object,
-        )
+        call = self._objects.patch_namespaced_custom_object
+        return self._change(CHANGE_SCALED_OBJECT, call, self.settings.scaled_object, changes)
 
     def change_scale(self, changes: dict[str, Any]) -> dict[str, Any]:
         """The same for the scale of the Deployment."""
-        return self._json(
-            CHANGE_SCALE,
-            self._objects.patch_namespaced_custom_object_scale,
-            *self._place(CHANGE_SCALE),
-            self.settings.deployment,
-            changes,
-            name=self.settings.deployment,
-        )
+        call = self._objects.patch_namespaced_custom_object_scale
+        return self._change(CHANGE_SCALE, call, self.settings.deployment, changes)
 
     def change_deployment(self, changes: dict[str, Any]) -> dict[str, Any]:
         """The same for the Deployment itself."""
-        return self._json(
-            CHANGE_DEPLOYMENT,
-            self._objects.patch_namespaced_custom_object,
-            *self._place(CHANGE_DEPLOYMENT),
-            self.settings.deployment,
-            changes,
-            name=self.settings.deployment,
-        )
+        call = self._objects.patch_namespaced_custom_object
+        return self._change(CHANGE_DEPLOYMENT, call, self.settings.deployment, changes)
 
     # Requests
 
@@ -250,6 +232,11 @@ class Cluster:
             name,
             name=name,
         )
+
+    def _change(
+        self, right: Right, call: Callable[..., Any], name: str, changes: dict[str, Any]
+    ) -> dict[str, Any]:
+        return self._json(right, call, *self._place(right), name, changes, name=name)
 
     def _place(self, right: Right) -> tuple[str, str, str, str]:
         return right.group, VERSIONS[right.group], self.namespace, right.resource

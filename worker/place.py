@@ -13,6 +13,8 @@ import stat
 from collections.abc import Iterable
 
 from imece import names
+from imece.run import Parameters
+from imece.settings import Settings
 
 LONGEST_ENDING = 32
 CARRIED = b".carried"
@@ -42,6 +44,17 @@ class Places:
         self.execution = execution
         self._workplace = self._workplace_of(execution)
         self._inside: set[bytes] = set()
+
+    @classmethod
+    def of(cls, settings: Settings, parameters: Parameters, execution: str) -> "Places":
+        """Those of a run, with its directories where this worker's settings say it sees them."""
+        target = settings.output or parameters.output_path
+        return cls(
+            os.fsencode(settings.input or parameters.input_path),
+            os.fsencode(target) if target is not None and parameters.output is not None else None,
+            os.fsencode(parameters.suffix) if parameters.suffix is not None else None,
+            execution,
+        )
 
     def trouble(self) -> str | None:
         """Why no file at all can be processed here, or None. Creates the output directory."""
@@ -202,24 +215,27 @@ def commit(temporary: bytes, target: bytes) -> int:
         raise PlaceError("the processor's output is neither a file nor a directory")
     try:
         try:
-            os.rename(temporary, target)
+            _rename(temporary, target)
         except OSError as error:
-            if error.errno == errno.EXDEV:
-                _carry(temporary, target)
-            elif error.errno in IN_THE_WAY:
-                _replace(temporary, target)
-            else:
+            if error.errno != errno.EXDEV:
                 raise
+            _carry(temporary, target)
     except OSError as error:
         why = error.strerror or error
         raise PlaceError(f"the output cannot be put in its place: {why}") from None
     return 0 if is_directory else found.st_size
 
 
-def _replace(temporary: bytes, target: bytes) -> None:
-    os.rename(target, aside(temporary))
-    os.rename(temporary, target)
-    remove(aside(temporary))
+def _rename(temporary: bytes, target: bytes) -> None:
+    """In the place of whatever is there."""
+    try:
+        os.rename(temporary, target)
+    except OSError as error:
+        if error.errno not in IN_THE_WAY:
+            raise
+        os.rename(target, aside(temporary))
+        os.rename(temporary, target)
+        remove(aside(temporary))
 
 
 def _carry(temporary: bytes, target: bytes) -> None:
@@ -232,12 +248,7 @@ def _carry(temporary: bytes, target: bytes) -> None:
             shutil.copytree(os.fsdecode(temporary), os.fsdecode(beside), symlinks=True)
         else:
             shutil.copy2(temporary, beside)
-        try:
-            os.rename(beside, target)
-        except OSError as error:
-            if error.errno not in IN_THE_WAY:
-                raise
-            _replace(beside, target)
+        _rename(beside, target)
     finally:
         remove(beside)
     remove(temporary)

@@ -25,12 +25,12 @@ class Stable:
     """At most one horse at a time, and what it shares with this process.
 
     Args:
-        memory_limit: bytes of address space for the horse, or None.
+        memory_limit: MiB of address space for the horse, or None.
     """
 
     def __init__(self, processor: Processor, memory_limit: int | None) -> None:
         self._processor = processor
-        self._memory_limit = memory_limit
+        self._memory_limit = memory_limit * 2**20 if memory_limit is not None else None
         self.table = Table(FEWEST_ROWS)
         self.journal, self.capture = Scroll(), Scroll()
         self.line: socket.socket | None = None

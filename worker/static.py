@@ -50,24 +50,20 @@ def work(
     startup.prepare(settings)
     function, wakeup = startup.load_processor(settings), Wakeup()
     files = files_of(bucket, parameters)
-    share = Share(bucket, len(files))
+    tally = Tally()
+    share = Share(bucket, len(files), tally)
     log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
-    places = Places(
-        os.fsencode(parameters.input),
-        os.fsencode(parameters.output) if parameters.output is not None else None,
-        os.fsencode(suffix) if suffix is not None else None,
-        share.execution,
-    )
+    places = Places.of(settings, parameters, share.execution)
     if trouble := places.trouble():
         raise SettingsError(trouble)
-    stable = Stable(function, (settings.memory_limit or 0) * 2**20 or None)
+    stable = Stable(function, settings.memory_limit)
     workshop = Workshop(
         name=f"{names.slug(socket.gethostname())}-{os.getpid()}",
         settings=settings,
         stable=stable,
         wakeup=wakeup,
         alive=lambda: touch(settings.heartbeat_file),
-        tally=Tally(),
+        tally=tally,
     )
     claimed = Claimed(
         Cursor(0, len(files)), [], parameters, time.time(), files, pending=0, untouched=False
@@ -77,7 +73,7 @@ def work(
     share.report("bucket done" if ending == "finished" else "bucket stopped")
     if ending != "finished":
         return STOPPED
-    return FAILED if share.total.failed else 0
+    return FAILED if tally.failed else 0
 
 
 def parameters_of(
@@ -117,13 +113,13 @@ def files_of(bucket: int, parameters: Parameters) -> list[bytes]:
 
 
 class Share:
-    """Stands in for a lease: counts what would go to Redis, and logs it."""
+    """Stands in for a lease: logs what would go to Redis. The execution counts it in the tally."""
 
-    def __init__(self, bucket: int, files: int) -> None:
+    def __init__(self, bucket: int, files: int, tally: Tally) -> None:
         self.reference = Reference("static", "00000000", bucket, 0)
         self.execution = f"bucket-{bucket}"
         self.files = files
-        self.total = Batch()
+        self._tally = tally
         self._said = time.monotonic()
 
     def checkpoint(
@@ -133,25 +129,21 @@ class Share:
         cursor: Cursor | None = None,
         batch: Batch | None = None,
     ) -> tuple[Verdict, int]:
-        if batch is not None:
-            for counter in ("done", "failed", "skipped", "retried"):
-                value = getattr(self.total, counter) + getattr(batch, counter)
-                setattr(self.total, counter, value)
-            for name, why in batch.failures:
-                log.event(
-                    "file failed",
-                    logging.ERROR,
-                    file=names.shown(name),
-                    tries=why.tries,
-                    reason=why.cause,
-                )
+        for name, why in batch.failures if batch is not None else ():
+            log.event(
+                "file failed",
+                logging.ERROR,
+                file=names.shown(name),
+                tries=why.tries,
+                reason=why.cause,
+            )
         if time.monotonic() - self._said >= LOG_PAUSE:
             self._said = time.monotonic()
             self.report("progress")
         return "held", 0
 
     def report(self, event: str) -> None:
-        total = self.total
+        total = self._tally
         through = total.done + total.failed + total.skipped
         log.event(
             event,

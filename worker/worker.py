@@ -64,7 +64,7 @@ class Worker(rq.Worker):
         )
         self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
         self.wakeup = Wakeup()
-        self.stable = Stable(processor, (settings.memory_limit or 0) * 2**20 or None)
+        self.stable = Stable(processor, settings.memory_limit)
         self._shop = Workshop(
             name=self.name,
             settings=settings,
@@ -267,14 +267,8 @@ class Worker(rq.Worker):
         self._execute(held, claimed)
 
     def _execute(self, held: Lease, claimed: Claimed) -> None:
-        parameters, reference = claimed.parameters, held.reference
-        target = self.settings.output or parameters.output_path
-        places = Places(
-            os.fsencode(self.settings.input or parameters.input_path),
-            os.fsencode(target) if target is not None and parameters.output is not None else None,
-            os.fsencode(parameters.suffix) if parameters.suffix is not None else None,
-            held.execution,
-        )
+        reference = held.reference
+        places = Places.of(self.settings, claimed.parameters, held.execution)
         about: dict[str, Any] = {"run": reference.run, "job": reference.field}
         if trouble := places.trouble():
             held.note_trouble(f"worker {self.name}: {trouble}")
