@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import time
+import uuid
 
 import mmh3
 
@@ -117,7 +118,7 @@ class Share:
 
     def __init__(self, bucket: int, files: int, tally: Tally) -> None:
         self.reference = Reference("static", "00000000", bucket, 0)
-        self.execution = f"bucket-{bucket}"
+        self.execution = uuid.uuid4().hex  # a pod that was given up as lost may live on beside us
         self.files = files
         self._tally = tally
         self._said = time.monotonic()
