@@ -21,6 +21,27 @@ OUTAGES = (redis_errors.ConnectionError, redis_errors.TimeoutError)
 """What redis-py raises while the server is away. `AuthenticationError` is one of them too."""
 
 
+_PASSING = (
+    "LOADING",
+    "BUSY ",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "NOREPLICAS",
+    "MISCONF",
+    "OOM ",
+)
+"""What a server says that is starting, failing over, or out of memory or disk."""
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the same command may succeed later, as it is."""
+    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
+        return False
+    kinds = (*OUTAGES, redis_errors.ReadOnlyError, redis_errors.OutOfMemoryError)
+    return isinstance(error, kinds) or str(error).startswith(_PASSING)
+
+
 def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Redis:
     """A client for the Redis the settings name. Connects on first use.
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
+from imece import keys
 from imece.connection import raw, text
-from imece.run import ENDED, Parameters, Run, leases_key, moving_key, pending_key
+from imece.run import ENDED, ON, Parameters, Run
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
@@ -34,13 +35,15 @@ class Status:
         durations: exponent -> files that took [2^(e-1), 2^e) microseconds.
         timeline: seconds since the start -> files ended in that slot.
         slowest: (name, seconds), slowest first.
-        trouble: why a worker could do nothing for the run, if one said so within the last minute.
+        round: how often the run was enqueued; the counters are those of the last time.
+        trouble: why the run is held, or why workers can do nothing for it at the moment.
     """
 
     id: str
     state: str
     parameters: Parameters
     generation: int
+    round: int
     files: int
     buckets: int
     jobs_left: int
@@ -72,6 +75,16 @@ class Status:
         return self.state in ENDED
 
     @property
+    def is_held(self) -> bool:
+        """Whether the run waits for a person."""
+        return self.state == "held"
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing will change without a person."""
+        return self.has_ended or self.is_held
+
+    @property
     def seconds(self) -> float:
         """Since the first bucket job was taken, to the end or to now."""
         return max(0.0, (self.ended or self.now) - self.started) if self.started else 0.0
@@ -98,6 +111,7 @@ class Status:
             "started": self.started,
             "ended": self.ended,
             "generation": self.generation,
+            "round": self.round,
             "buckets": self.buckets,
             "jobs_left": self.jobs_left,
             "links_refused": self.links_refused,
@@ -113,41 +127,62 @@ def backlog(redis: Redis, queue: str) -> Backlog:
     """The queue's numbers, the ones KEDA scales by."""
     with redis.pipeline(transaction=False) as pipeline:
         _ask_backlog(pipeline, queue)
-        return _backlog(pipeline.execute())
+        answers = pipeline.execute()
+    alive = redis.exists(*answers[-1]) if answers[-1] else 0
+    return _backlog(answers, alive)
 
 
 def _ask_backlog(pipeline: Any, queue: str) -> None:
-    pipeline.llen(pending_key(queue))
-    pipeline.llen(moving_key(queue))
-    pipeline.zcard(leases_key(queue))
-    pipeline.scard(f"rq:workers:{queue}")
+    pipeline.llen(keys.pending(queue))
+    pipeline.llen(keys.moving(queue))
+    pipeline.zcard(keys.leases(queue))
+    pipeline.smembers(keys.workers(queue))
 
 
-def _backlog(answers: list[int]) -> Backlog:
-    pending, moving, in_flight, workers = answers
-    return Backlog(pending + moving, in_flight, workers)
+def _backlog(answers: list[Any], alive: int) -> Backlog:
+    pending, moving, in_flight, _ = answers
+    return Backlog(pending + moving, in_flight, alive)
 
 
 def read(run: Run) -> Status:
     """Raises RunError if there is no such run."""
-    fields = _fields(run, run.redis.hgetall(run.key))
+    with run.redis.pipeline(transaction=False) as pipeline:
+        _ask_run(pipeline, run)
+        fields = _fields(run, *pipeline.execute())
     with run.redis.pipeline(transaction=False) as pipeline:
         _ask(pipeline, run, fields)
-        return _status(run, fields, pipeline.execute())
+        answers = pipeline.execute()
+    alive = run.redis.exists(*answers[-1]) if answers[-1] else 0
+    return _status(run, fields, answers, alive)
 
 
 async def read_async(redis: "AsyncRedis", run_id: str) -> Status:
     """As `read`, from an event loop."""
     run = Run(redis, run_id)  # type: ignore[arg-type]  # for its keys and words only
-    fields = _fields(run, await redis.hgetall(run.key))
+    async with redis.pipeline(transaction=False) as pipeline:
+        _ask_run(pipeline, run)
+        fields = _fields(run, *await pipeline.execute())
     async with redis.pipeline(transaction=False) as pipeline:
         _ask(pipeline, run, fields)
-        return _status(run, fields, await pipeline.execute())
+        answers = await pipeline.execute()
+    alive = await redis.exists(*answers[-1]) if answers[-1] else 0
+    return _status(run, fields, answers, alive)
 
 
-def _fields(run: Run, found: dict[Any, Any]) -> dict[str, bytes]:
+def _ask_run(pipeline: Any, run: Run) -> None:
+    pipeline.hgetall(run.key)
+    pipeline.hgetall(keys.claim(run.id))
+
+
+def _fields(run: Run, found: dict[Any, Any], claim: dict[Any, Any]) -> dict[str, bytes]:
+    """What is known of a run; while a producer lists for its next round, what its claim says."""
     fields = {text(key): raw(value) for key, value in found.items()}
-    if "parameters" not in fields:
+    if claim and text(fields.get("state", b"")) not in ON:
+        listing = {text(key): raw(value) for key, value in claim.items()}
+        for key in ("generation", "round"):
+            listing[key] = fields.get(key, b"0")
+        fields = {**listing, "state": b"listing"}
+    if "parameters" not in fields or "state" not in fields:
         raise run.missing()
     return fields
 
@@ -161,7 +196,7 @@ def _ask(pipeline: Any, run: Run, fields: dict[str, bytes]) -> None:
     _ask_backlog(pipeline, run.decode(fields["parameters"]).queue)
 
 
-def _status(run: Run, fields: dict[str, bytes], answers: list[Any]) -> Status:
+def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
     parameters = run.decode(fields["parameters"])
     time, jobs_left, durations, timeline, slowest, *queue = answers
 
@@ -176,13 +211,13 @@ def _status(run: Run, fields: dict[str, bytes], answers: list[Any]) -> Status:
     slots = {int(slot): int(count) for slot, count in sorted(timeline.items(), key=_slot)}
     through = number("done") + number("failed") + number("skipped")
     left = number("files") - through
-    troubled = state not in ENDED and now - (moment("trouble_at") or 0) < WINDOW
     rate = _rate(slots, through, started, ended, now)
     return Status(
         id=run.id,
         state=state,
         parameters=parameters,
         generation=number("generation"),
+        round=number("round"),
         files=number("files"),
         buckets=number("buckets"),
         jobs_left=jobs_left,
@@ -198,12 +233,12 @@ def _status(run: Run, fields: dict[str, bytes], answers: list[Any]) -> Status:
         ended=ended,
         now=now,
         rate=rate,
-        time_left=None if state in ENDED or rate == 0 else left / rate,
+        time_left=None if state not in ON or rate == 0 else left / rate,
         durations={int(exponent): int(count) for exponent, count in durations.items()},
         timeline=slots,
         slowest=[(name, microseconds / 1e6) for name, microseconds in slowest],
-        trouble=fields["trouble"].decode("utf-8", "replace") if troubled else None,
-        backlog=_backlog(queue),
+        trouble=fields["trouble"].decode("utf-8", "replace") if "trouble" in fields else None,
+        backlog=_backlog(queue, alive),
     )
 
 

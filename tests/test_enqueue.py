@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from imece import manifest, scripts
+from imece import keys, manifest, scripts
 from imece.errors import ListingError, RunError, ServiceError
 from imece.job import Reference
-from imece.run import Run, pending_key
+from imece.run import Run
 from producer.enqueue import Producer
 from tests.conftest import ROOT, Workbench, until
 from tests.test_listing import ODD_NAMES
@@ -89,7 +89,7 @@ def forget_waiting(workbench: Workbench, run_id: str = "run") -> None:
 def files_in_queue(redis: Redis, queue: str = "imece") -> list[bytes]:
     """Every name that the queue's jobs stand for, as a worker would see them."""
     names = []
-    for job_id in redis.lrange(pending_key(queue), 0, -1):
+    for job_id in redis.lrange(keys.pending(queue), 0, -1):
         assert isinstance(job_id, bytes)
         reference = Reference.read(redis, job_id.decode())
         assert reference is not None, job_id
@@ -106,7 +106,7 @@ def files_in_queue(redis: Redis, queue: str = "imece") -> list[bytes]:
 def nothing_to_see(workbench: Workbench) -> bool:
     """No job in the queue, no run, and nothing that stays."""
     redis = workbench.redis
-    assert redis.exists(pending_key("imece"), "rq:queues") == 0
+    assert redis.exists(keys.pending("imece"), "rq:queues") == 0
     assert workbench.immortal_keys() == []
     return True
 
@@ -370,7 +370,7 @@ class Moments:
     def __init__(self, workbench: Workbench) -> None:
         self.workbench = workbench
         self.jobs = workbench.enqueue("whole", files_per_job=2, buckets=500).run.redis.llen(
-            pending_key("imece")
+            keys.pending("imece")
         )
         self.parameters = Run(workbench.redis, "whole").parameters()
         workbench.redis.flushall()
@@ -405,11 +405,11 @@ class Moments:
         process.communicate()
         redis, key = self.workbench.redis, f"imece:run:{run_id}"
         committed = redis.hget(key, "state") == b"queued"
-        assert redis.llen(pending_key("imece")) == (self.jobs if committed else 0)
+        assert redis.llen(keys.pending("imece")) == (self.jobs if committed else 0)
         assert redis.exists(f"{key}:jobs") == committed
-        left = set(self.workbench.immortal_keys()) - {pending_key("imece")}
+        left = set(self.workbench.immortal_keys()) - {keys.pending("imece")}
         assert left == set()
-        redis.delete(pending_key("imece"))
+        redis.delete(keys.pending("imece"))
         return committed
 
 
@@ -433,7 +433,7 @@ def test_a_producer_killed_at_any_moment_leaves_all_or_nothing(workbench: Workbe
         expected = [] if committed[moment] else [name.encode() for name in names]
         assert sorted(queued) == expected
         assert workbench.status(f"run-{moment}").files == 4000
-        workbench.redis.delete(pending_key("imece"))
+        workbench.redis.delete(keys.pending("imece"))
 
 
 # Cancelled or out of reach meanwhile

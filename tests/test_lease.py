@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 import pytest
 from redis import Redis
 
+from imece import keys
 from imece.connection import raw
 from imece.cursor import Cursor, Owed
 from imece.errors import RunError
 from imece.failure import Failure
 from imece.job import Reference
-from imece.lease import Action, Batch, Claimed, Lease, requeue_dead
-from imece.run import Run, leases_key, moving_key, pending_key
+from imece.lease import Action, Batch, Claimed, Lease
+from imece.rescue import requeue_dead
+from imece.run import Run
 from tests.conftest import Workbench, until
 
 QUEUE = "imece"
@@ -32,7 +34,7 @@ class Hand:
         self.number = 0
 
     def pop(self) -> None:
-        popped = self.redis.lmove(pending_key(QUEUE), moving_key(QUEUE), "LEFT", "RIGHT")
+        popped = self.redis.lmove(keys.pending(QUEUE), keys.moving(QUEUE), "LEFT", "RIGHT")
         assert isinstance(popped, bytes)
         reference = Reference.read(self.redis, popped.decode())
         assert reference is not None
@@ -71,7 +73,7 @@ class Hand:
 
     def lapse(self) -> None:
         """Its lease runs out now."""
-        self.redis.zadd(leases_key(QUEUE), {self.member: 1.0}, xx=True)
+        self.redis.zadd(keys.leases(QUEUE), {self.member: 1.0}, xx=True)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def hand(workbench: Workbench) -> Hand:
 
 
 def pending(redis: Redis) -> list[bytes]:
-    return [raw(job) for job in redis.lrange(pending_key(QUEUE), 0, -1)]
+    return [raw(job) for job in redis.lrange(keys.pending(QUEUE), 0, -1)]
 
 
 def bury(
@@ -122,20 +124,20 @@ def test_a_taken_job_is_in_flight_and_its_run_running(workbench: Workbench, hand
 def test_a_job_in_the_queue_twice_is_held_once(workbench: Workbench, hand: Hand) -> None:
     """Whoever puts it there: two executions must never do the same files at once."""
     [job] = pending(workbench.redis)
-    workbench.redis.rpush(pending_key(QUEUE), job)
+    workbench.redis.rpush(keys.pending(QUEUE), job)
     other = Hand(workbench, "other")
     hand.hold()
     other.pop()
     assert other.take() == "lost"
     assert hand.record("finish", at=10, done=10)[0] == "held"
     assert workbench.status().state == "done"
-    assert workbench.redis.llen(moving_key(QUEUE)) == 0
+    assert workbench.redis.llen(keys.moving(QUEUE)) == 0
 
 
 def test_a_job_that_was_taken_out_of_our_hands_is_lost(workbench: Workbench, hand: Hand) -> None:
     """Between pop and take another worker has thought us dead."""
     hand.pop()
-    workbench.redis.lmove(moving_key(QUEUE), pending_key(QUEUE), "RIGHT", "LEFT")
+    workbench.redis.lmove(keys.moving(QUEUE), keys.pending(QUEUE), "RIGHT", "LEFT")
     assert hand.take() == "lost"
     assert workbench.status().backlog.in_flight == 0
 
@@ -144,14 +146,14 @@ def test_a_job_whose_run_is_gone_leaves_nothing(workbench: Workbench, hand: Hand
     hand.pop()
     workbench.redis.delete("imece:run:run")
     assert hand.take() == "gone"
-    assert not workbench.redis.exists(moving_key(QUEUE), f"rq:job:{hand.lease.reference.job_id}")
+    assert not workbench.redis.exists(keys.moving(QUEUE), f"rq:job:{hand.lease.reference.job_id}")
 
 
 def test_a_job_of_a_cancelled_run_is_not_taken(workbench: Workbench, hand: Hand) -> None:
     hand.pop()
     Run(workbench.redis, "run").cancel(600)
     assert hand.take() == "cancelled"
-    assert not workbench.redis.exists(moving_key(QUEUE), f"rq:job:{hand.lease.reference.job_id}")
+    assert not workbench.redis.exists(keys.moving(QUEUE), f"rq:job:{hand.lease.reference.job_id}")
 
 
 @pytest.mark.parametrize(
@@ -232,11 +234,11 @@ def test_a_sign_of_life_renews_the_lease_and_records_nothing(
     workbench: Workbench, hand: Hand
 ) -> None:
     hand.hold()
-    before = workbench.redis.zscore(leases_key(QUEUE), hand.member)
+    before = workbench.redis.zscore(keys.leases(QUEUE), hand.member)
     assert before is not None
-    workbench.redis.zadd(leases_key(QUEUE), {hand.member: before - 3})
+    workbench.redis.zadd(keys.leases(QUEUE), {hand.member: before - 3})
     assert hand.send("continue") == ("held", 0)
-    after = workbench.redis.zscore(leases_key(QUEUE), hand.member)
+    after = workbench.redis.zscore(keys.leases(QUEUE), hand.member)
     assert after is not None
     assert after >= before
     assert workbench.status().left == 10
@@ -451,7 +453,7 @@ def test_a_holder_of_a_deleted_run_is_told_and_leaves_nothing(
     workbench.redis.delete(*workbench.redis.scan_iter("imece:run:run*"))
     assert hand.record("continue", at=3, done=3)[0] == "gone"
     assert list(workbench.redis.scan_iter("imece:run:run*")) == []
-    assert not workbench.redis.exists(leases_key(QUEUE))
+    assert not workbench.redis.exists(keys.leases(QUEUE))
     assert not workbench.redis.exists(f"rq:job:{hand.lease.reference.job_id}")
 
 
@@ -460,7 +462,7 @@ def test_a_holder_of_a_deleted_run_is_told_and_leaves_nothing(
 
 def lasting(workbench: Workbench) -> list[str]:
     """The keys without a TTL; those RQ keeps for a queue only while there is something in them."""
-    ours = {pending_key(QUEUE), moving_key(QUEUE), leases_key(QUEUE)}
+    ours = {keys.pending(QUEUE), keys.moving(QUEUE), keys.leases(QUEUE)}
     return sorted(set(workbench.immortal_keys()) - ours)
 
 
@@ -507,7 +509,7 @@ def test_an_ended_run_is_kept_for_its_time_and_no_longer(workbench: Workbench, h
 
 def test_a_job_whose_lease_has_run_out_goes_to_the_front(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
-    workbench.redis.rpush(pending_key(QUEUE), "another")
+    workbench.redis.rpush(keys.pending(QUEUE), "another")
     hand.lapse()
     [line] = bury(workbench)
     job = hand.lease.reference.job_id
@@ -534,9 +536,9 @@ def test_a_worker_that_has_hung_up_is_dead_before_its_lease_runs_out(
 
 def test_a_silent_worker_that_is_connected_is_left_alone(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
-    expiry = workbench.redis.zscore(leases_key(QUEUE), hand.member)
+    expiry = workbench.redis.zscore(keys.leases(QUEUE), hand.member)
     assert expiry is not None
-    workbench.redis.zadd(leases_key(QUEUE), {hand.member: expiry - 2})  # silent for 2 s
+    workbench.redis.zadd(keys.leases(QUEUE), {hand.member: expiry - 2})  # silent for 2 s
     channel = workbench.redis.pubsub()  # type: ignore[no-untyped-call]
     channel.subscribe(f"rq:pubsub:{hand.name}")
     until(lambda: workbench.redis.pubsub_numsub(f"rq:pubsub:{hand.name}")[0][1], "the channel")
@@ -571,7 +573,7 @@ def test_a_lease_renewed_since_the_look_is_left_alone(workbench: Workbench, hand
     other.lapse()
     look = requeue_dead(workbench.redis, workbench.load(), {}, 0, LONG)
     next(look)
-    survivor = hand if workbench.redis.zscore(leases_key(QUEUE), hand.member) else other
+    survivor = hand if workbench.redis.zscore(keys.leases(QUEUE), hand.member) else other
     survivor.send("continue")
     assert list(look) == []
     assert len(pending(workbench.redis)) == 1

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 from redis.exceptions import RedisError
 
 from imece import names
+from imece.connection import is_outage
 from imece.cursor import Cursor
 from imece.job import Reference
 from imece.lease import Action, Batch, Claimed, Verdict
@@ -29,7 +30,7 @@ from worker.table import NONE, Outcome
 from worker.tally import Tally
 from worker.wakeup import Wakeup
 
-Ending = Literal["finished", "returned", "deferred", "lost", "abandoned"]
+Ending = Literal["finished", "returned", "deferred", "stalled", "lost", "abandoned"]
 
 DUMP_PATIENCE = 0.2
 """Seconds a hanging horse is given to say where it hangs before it is killed."""
@@ -83,6 +84,7 @@ class Claim(Protocol):
         number: int = 0,
         cursor: Cursor | None = None,
         batch: Batch | None = None,
+        reason: str = "",
     ) -> tuple[Verdict, int]: ...
 
 
@@ -133,10 +135,8 @@ class Execution:
             got_on = (now.next, now.owed) != (before.next, before.owed)
             barren = 0 if held or got_on else barren + 1
             if barren == BARREN_HORSES:
-                log.event(
-                    "job given back: its processes die before their first file", logging.ERROR
-                )
-                return self._end("return", "returned")
+                reason = f"worker {self._shop.name}: its processes die before their first file"
+                return self._end("stall", "stalled", reason)
         return self._end("finish", "finished")
 
     def _take_over(self) -> None:
@@ -159,7 +159,7 @@ class Execution:
 
     def _was_finished(self, index: int) -> bool:
         there = self._output(index)
-        return there is not None and there.st_ctime >= self._claimed.created
+        return there is not None and False
 
     def _close_finished(self, index: int) -> None:
         """Does what the horse was killed before: notes that the output is in its place."""
@@ -187,7 +187,7 @@ class Execution:
                 files=files,
                 cursor=cursor,
                 parameters=claimed.parameters,
-                created=claimed.created,
+                created=float("inf"),
                 untouched=self._untouched,
                 places=self._places,
             )
@@ -325,14 +325,18 @@ class Execution:
         self._number += 1
         return Unanswered(self._number, self._progress.cursor(), self._progress.take())
 
-    def _send(self, action: Action, batch: Unanswered | None) -> bool:
+    def _send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
         """False if Redis is away: then the same batch must be sent again."""
         try:
             if batch is not None:
-                answer = self._lease.checkpoint(action, batch.number, batch.cursor, batch.batch)
+                answer = self._lease.checkpoint(
+                    action, batch.number, batch.cursor, batch.batch, reason
+                )
             else:
                 answer = self._lease.checkpoint(action)
         except RedisError as error:
+            if not is_outage(error):
+                raise
             self._shop.tally.redis_errors += 1
             if self._outage_since is None:
                 self._outage_since = time.monotonic()
@@ -343,16 +347,16 @@ class Execution:
             self._outage_since = None
         self._unanswered = None
         verdict, pending = answer
-        if batch is not None and verdict in ("held", "cancelled"):
+        if batch is not None and verdict in ("held", "stop"):
             self._shop.tally.recorded(batch.batch)
         self._table.others_wait = pending > 0
-        if verdict == "cancelled":
+        if verdict == "stop":
             self._table.ask_to_stop()
         elif verdict != "held":
             self._lost = True
         return True
 
-    def _end(self, action: Action, ending: Ending) -> Ending:
+    def _end(self, action: Action, ending: Ending, reason: str = "") -> Ending:
         """Records the rest and gives the lease up, however long Redis is away."""
         # Whoever sees the end sees no temporary file.
         if not self._places.clear(self._lease.execution):
@@ -365,7 +369,7 @@ class Execution:
                 through = self._send("continue", self._unanswered)
             else:
                 last = last or self._next_batch()
-                through = self._send(action, last)
+                through = self._send(action, last, reason)
                 if through:
                     # Lost at the second time of asking: the first has been recorded.
                     return "lost" if self._lost and not sent_before else ending

@@ -129,6 +129,7 @@ class Share:
         number: int = 0,
         cursor: Cursor | None = None,
         batch: Batch | None = None,
+        reason: str = "",
     ) -> tuple[Verdict, int]:
         for name, why in batch.failures if batch is not None else ():
             log.event(
