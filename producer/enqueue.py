@@ -145,7 +145,7 @@ class Producer:
         """
         parameters, state = run.parameters(), run.state()
         if state in ON or state == "listing":
-            raise RunError(f"run {run.id} is {state}: call this when it has ended")
+            raise RunError(f"run {run.id} is {state}: call this again when it has ended")
         if parameters.queue != self.settings.queue:
             settings = self.settings.model_copy(update={"queue": parameters.queue})
             return Producer(self.redis, settings, self._say).again(run)

@@ -265,13 +265,17 @@ class Workbench:
             check=False,
         )
 
-    def check_books(self, run_id: str = "run") -> Status:
-        """Each file exactly once in the outcome, counters as on disk, nothing left behind."""
+    def check_books(self, run_id: str = "run", others: int = 0) -> Status:
+        """Each file exactly once in the outcome, counters as on disk, nothing left behind.
+
+        Args:
+            others: outputs of files that are not of the run's last round.
+        """
         now = self.status(run_id)
         assert now.done + now.failed + now.skipped + now.left == now.files
         assert now.left >= 0
         assert self.temporaries() == []
-        assert len(self.outputs()) == now.done + now.skipped
+        assert len(self.outputs()) == now.done + now.skipped + others
         assert self.redis.hlen(f"imece:run:{run_id}:failures") == now.failed
         return now
 

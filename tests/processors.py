@@ -46,7 +46,9 @@ def traced(source: str, target: str | None) -> None:
     data = Path(source).read_bytes()
     with (trace / Path(source).name).open("ab", buffering=0) as log:  # append: O_APPEND
         log.write(b"begun by %d\n" % os.getpid())
-        if target is not None:
+        if target is None:
+            time.sleep(0.02)
+        else:
             with Path(target).open("wb") as stream:
                 stream.write(data[: len(data) // 2])
                 stream.flush()

@@ -63,7 +63,7 @@ if deltas then
   if deltas.untouched then
     redis.call('HSET', run, 'untouched', '1')
   end
-  if through > 0 then
+  if through > 0 and is_on(state) then
     redis.call('HDEL', run, 'pauses', 'not_before', 'trouble', 'trouble_at')
   end
   for exponent, count in pairs(deltas.durations) do
