@@ -281,7 +281,11 @@ class Workbench:
 
     def immortal_keys(self) -> list[str]:
         """Keys without a TTL."""
-        return sorted(key.decode() for key in self.redis.scan_iter() if self.redis.ttl(key) == -1)
+        return sorted(
+            key.decode("utf-8", "replace")
+            for key in self.redis.scan_iter()
+            if self.redis.ttl(key) == -1
+        )
 
     def leaves_nothing_behind(self, run_id: str = "run") -> bool:
         """Stops the workers and deletes the run: whether every key left has a TTL."""
