@@ -8,9 +8,16 @@ import zlib
 from collections.abc import Sequence
 
 from imece import names
+from imece.errors import ListingError
 
-LARGEST = 256 * 2**20
+MOST_BUCKETS = 65536
+"""Manifests a run may ask for."""
+
+LARGEST = 64 * 2**20
 """Bytes a manifest may unpack to; a larger one was not made by imece."""
+
+MOST_NAMES = 2**21
+"""Names it may hold. With both, a worker takes half a gigabyte at the most to unpack one."""
 
 
 def encode(files: Sequence[bytes]) -> bytes:
@@ -18,9 +25,19 @@ def encode(files: Sequence[bytes]) -> bytes:
 
     The means are chosen for speed (bench/enqueue.py). Level 1 takes half the time of level 6 and is
     15 % larger; a small window takes less memory to set up.
+
+    Raises:
+        ListingError: they are more than `decode` takes.
     """
+    text = b"\0".join(files)
+    if len(text) > LARGEST or len(files) > MOST_NAMES:
+        raise ListingError(
+            f"a bucket of {len(files):,} files with {len(text):,} bytes of names is too large: "
+            f"it may have {MOST_NAMES:,} files and {LARGEST:,} bytes",
+            "take more --buckets",
+        )
     packer = zlib.compressobj(level=1, wbits=13, memLevel=7)
-    return packer.compress(b"\0".join(files)) + packer.flush()
+    return packer.compress(text) + packer.flush()
 
 
 def decode(blob: bytes) -> list[bytes]:
@@ -31,11 +48,15 @@ def decode(blob: bytes) -> list[bytes]:
     """
     unpacker = zlib.decompressobj()
     try:
-        text = unpacker.decompress(blob, LARGEST)
+        text = unpacker.decompress(blob, LARGEST + 1)
     except zlib.error as error:
         raise ValueError(f"not a manifest: {error}") from None
+    if len(text) > LARGEST or text.count(b"\0") >= MOST_NAMES:
+        raise ValueError("not a manifest: too large")
     if not unpacker.eof:
-        raise ValueError("not a manifest: cut off or too large")
+        raise ValueError("not a manifest: cut off")
+    if unpacker.unused_data:
+        raise ValueError("not a manifest: something follows it")
     if b"\0\0" in text:  # before they become a list many times as large
         raise ValueError("a name in the manifest is empty")
     files = text.split(b"\0")
@@ -45,4 +66,6 @@ def decode(blob: bytes) -> list[bytes]:
             if flaw := names.flaw(name):
                 raise ValueError(f"the name {names.shown(name)!r} in the manifest {flaw}")
     files.sort()
+    if len(set(files)) < len(files):
+        raise ValueError("a name is in the manifest twice")
     return files

@@ -331,8 +331,9 @@ def forget_ended(run: Run) -> None:
 def derived_run_id(parameters: Parameters, settings: Settings) -> str:
     """The same for the same call, so that a second one goes on where the first was stopped."""
     what = f"{parameters.encode()} {settings.processor} {settings.command}"
-    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
-    return names.slug(f"{parameters.input_path.resolve().name[:40]}-{digest}")
+    digest = hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[: names.DIGEST]
+    name = names.plain(parameters.input_path.resolve().name[:40])
+    return names.slug(f"{name}-{digest}".lstrip("-"))
 
 
 def run_here(
