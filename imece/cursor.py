@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 
 from imece import records
+from imece.records import RecordError
 
 LARGEST = 8 * 2**20
 """Bytes a cursor may have in Redis: enough for a full bucket job all of whose files have failed."""
@@ -46,34 +47,34 @@ class Cursor:
         """The cursor in a run's hash.
 
         Raises:
-            ValueError: it is not what `encode` makes.
+            RecordError: it is not what `encode` makes.
         """
         try:
             position = records.unpacked(text, LARGEST, parts=3 * MOST_FILES + 10)
             return cls._of(position)
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a cursor ({error}): {text[:200]!r}") from None
+            raise RecordError(f"not a cursor ({error}): {text[:200]!r}") from None
 
     @classmethod
     def _of(cls, position: list[object]) -> "Cursor":
         following, stop, owed, careful, marked = position
         if not isinstance(owed, dict) or careful not in (0, 1):
-            raise ValueError("its parts are not what they should be")
+            raise RecordError("its parts are not what they should be")
         numbers: list[object] = [following, stop, marked]
         entries = {}
         for index, (tries, due) in owed.items():
             if not index.isascii() or not index.isdigit() or len(index) > 10:
-                raise ValueError("an index is not a number")
+                raise RecordError("an index is not a number")
             if type(due) not in (int, float) or not 0 <= due <= records.LARGEST_NUMBER:
-                raise ValueError("the time of a retry is not a time")
+                raise RecordError("the time of a retry is not a time")
             entries[int(index)] = Owed(tries, due)
             numbers.append(tries)
         if not all(type(number) is int for number in numbers):
-            raise ValueError("a number is not whole")
+            raise RecordError("a number is not whole")
         cursor = cls(following, stop, entries, bool(careful), marked)  # type: ignore[arg-type]
         inside = all(0 <= index < cursor.stop for index in entries)
         if not (inside and 0 <= cursor.next <= cursor.stop and -1 <= cursor.marked < cursor.stop):
-            raise ValueError("an index points outside")
+            raise RecordError("an index points outside")
         if not all(entry.tries >= 0 for entry in entries.values()):
-            raise ValueError("a count of tries is negative")
+            raise RecordError("a count of tries is negative")
         return cursor

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 
 from imece import records
+from imece.records import RecordError
 
 LONGEST_REASON = 2000
 LONGEST_OUTPUT = 4000
@@ -45,17 +46,17 @@ class Failure:
         """The failure in a run's hash.
 
         Raises:
-            ValueError: it is not what `encode` makes.
+            RecordError: it is not what `encode` makes.
         """
         found = records.unpacked(text, LARGEST, parts=LARGEST)
         if not isinstance(found, dict) or set(found) != _KEPT:
-            raise ValueError("it does not have the fields of a failure")
+            raise RecordError("it does not have the fields of a failure")
         if not isinstance(found["reason"], str) or not isinstance(found["worker"], str):
-            raise ValueError("its reason or worker is not a text")
+            raise RecordError("its reason or worker is not a text")
         if type(found["tries"]) is not int or found["tries"] < 0:
-            raise ValueError("its tries are not a number")
+            raise RecordError("its tries are not a number")
         if type(found["at"]) not in (int, float) or found["at"] < 0:
-            raise ValueError("its time is not a time")
+            raise RecordError("its time is not a time")
         return cls(**found, output=_output(output))
 
     @classmethod
@@ -64,7 +65,7 @@ class Failure:
         quarantine all the same."""
         try:
             return cls.decode(text, output)
-        except ValueError as error:
+        except RecordError as error:
             return cls(f"the record of this failure cannot be read: {error}", 0, 0.0, "?")
 
 

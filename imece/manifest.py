@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from imece import names
 from imece.errors import ListingError
+from imece.records import RecordError
 
 MOST_BUCKETS = 65536
 """Manifests a run may ask for."""
@@ -44,28 +45,28 @@ def decode(blob: bytes) -> list[bytes]:
     """The names in a blob, sorted.
 
     Raises:
-        ValueError: it is not a manifest, or holds a name that could leave its directory.
+        RecordError: it is not a manifest, or holds a name that could leave its directory.
     """
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(blob, LARGEST + 1)
     except zlib.error as error:
-        raise ValueError(f"not a manifest: {error}") from None
+        raise RecordError(f"not a manifest: {error}") from None
     if len(text) > LARGEST or text.count(b"\0") >= MOST_NAMES:
-        raise ValueError("not a manifest: too large")
+        raise RecordError("not a manifest: too large")
     if not unpacker.eof:
-        raise ValueError("not a manifest: cut off")
+        raise RecordError("not a manifest: cut off")
     if unpacker.unused_data:
-        raise ValueError("not a manifest: something follows it")
+        raise RecordError("not a manifest: something follows it")
     if b"\0\0" in text:  # before they become a list many times as large
-        raise ValueError("a name in the manifest is empty")
+        raise RecordError("a name in the manifest is empty")
     files = text.split(b"\0")
     parts = b"\0%s\0" % text.replace(b"/", b"\0")
     if any(b"\0%s\0" % part in parts for part in (b"", b".", b"..")):  # so much for nearly all
         for name in files:
             if flaw := names.flaw(name):
-                raise ValueError(f"the name {names.shown(name)!r} in the manifest {flaw}")
+                raise RecordError(f"the name {names.shown(name)!r} in the manifest {flaw}")
     files.sort()
     if len(set(files)) < len(files):
-        raise ValueError("a name is in the manifest twice")
+        raise RecordError("a name is in the manifest twice")
     return files

@@ -1,8 +1,10 @@
 """Names: of files (bytes, relative to the input directory) and of runs."""
 
 import hashlib
+import json
 import os
 import re
+from typing import Any
 
 LONGEST_RUN_ID = 64
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
@@ -43,6 +45,16 @@ def shown(name: bytes) -> str:
 def printable(text: str) -> str:
     """A line of text that does nothing to a terminal: control characters as escapes."""
     return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def json_line(value: Any) -> str:
+    """A value for programs: JSON in one line of printable ASCII."""
+    return json.dumps(value, default=str).replace("\x7f", "\\u007f")
 
 
 def _escape(char: str) -> str:

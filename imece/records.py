@@ -1,8 +1,7 @@
 """What is read from Redis, as values: bounded, checked, or refused with a reason.
 
 Whoever may write to Redis can put anything there. Every function here returns a sound value or
-raises ValueError with what is wrong and where, in a time and a memory that the size of what was
-read bounds.
+raises RecordError with what is wrong and where, in a time and a memory that are bounded.
 """
 
 import json
@@ -11,12 +10,18 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from imece.errors import RunError
+
 LARGEST_NUMBER = 2**63 - 1
 """What Redis counts up to."""
 
 LONGEST_TEXT = 10_000
 MOST_SLOTS = 100_000
 """Entries of a histogram or timeline. A timeline of ten years has 52,000."""
+
+
+class RecordError(RunError, ValueError):
+    """What is in Redis was not made by imece, or not by this version of it."""
 
 
 def unpacked(text: bytes | str, longest: int, parts: int) -> Any:
@@ -27,34 +32,38 @@ def unpacked(text: bytes | str, longest: int, parts: int) -> Any:
         parts: values that it may hold, about: each takes many times its text.
 
     Raises:
-        ValueError: it is no JSON, or larger; or holds a number that is not finite, or that Redis
+        RecordError: it is no JSON, or larger; or holds a number that is not finite, or that Redis
             could not count up to.
     """
     if len(text) > longest:
-        raise ValueError(f"it is larger than {longest} bytes")
+        raise RecordError(f"it is larger than {longest} bytes")
     try:
         written = text.decode("utf-8") if isinstance(text, bytes) else text
         if sum(written.count(mark) for mark in "[{,") > parts:
-            raise ValueError(f"it holds more than {parts} values")
+            raise RecordError(f"it holds more than {parts} values")
         return json.loads(
             written, parse_int=_integer, parse_float=_fraction, parse_constant=_fraction
         )
     except RecursionError:
-        raise ValueError("its lists and objects are nested too deeply") from None
+        raise RecordError("its lists and objects are nested too deeply") from None
+    except RecordError:
+        raise
     except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
+        raise RecordError("it is not UTF-8") from None
+    except ValueError as error:
+        raise RecordError(f"it is no JSON: {error}") from None
 
 
 def _integer(digits: str) -> int:
     if len(digits) > 20 or not -LARGEST_NUMBER <= (value := int(digits)) <= LARGEST_NUMBER:
-        raise ValueError(f"the number {digits[:30]} is too large")
+        raise RecordError(f"the number {digits[:30]} is too large")
     return value
 
 
 def _fraction(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"the number {digits[:30]} is not finite")
+        raise RecordError(f"the number {digits[:30]} is not finite")
     return value
 
 
@@ -75,14 +84,14 @@ def text(fields: Mapping[str, bytes], name: str, longest: int = LONGEST_TEXT) ->
     if found is None:
         return None
     if len(found) > longest:
-        raise ValueError(f"{name} is longer than {longest} bytes")
+        raise RecordError(f"{name} is longer than {longest} bytes")
     return found.decode("utf-8", "backslashreplace")
 
 
 def histogram(name: str, found: Mapping[bytes, bytes]) -> dict[int, int]:
     """A hash of counts by number, in the order of the numbers: durations, timeline."""
     if len(found) > MOST_SLOTS:
-        raise ValueError(f"{name} has more than {MOST_SLOTS} entries")
+        raise RecordError(f"{name} has more than {MOST_SLOTS} entries")
     counts = {
         _whole(f"an entry of {name}", slot): _whole(f"a count of {name}", count)
         for slot, count in found.items()
@@ -95,14 +104,14 @@ def ranking(name: str, found: Iterable[tuple[bytes, float]]) -> list[tuple[bytes
     ranked = list(found)
     for _, number in ranked:
         if not 0 <= number < LARGEST_NUMBER:  # nor NaN
-            raise ValueError(f"a number of {name} is out of range: {number}")
+            raise RecordError(f"a number of {name} is out of range: {number}")
     return ranked
 
 
 def _whole(name: str, digits: bytes, largest: int = LARGEST_NUMBER) -> int:
     """As Redis writes it: no sign, no blank, no underscore."""
     if len(digits) > 20 or not digits.isdigit() or (value := int(digits)) > largest:
-        raise ValueError(f"{name} is not a number from 0 to {largest}: {digits!r:.50}")
+        raise RecordError(f"{name} is not a number from 0 to {largest}: {digits!r:.50}")
     return value
 
 
@@ -112,7 +121,7 @@ def _seconds(name: str, digits: bytes) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < LARGEST_NUMBER:  # nor NaN
-        raise ValueError(f"{name} is not a time: {digits!r:.50}")
+        raise RecordError(f"{name} is not a time: {digits!r:.50}")
     return value
 
 

@@ -28,6 +28,7 @@ from imece.connection import raw, text
 from imece.cursor import MOST_FILES
 from imece.errors import RunError
 from imece.failure import Failure
+from imece.records import RecordError
 from imece.settings import QUEUE
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Parameters:
         """The parameters in a run's hash.
 
         Raises:
-            ValueError: it is not what `encode` makes.
+            RecordError: it is not what `encode` makes.
         """
         try:
             given = records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
@@ -113,12 +114,12 @@ class Parameters:
                 given[name] = tuple(given[name])
             parameters = cls(**given)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"the run's parameters cannot be read: {error}") from None
+            raise RecordError(f"the run's parameters cannot be read: {error}") from None
         for field in fields(cls):
             if not _fits(getattr(parameters, field.name), field.type):
-                raise ValueError(f"the run's parameter {field.name} is not what it should be")
+                raise RecordError(f"the run's parameter {field.name} is not what it should be")
         if flaw := parameters.flaw():
-            raise ValueError(f"the run's parameter {flaw}")
+            raise RecordError(f"the run's parameter {flaw}")
         return parameters
 
     def flaw(self) -> str | None:
