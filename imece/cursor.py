@@ -3,6 +3,15 @@
 import json
 from dataclasses import dataclass, field
 
+from imece import records
+from imece.records import RecordError
+
+LARGEST = 8 * 2**20
+"""Bytes a cursor may have in Redis: enough for a full bucket job all of whose files have failed."""
+
+MOST_FILES = 100_000
+"""Files a bucket job holds at the most: a cursor has an entry for each that it owes a retry."""
+
 
 @dataclass(frozen=True)
 class Owed:
@@ -38,18 +47,34 @@ class Cursor:
         """The cursor in a run's hash.
 
         Raises:
-            ValueError: it is not what `encode` makes.
+            RecordError: it is not what `encode` makes.
         """
         try:
-            following, stop, owed, careful, marked = json.loads(text)
-            entries = {int(index): Owed(tries, due) for index, (tries, due) in owed.items()}
-        except (ValueError, TypeError, AttributeError):
-            raise ValueError(f"not a cursor: {text!r:.200}") from None
-        numbers = [following, stop, marked, *(entry.tries for entry in entries.values())]
-        dues_fit = all(type(entry.due) in (int, float) for entry in entries.values())
-        inside = all(0 <= index < stop for index in entries) if type(stop) is int else False
-        if not (dues_fit and inside and all(type(number) is int for number in numbers)):
-            raise ValueError(f"not a cursor: {text!r:.200}")
-        if not (0 <= following <= stop and -1 <= marked < stop):
-            raise ValueError(f"not a cursor: {text!r:.200}")
-        return cls(following, stop, entries, bool(careful), marked)
+            position = records.unpacked(text, LARGEST, parts=3 * MOST_FILES + 10)
+            return cls._of(position)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RecordError(f"not a cursor ({error}): {text[:200]!r}") from None
+
+    @classmethod
+    def _of(cls, position: list[object]) -> "Cursor":
+        following, stop, owed, careful, marked = position
+        if not isinstance(owed, dict) or careful not in (0, 1):
+            raise RecordError("its parts are not what they should be")
+        numbers: list[object] = [following, stop, marked]
+        entries = {}
+        for index, (tries, due) in owed.items():
+            if not index.isascii() or not index.isdigit() or len(index) > 10:
+                raise RecordError("an index is not a number")
+            if type(due) not in (int, float) or not 0 <= due <= records.LARGEST_NUMBER:
+                raise RecordError("the time of a retry is not a time")
+            entries[int(index)] = Owed(tries, due)
+            numbers.append(tries)
+        if not all(type(number) is int for number in numbers):
+            raise RecordError("a number is not whole")
+        cursor = cls(following, stop, entries, bool(careful), marked)  # type: ignore[arg-type]
+        inside = all(0 <= index < cursor.stop for index in entries)
+        if not (inside and 0 <= cursor.next <= cursor.stop and -1 <= cursor.marked < cursor.stop):
+            raise RecordError("an index points outside")
+        if not all(entry.tries >= 0 for entry in entries.values()):
+            raise RecordError("a count of tries is negative")
+        return cursor

@@ -21,7 +21,7 @@ from imece import connection, kubeconfig, names, scaling, stall
 from imece.cluster import Cluster, ClusterError, connect
 from imece.duration import seconds
 from imece.errors import ImeceError
-from imece.rights import RIGHTS
+from imece.rights import PROBES, RIGHTS
 from imece.scaling import numbers
 from imece.settings import Settings
 
@@ -32,23 +32,6 @@ SKEW = 5.0
 
 PATIENCE = 60.0
 """Seconds the import of a processor may take."""
-
-PROBES = """
-    PING | TIME | INFO server | MULTI | EXEC | SCRIPT LOAD {lua} | SCRIPT EXISTS {digest}
-    EVAL {lua} 0 | EVALSHA {digest} 0 | SCAN 0 MATCH {run} | PUBSUB NUMSUB {channel}
-    PUBLISH {channel} - | CLIENT SETINFO LIB-NAME imece
-    EXISTS {run} | EXPIRE {run} 1 | TTL {run} | DEL {run} | UNLINK {run}
-    HSET {run} f 1 | HSETNX {run} f 1 | HGET {run} f | HMGET {run} f | HGETALL {run}
-    HINCRBY {run} f 1 | HKEYS {run} | HLEN {run} | HSCAN {run} 0 | HDEL {run} f
-    RPUSH {list} a | LPUSH {list} a | LLEN {list} | LRANGE {list} 0 0 | LTRIM {list} 0 9
-    LREM {list} 0 b | LMOVE {list} {list} LEFT LEFT | BLMOVE {list} {list} LEFT LEFT 1 | DEL {list}
-    SADD {set} a | SCARD {set} | SMEMBERS {set} | SREM {set} a
-    ZADD {sorted} 1 a | ZCARD {sorted} | ZSCORE {sorted} a | ZRANGE {sorted} 0 -1
-    ZREVRANGE {sorted} 0 -1 | ZREM {sorted} a | ZREMRANGEBYRANK {sorted} 0 0
-    HSET {job} f 1 | EXPIRE {job} 1 | DEL {job}
-"""
-"""A harmless use of each command that imece and RQ send, on keys and a channel of the kinds they
-use. `ACL DRYRUN` would need a right that no user of imece should have."""
 
 LUA = "return(1)"
 
@@ -151,12 +134,14 @@ def _forbidden(redis: Redis) -> list[str]:
         "job": f"rq:job:doctor-{token}",
     }
     forbidden = []
-    probes = [probe.strip() for probe in PROBES.replace("\n", "|").split("|")]
     with redis.client() as one:  # type: ignore[no-untyped-call]  # MULTI and EXEC belong together
-        for probe in filter(None, probes):
+        for probe in PROBES:
             words = probe.format(**places).split()
             try:
-                one.execute_command(*words)
+                if words[0] == "SUBSCRIBE":
+                    _subscribe(redis, words[1])
+                else:
+                    one.execute_command(*words)
             except NoPermissionError:
                 forbidden.append(words[0])
             except connection.OUTAGES:
@@ -164,6 +149,13 @@ def _forbidden(redis: Redis) -> list[str]:
             except Exception:  # noqa: S110
                 pass  # EXEC without the MULTI that was forbidden: the right is there
     return sorted(set(forbidden))
+
+
+def _subscribe(redis: Redis, channel: str) -> None:
+    """On a connection of its own: one that has subscribed takes no other commands."""
+    with redis.pubsub() as listener:  # type: ignore[no-untyped-call]
+        listener.subscribe(channel)
+        listener.parse_response(timeout=3.0)
 
 
 def _redis_rights(forbidden: list[str]) -> Check:

@@ -1,10 +1,15 @@
 """A failure: why a file is in quarantine."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+
+from imece import records
+from imece.records import RecordError
 
 LONGEST_REASON = 2000
 LONGEST_OUTPUT = 4000
+LARGEST = 2**18
+"""Bytes a record may have in Redis."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,37 @@ class Failure:
 
     @classmethod
     def decode(cls, text: bytes, output: bytes | None = None) -> "Failure":
-        return cls(**json.loads(text), output=(output or b"").decode("utf-8", "replace"))
+        """The failure in a run's hash.
+
+        Raises:
+            RecordError: it is not what `encode` makes.
+        """
+        found = records.unpacked(text, LARGEST, parts=LARGEST)
+        if not isinstance(found, dict) or set(found) != _KEPT:
+            raise RecordError("it does not have the fields of a failure")
+        if not isinstance(found["reason"], str) or not isinstance(found["worker"], str):
+            raise RecordError("its reason or worker is not a text")
+        if type(found["tries"]) is not int or found["tries"] < 0:
+            raise RecordError("its tries are not a number")
+        if type(found["at"]) not in (int, float) or found["at"] < 0:
+            raise RecordError("its time is not a time")
+        return cls(**found, output=_output(output))
+
+    @classmethod
+    def read(cls, text: bytes, output: bytes | None = None) -> "Failure":
+        """As `decode`. A record that is refused becomes a failure that says so: the file is in
+        quarantine all the same."""
+        try:
+            return cls.decode(text, output)
+        except RecordError as error:
+            return cls(f"the record of this failure cannot be read: {error}", 0, 0.0, "?")
+
+
+_KEPT = {field.name for field in fields(Failure)} - {"output"}
+
+
+def _output(printed: bytes | None) -> str:
+    return (printed or b"")[:LARGEST].decode("utf-8", "replace")
 
 
 def tail(text: str, longest: int) -> str:

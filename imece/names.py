@@ -1,10 +1,17 @@
 """Names: of files (bytes, relative to the input directory) and of runs."""
 
 import hashlib
+import json
 import os
 import re
+from typing import Any
 
 LONGEST_RUN_ID = 64
+_RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+DIGEST = 12
+"""Hex digits in a run id that was made of another text: two of a million such ids are the same
+with a probability of 0.2 %."""
+
 TEMPORARY_PREFIX = b".imece-"
 """What every temporary output's name starts with; such files are never listed as inputs."""
 
@@ -40,18 +47,33 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else _escape(char) for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """As `printable`, of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def json_line(value: Any) -> str:
+    """A value for programs: JSON in one line of printable ASCII."""
+    return json.dumps(value, default=str).replace("\x7f", "\\u007f")
+
+
 def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
 def slug(text: str) -> str:
-    """A run id made of `text`: letters, digits, dash and underscore, the rest becomes dashes.
+    """The run id for what somebody calls a run: letters, digits, dash and underscore.
 
-    What is too long, or has nothing left, ends in a digest of the whole, so that two such texts do
-    not become one run.
+    A text that is such an id stays as it is. Any other ends in a digest of the whole, so that two
+    texts do not become one run: `load.2026.11` is not `load-2026-11`.
     """
-    kept = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")
-    if kept and len(kept) <= LONGEST_RUN_ID:
-        return kept
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return f"{kept[: LONGEST_RUN_ID - 9]}-{digest}".lstrip("-")
+    if _RUN_ID.fullmatch(text):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST]
+    return f"{plain(text)[: LONGEST_RUN_ID - DIGEST - 1]}-{digest}".lstrip("-")
+
+
+def plain(text: str) -> str:
+    """The letters, digits, dashes and underscores of a text; a dash for what is between them. Two
+    texts may come out the same: for a part of a name that is made unique otherwise."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from imece import keys, manifest, scripts
+from imece import keys, manifest, records, scripts
 from imece.connection import raw, text
-from imece.cursor import Cursor
+from imece.cursor import MOST_FILES, Cursor
 from imece.errors import RunError
 from imece.failure import Failure
 from imece.job import Reference
+from imece.records import RecordError
+from imece.settings import QUEUE
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
@@ -34,6 +37,20 @@ STEP = 1000
 
 IDENTITY = ("input", "output", "suffix", "queue", "seed")
 """The parameters in which all rounds of a run agree."""
+
+
+LARGEST_PARAMETERS = 2**20
+"""Bytes a run's parameters may have in Redis."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "buckets": (1, 2**32),
+    "files_per_job": (1, MOST_FILES),
+    "retries": (0, 100),
+    "retry_pause": (0, 3600),
+    "timeout": (1e-6, 10 * 365 * 86400),
+    "seed": (0, 2**32 - 1),
+}
+"""What numbers the parameters take; as the settings of the same names."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +96,50 @@ class Parameters:
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, text: bytes) -> "Parameters":
+    def decode(cls, text: bytes | str) -> "Parameters":
         """The parameters in a run's hash.
 
         Raises:
-            ValueError: it is not what `encode` makes.
+            RecordError: it is not what `encode` makes.
         """
         try:
-            given = json.loads(text)
+            given = records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
             for name in ("include", "exclude"):
+                if not isinstance(given[name], list):
+                    raise ValueError(f"{name} is no list")
                 given[name] = tuple(given[name])
             parameters = cls(**given)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"the run's parameters cannot be read: {error}") from None
+            raise RecordError(f"the run's parameters cannot be read: {error}") from None
         for field in fields(cls):
             if not _fits(getattr(parameters, field.name), field.type):
-                raise ValueError(f"the run's parameter {field.name} is not what it should be")
+                raise RecordError(f"the run's parameter {field.name} is not what it should be")
+        if flaw := parameters.flaw():
+            raise RecordError(f"the run's parameter {flaw}")
         return parameters
+
+    def flaw(self) -> str | None:
+        """What no worker would take, by the name of the parameter; None if there is nothing."""
+        for name, path in (("input", self.input), ("output", self.output)):
+            if path is not None and (flaw := records.path_flaw(path)):
+                return f"{name} {flaw}"
+        if self.suffix is not None:
+            flaw = records.text_flaw(self.suffix)
+            if flaw or not self.suffix or "/" in self.suffix:
+                return f"suffix {flaw or 'is empty or holds a /'}"
+        if len(self.encode()) > LARGEST_PARAMETERS:
+            return f"include and exclude are longer than {LARGEST_PARAMETERS} bytes"
+        if any(records.text_flaw(glob) for glob in (*self.include, *self.exclude)):
+            return "include or exclude holds what no file is named"
+        if self.source not in ("directory", "list"):
+            return "source is neither directory nor list"
+        if not re.fullmatch(QUEUE, self.queue):
+            return "queue takes letters, digits, dash and underscore, 64 at most"
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                return f"{name} {value} is not from {least} to {most}"
+        return None
 
     def differences(self, other: "Parameters") -> list[str]:
         """The names of the parameters in which two differ."""

@@ -20,6 +20,7 @@ PREFIX = "IMECE_"
 SECRETS_DIR = os.environ.get(f"{PREFIX}SECRETS_DIR", "/run/secrets/imece")
 
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
+QUEUE = r"[A-Za-z0-9_-]{1,64}"
 KUBE_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 
 
@@ -55,7 +56,7 @@ class Settings(BaseSettings):
     redis_sentinel_master: str | None = None
     """The name under which the sentinels know the master."""
 
-    queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "imece"
+    queue: Annotated[str, Field(pattern=f"^{QUEUE}$")] = "imece"
     """The RQ queue that bucket jobs go through. Letters, digits, dash and underscore."""
 
     input: Path | None = None

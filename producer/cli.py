@@ -3,7 +3,6 @@ has to answer at once."""
 
 import gc
 import io
-import json
 import os
 import sys
 import time
@@ -13,15 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, ResponseError
 
 from imece import kubeconfig, names, status
 from imece.connection import OUTAGES, connect, reachable
 from imece.errors import ImeceError, RunError, UsageError
+from imece.records import RecordError
 from imece.run import Run, recent
 from imece.settings import Settings, load
 from imece.status import Status
 from producer import display
+from producer.display import put, put_json, say
 from producer.options import (
     Buckets,
     Context,
@@ -73,7 +74,7 @@ def main() -> NoReturn:
     try:
         app(prog_name="imece")
     except ImeceError as error:
-        print(f"imece: {error}", file=sys.stderr)
+        say(f"imece: {names.printable(str(error))}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -90,22 +91,41 @@ def _flush() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def find_settings(
+    run_id: str | None = None, context: str | None = None, namespace: str | None = None
+) -> Settings:
+    """The settings, unless a local run is meant: then those of its server.
 
-
-def find_settings(context: str | None = None, namespace: str | None = None) -> Settings:
-    """The settings; with no Redis and no cluster named and a local run on, those of its server."""
+    A local run is meant if no Redis and no cluster is named, and it is on: under `run_id`; or, with
+    no run named, as the only one. So what changes a run goes to a local one only by its id, and
+    `enqueue`, which makes one, never.
+    """
     settings = load(kube_context=context, kube_namespace=namespace)
-    if "redis_url" not in settings.model_fields_set and not kubeconfig.is_named(settings):
-        from producer import local
+    if is_redis_named(settings) or kubeconfig.is_named(settings):
+        return settings
+    from producer import local
 
-        runs = local.live(settings.state_dir.expanduser())
-        if len(runs) == 1:
-            run_id, url = next(iter(runs.items()))
-            say(f"(on the local run {run_id})")
-            return local.at(settings, url)
+    there = local.live(settings.state_dir.expanduser())
+    if run_id is None and len(there) == 1:
+        run_id = next(iter(there))
+    if run_id in there:
+        say(f"(on the local run {run_id})")
+        return local.at(settings, there[run_id])
+    if run_id is None and there:
+        say(f"(several local runs are on: name one: {', '.join(there)})")
     return settings
+
+
+def is_redis_named(settings: Settings) -> bool:
+    return "redis_url" in settings.model_fields_set or bool(settings.redis_sentinels)
+
+
+def run_id_of(given: str) -> str:
+    """The id of the run that somebody calls so; a note if it is another."""
+    run_id = names.slug(given)
+    if run_id != given:
+        say(f"(the run id {names.printable(given)} is written {run_id})")
+    return run_id
 
 
 @contextmanager
@@ -155,7 +175,7 @@ def enqueue(
     as_json: Json = False,
 ) -> None:
     """List a folder, group it into bucket jobs, put them into the queue."""
-    settings = find_settings()
+    settings = load()
     parameters = parameters_of(
         settings,
         source,
@@ -171,13 +191,16 @@ def enqueue(
         retries=retries,
         timeout=timeout,
     )
-    name = names.slug(run_id) if run_id else made_run_id(source)
+    name = run_id_of(run_id) if run_id else made_run_id(source)
     from producer.enqueue import Producer, plan
 
     if dry_run:
         made = plan(parameters, list_files(parameters, from_file, null))
         counts = {"files": made.files, "buckets": made.shape.buckets, "jobs": made.jobs}
-        print(json.dumps(counts) if as_json else f"would enqueue {display.plan(made)}")
+        if as_json:
+            put_json(counts)
+        else:
+            put(f"would enqueue {display.plan(made)}")
         return
     with redis_of(settings) as redis:
         producer = Producer(redis, settings, say)
@@ -185,10 +208,10 @@ def enqueue(
             name, parameters, lambda: list_files(parameters, from_file, null)
         )
         if as_json:
-            print(json.dumps({"how": enqueued.how, **status.read(enqueued.run).summary()}))
+            put_json({"how": enqueued.how, **status.read(enqueued.run).summary()})
             return
-        print(display.enqueued(enqueued))
-        print(f"`imece status {name} --watch` shows how far it is")
+        put(display.enqueued(enqueued))
+        put(f"`imece status {name} --watch` shows how far it is")
 
 
 @app.command("status", epilog="Examples:\n\n  imece status\n\n  imece status nightly --watch")
@@ -207,7 +230,7 @@ def show_status(
     In a pod, or with --context, --namespace or their settings: also the cluster's replicas, and
     what keeps them from working; these even if Redis is out of reach.
     """
-    settings = find_settings(context, namespace)
+    settings = find_settings(run_id, context, namespace)
     named = kubeconfig.is_named(settings)
     if named:
         from producer import workers as on_cluster
@@ -223,18 +246,19 @@ def show_status(
                     told = now.summary()
                     if workers is not None:
                         told["cluster"] = workers
-                    print(json.dumps(told), flush=True)
+                    put_json(told)
                 else:
-                    print("\n".join([display.block(now), *display.workers(workers)]))
+                    put("\n".join([display.block(now), *display.workers(workers)]))
                 if not watch or now.has_stopped:
                     return
                 time.sleep(1.0)
     except ImeceError:
         if named:  # what the cluster says may be why; and Redis is seldom reached from outside it
             workers = on_cluster.look(settings)
-            print(
-                json.dumps({"cluster": workers}) if as_json else "\n".join(display.workers(workers))
-            )
+            if as_json:
+                put_json({"cluster": workers})
+            else:
+                put("\n".join(display.workers(workers)))
         raise
 
 
@@ -247,13 +271,17 @@ def runs(as_json: Json = False) -> None:
         for run_id in recent(redis):
             try:
                 found.append(status.read(Run(redis, run_id)))
+            except RecordError as error:
+                say(f"imece: run {run_id} cannot be read: {error}")
+            except ResponseError as error:
+                say(f"imece: run {run_id} cannot be read: a key holds something else: {error}")
             except RunError as error:  # it has just expired, or is not of this version
                 say(f"imece: {error}")
     if as_json:
-        print(json.dumps([one.summary() for one in found]))
+        put_json([one.summary() for one in found])
         return
     if not found:
-        print("no runs")
+        put("no runs")
         return
     rows = [["RUN", "STATE", "FILES", "DONE", "FAILED", "SKIPPED", "LEFT", "MADE"]]
     for one in found:
@@ -266,18 +294,21 @@ def runs(as_json: Json = False) -> None:
             cell.rjust(width) if 2 <= column <= 6 else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print("  ".join(cells).rstrip())
+        put("  ".join(cells).rstrip())
 
 
 @app.command()
 def wait(run_id: RunId, as_json: Json = False) -> None:
     """Wait until a run ends; the exit code says how: 0 done, 1 failed, cancelled or held."""
-    settings = find_settings()
+    settings = find_settings(run_id)
     with redis_of(settings) as redis:
         run = Run(redis, run_id)
         status.read(run)  # a wrong id, or a Redis that is not there, is said at once
         last = wait_for(run) if as_json else display.follow(lambda: patient_read(run))
-    print(json.dumps(last.summary()) if as_json else display.block(last))
+    if as_json:
+        put_json(last.summary())
+    else:
+        put(display.block(last))
     exit_for(last)
 
 
@@ -314,26 +345,26 @@ def failures(
     as_json: Json = False,
 ) -> None:
     """Which files failed, how often they were tried, and why."""
-    settings = find_settings()
+    settings = find_settings(run_id)
     with redis_of(settings) as redis:
         run = Run(redis, run_id)
         if run.state() is None:
             raise run.missing()
         for name, failure in sorted(run.failures(), key=lambda item: item[0]):
             if as_json:
-                print(json.dumps(display.failure_entry(name, failure)))
+                put_json(display.failure_entry(name, failure))
                 continue
-            print(display.failure(name, failure))
+            put(display.failure(name, failure))
             if full:
                 for title, text in (("reason", failure.reason), ("printed", failure.output)):
                     for line in text.splitlines():
-                        print(f"    {title}: {names.printable(line)}")
+                        put(f"    {title}: {line}")
 
 
 @app.command()
 def retry(run_id: RunId, as_json: Json = False) -> None:
     """Process the failed files of an ended run again. They are the run's next round."""
-    go_on(find_settings(), run_id, as_json)
+    go_on(find_settings(run_id), run_id, as_json)
 
 
 def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
@@ -344,31 +375,31 @@ def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
         run = Run(redis, run_id)
         again = Producer(redis, settings).again(run)
         if as_json:
-            print(json.dumps({"requeued": again, **status.read(run).summary()}))
+            put_json({"requeued": again, **status.read(run).summary()})
         else:
-            print(f"run {run_id}: {display.count(again, 'file')} in the queue again")
+            put(f"run {run_id}: {display.count(again, 'file')} in the queue again")
 
 
 @app.command()
 def cancel(run_id: RunId, as_json: Json = False) -> None:
     """Start no new files; what is done stays. To go on: `imece resume RUN`, or enqueue it again."""
-    settings = find_settings()
+    settings = find_settings(run_id)
     with redis_of(settings) as redis:
         run = Run(redis, run_id)
         run.cancel(settings.result_ttl)
         if as_json:
-            print(json.dumps({"run": run_id, "state": run.state()}))
+            put_json({"run": run_id, "state": run.state()})
         else:
-            print(f"run {run_id} is cancelled: files in hand are finished, no other is started")
+            put(f"run {run_id} is cancelled: files in hand are finished, no other is started")
 
 
 @app.command()
 def delete(run_id: RunId) -> None:
     """Forget an ended run. Its outputs stay."""
-    settings = find_settings()
+    settings = find_settings(run_id)
     with redis_of(settings) as redis:
         Run(redis, run_id).delete()
-    print(f"run {run_id} is deleted; its outputs are where they were")
+    put(f"run {run_id} is deleted; its outputs are where they were")
 
 
 @app.command(epilog="Examples:\n\n  imece scale 50\n\n  imece scale 50 --min 2 -n imece")
@@ -399,13 +430,13 @@ def scale(
         return
     if minimum is not None or context or namespace:
         raise UsageError("--min, --context and --namespace are for a cluster, not for a local run")
-    name, url = local.only_live(state, run_id)
+    name, url = local.only_live(state, names.slug(run_id) if run_id else None)
     with redis_of(local.at(settings, url)) as redis:
         before = local.set_limit(redis, replicas)
     if as_json:
-        print(json.dumps({"run": name, "was": {"limit": before}, "is": {"limit": replicas}}))
+        put_json({"run": name, "was": {"limit": before}, "is": {"limit": replicas}})
     else:
-        print(f"run {name}: at most {replicas} replicas (it was {before})")
+        put(f"run {name}: at most {replicas} replicas (it was {before})")
 
 
 @app.command()
@@ -442,7 +473,7 @@ def resume(
     are those of a cluster.
     """
     if run_id is not None:
-        go_on(find_settings(), run_id, as_json)
+        go_on(find_settings(run_id), run_id, as_json)
         return
     from producer import workers
 
@@ -469,9 +500,12 @@ def doctor(
     from imece import doctor as surgery
 
     made = []
-    for check in surgery.checks(find_settings(context, namespace), source, target):
+    for check in surgery.checks(find_settings(None, context, namespace), source, target):
         made.append(check)
-        print(json.dumps(check.summary()) if as_json else display.check(check), flush=True)
+        if as_json:
+            put_json(check.summary())
+        else:
+            put(display.check(check))
     raise typer.Exit(surgery.exit_code(made))
 
 
@@ -532,7 +566,7 @@ def local(
     raise typer.Exit(
         mode.run_here(
             settings,
-            names.slug(run_id) if run_id else mode.derived_run_id(parameters, settings),
+            run_id_of(run_id) if run_id else mode.derived_run_id(parameters, settings),
             parameters,
             lambda: list_files(parameters, from_file, null),
             max_replicas or os.cpu_count() or 1,

@@ -1,6 +1,5 @@
 """Runs and their numbers as text: for a terminal, for a log, for a summary."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,22 @@ if TYPE_CHECKING:
     from producer.enqueue import Enqueued, Plan
 
 SPARKS = " ▁▂▃▄▅▆▇█"
+
+
+def put(text: str) -> None:
+    """Prints what was asked for. All that imece prints goes through this, `put_json` or `say`:
+    names, paths and reasons come from elsewhere, and a terminal obeys control characters."""
+    print(names.printable_lines(text), flush=True)
+
+
+def put_json(value: Any) -> None:
+    """Prints what was asked for, for programs: a line of JSON."""
+    print(names.json_line(value), flush=True)
+
+
+def say(text: str) -> None:
+    """Prints a note beside it, on standard error."""
+    print(names.printable_lines(text), file=sys.stderr, flush=True)
 
 
 def on_terminal() -> bool:
@@ -71,7 +86,7 @@ def shortened(text: str, longest: int = 300) -> str:
 
 def failure(name: bytes, why: Failure) -> str:
     tries = "1 try" if why.tries == 1 else f"{why.tries} tries"
-    return f"{names.shown(name)} ({tries}): {shortened(names.printable(why.cause))}"
+    return f"{names.shown(name)} ({tries}): {names.printable(shortened(why.cause))}"
 
 
 def line(status: Status) -> str:
@@ -101,8 +116,8 @@ def block(status: Status) -> str:
         + (f", {seconds(status.time_left)} left" if not status.has_stopped else ""),
         f"  workers  {backlog.workers:,}; bucket jobs in the queue {status.parameters.queue}: "
         f"{backlog.pending:,} pending, {backlog.in_flight:,} in flight",
-        f"  from     {status.parameters.input}",
-        f"  to       {status.parameters.output or '(no output)'}",
+        f"  from     {names.printable(status.parameters.input)}",
+        f"  to       {names.printable(status.parameters.output or '(no output)')}",
     ]
     if status.retried:
         lines.append(f"  retries  {status.retried:,}")
@@ -122,7 +137,7 @@ def workers(found: dict[str, Any] | None) -> Iterator[str]:
     if found is None:
         return
     if "error" in found:
-        yield f"  cluster  {found['error']}"
+        yield f"  cluster  {names.printable(found['error'])}"
         return
     yield f"  cluster  {replicas(found)}"
     yield f"           {found['where']}"
@@ -215,8 +230,8 @@ class Follower:
                 self._task,
                 total=status.files or None,
                 completed=status.files - status.left,
-                description=status.id,
-                info=info + (f" · {extra}" if extra else ""),
+                description=names.printable(status.id),
+                info=names.printable(info + (f" · {extra}" if extra else "")),
             )
             return
         text = line(status) + (f", {extra}" if extra else "")
@@ -225,7 +240,7 @@ class Follower:
             now - self._last[1] >= self.PLAIN_INTERVAL or status.has_stopped
         ):
             stamp = datetime.now().strftime("%H:%M:%S")
-            print(f"{stamp} {text}", flush=True)
+            put(f"{stamp} {text}")
             self._last = (text, now)
 
 
@@ -248,10 +263,10 @@ def following(quiet: bool = False) -> Iterator[Follower]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[info]}"),
+        TextColumn("{task.fields[info]}", markup=False),
     )
     with Progress(*columns) as progress:
         yield Follower(progress)
@@ -279,7 +294,7 @@ def failures(run: Run, last: Status, file: Path) -> Iterator[str]:
     found = sorted(run.failures(), key=lambda item: item[0])
     with file.open("w", encoding="utf-8") as stream:
         for name, why in found:
-            stream.write(json.dumps(failure_entry(name, why)) + "\n")
+            stream.write(names.json_line(failure_entry(name, why)) + "\n")
     yield from first_failures(found)
     yield f"  all failures, with what was printed: {file}"
 

@@ -9,10 +9,11 @@ from itertools import chain
 import mmh3
 
 from imece import manifest
+from imece.cursor import MOST_FILES
+from imece.manifest import MOST_BUCKETS
 
 FILES_PER_BUCKET = 1000
 FEWEST_BUCKETS = 256
-MOST_BUCKETS = 65536
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def shape(files: int, buckets: int | None, files_per_job: int | None) -> Shape:
     if files_per_job is None:
         # A quarter more than the mean: only buckets that chance has made large are split.
         files_per_job = 1 if files <= buckets else math.ceil(1.25 * files / buckets)
+        files_per_job = min(files_per_job, MOST_FILES)
     return Shape(buckets, files_per_job)
 
 

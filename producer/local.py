@@ -4,7 +4,6 @@ the cluster asks for: replicas = pending + in flight, up to a limit, down to zer
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shlex
 import signal
@@ -270,7 +269,9 @@ def process(
             show(now, f"{len(replicas)} of at most {limit} replicas")
             time.sleep(TURN)
         if interrupts.count:
-            _say("handing back: the files in hand are finished first (Ctrl-C again kills them)")
+            display.say(
+                "handing back: the files in hand are finished first (Ctrl-C again kills them)"
+            )
     finally:
         replicas.hand_back(lambda: interrupts.count < 2)
     last = status.read(run)
@@ -331,8 +332,9 @@ def end_stopped(run: Run, settings: Settings) -> None:
 def derived_run_id(parameters: Parameters, settings: Settings) -> str:
     """The same for the same call, so that a second one goes on where the first was stopped."""
     what = f"{parameters.encode()} {settings.processor} {settings.command}"
-    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
-    return names.slug(f"{parameters.input_path.resolve().name[:40]}-{digest}")
+    digest = hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[: names.DIGEST]
+    name = names.plain(parameters.input_path.resolve().name[:40])
+    return names.slug(f"{name}-{digest}".lstrip("-"))
 
 
 def run_here(
@@ -354,9 +356,9 @@ def run_here(
             set_limit(redis, limit)
             run = Run(redis, run_id)
             end_stopped(run, inner)
-            enqueued = Producer(redis, inner, _say).enqueue(run_id, parameters, list_files)
+            enqueued = Producer(redis, inner, display.say).enqueue(run_id, parameters, list_files)
             if not as_json:
-                print(display.enqueued(enqueued), flush=True)
+                display.put(display.enqueued(enqueued))
             log = directory / "workers.log"
             log.write_bytes(b"")
             environment = worker_settings(
@@ -373,13 +375,12 @@ def run_here(
                 *display.failures(run, last, directory / "failures.jsonl"),
             ]
             if as_json:
-                told = [json.dumps({**last.summary(), "replicas": samples})]
-            print("\n".join(told))
+                display.put_json({**last.summary(), "replicas": samples})
+            else:
+                display.put("\n".join(told))
     if interrupts.count and not last.has_ended:
-        _say("stopped; to go on, call the same again:\n  " + shlex.join(["imece", *sys.argv[1:]]))
+        display.say(
+            "stopped; to go on, call the same again:\n  " + shlex.join(["imece", *sys.argv[1:]])
+        )
         return INTERRUPTED
     return 0 if last.state == "done" else FAILED
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imece import names
+from imece.cursor import MOST_FILES
 from imece.errors import UsageError
+from imece.manifest import MOST_BUCKETS
 from imece.run import Parameters, text_path
 from imece.settings import Settings
 
@@ -55,11 +57,13 @@ GivenRunId = Annotated[
 ]
 Buckets = Annotated[
     int | None,
-    typer.Option(min=1, max=65536, help="Buckets to group by. [default: chosen from the count]"),
+    typer.Option(
+        min=1, max=MOST_BUCKETS, help="Buckets to group by. [default: chosen from the count]"
+    ),
 ]
 FilesPerJob = Annotated[
     int | None,
-    typer.Option(min=1, max=100_000, help="Most files in a bucket job. [default: chosen]"),
+    typer.Option(min=1, max=MOST_FILES, help="Most files in a bucket job. [default: chosen]"),
 ]
 Include = Annotated[
     list[str] | None,
@@ -110,7 +114,7 @@ def parameters_of(
         raise UsageError(f"--suffix {suffix!r}: takes an ending like .json")
     if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError(f"--timeout {timeout}: takes seconds, more than 0")
-    return Parameters(
+    parameters = Parameters(
         input=text_path(source.absolute()),
         output=text_path(output) if output is not None else None,
         suffix=suffix,
@@ -126,6 +130,11 @@ def parameters_of(
         timeout=timeout or settings.file_timeout,
         queue=settings.queue,
     )
+    if buckets is not None and buckets > MOST_BUCKETS:  # of Airflow's operator; here typer has it
+        raise UsageError(f"buckets {buckets}: {MOST_BUCKETS} at the most")
+    if flaw := parameters.flaw():  # what workers would refuse
+        raise UsageError(names.printable(flaw))
+    return parameters
 
 
 def list_files(parameters: Parameters, from_file: str | None, null: bool) -> "Listing":
@@ -146,4 +155,5 @@ def list_files(parameters: Parameters, from_file: str | None, null: bool) -> "Li
 
 def made_run_id(source: Path) -> str:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return names.slug(f"{source.resolve().name[:30]}-{stamp}-{secrets.token_hex(2)}")
+    name = names.plain(source.resolve().name[:30])
+    return names.slug(f"{name}-{stamp}-{secrets.token_hex(2)}".lstrip("-"))

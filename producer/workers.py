@@ -1,7 +1,5 @@
 """What the command line does with the workers of a cluster, and what it says of it."""
 
-import json
-import sys
 from typing import Any
 
 from imece import scaling, stall, status
@@ -64,7 +62,7 @@ def _backlog(settings: Settings) -> Backlog | None:
         with reachable(settings), connect_redis(settings, retries=0, timeout=2.0) as redis:
             return status.backlog(redis, settings.queue)
     except ImeceError as error:
-        _say(f"(what the queue needs is left to KEDA: {error.what})")
+        display.say(f"(what the queue needs is left to KEDA: {error.what})")
         return None
 
 
@@ -74,20 +72,16 @@ def _warn_of_old_keda(cluster: Cluster) -> None:
     except ClusterError:
         return  # to look at it takes a right on the whole cluster
     if version is not None and scaling.numbers(version) < scaling.PAUSES_SCALE_IN:
-        _say(f"(KEDA {version} takes no notice of it: that came with 2.18)")
+        display.say(f"(KEDA {version} takes no notice of it: that came with 2.18)")
 
 
 def _tell(before: Scaling, after: Scaling, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"was": before.summary(), "is": after.summary()}))
+        display.put_json({"was": before.summary(), "is": after.summary()})
         return
-    print(f"it was {display.replicas(before.summary())}")
-    print(f"it is  {display.replicas(after.summary())}")
+    display.put(f"it was {display.replicas(before.summary())}")
+    display.put(f"it is  {display.replicas(after.summary())}")
 
 
 def _say_where(cluster: Cluster) -> None:
-    _say(f"({cluster})")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    display.say(f"({cluster})")

@@ -270,7 +270,7 @@ def test_an_id_is_slugged(workbench: Workbench) -> None:
         *("enqueue", str(workbench.source), str(workbench.target)),
         *("--run-id", "scheduled__2026-11-23T00:00:00+00:00", "--json"),
     )
-    assert json.loads(answer.stdout)["run"] == "scheduled__2026-11-23T00-00-00-00-00"
+    assert json.loads(answer.stdout)["run"] == ("scheduled__2026-11-23T00-00-00-00-00-4a56ce8e4c0d")
 
 
 def test_an_id_is_made_from_the_directory_where_none_is_given(workbench: Workbench) -> None:

@@ -34,8 +34,19 @@ def test_a_manifest_that_was_cut_off_is_refused() -> None:
         manifest.decode(blob[:-10])
 
 
+def test_what_follows_a_manifest_is_refused() -> None:
+    with pytest.raises(ValueError, match="something follows"):
+        manifest.decode(manifest.encode([b"a"]) + b"more")
+
+
+def test_a_name_that_is_there_twice_is_refused() -> None:
+    """Its file would be processed twice, and counted twice."""
+    with pytest.raises(ValueError, match="twice"):
+        manifest.decode(manifest.encode([b"a", b"b", b"a"]))
+
+
 def test_a_bomb_is_refused_before_it_fills_the_memory() -> None:
     bomb = zlib.compressobj(9)
-    blob = b"".join(bomb.compress(bytes(2**20)) for _ in range(257)) + bomb.flush()
+    blob = b"".join(bomb.compress(bytes(2**20)) for _ in range(65)) + bomb.flush()
     with pytest.raises(ValueError, match="too large"):
         manifest.decode(blob)

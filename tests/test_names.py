@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from hypothesis import given, strategies
 
 from imece import names
 
@@ -79,28 +80,46 @@ def test_a_shown_name_cannot_play_tricks_on_a_terminal(name: bytes, shown: str) 
 
 
 @pytest.mark.parametrize(
-    ("given", "run_id"),
+    ("text", "run_id"),
     [
         ("nightly", "nightly"),
         ("Nightly_2026-11-23", "Nightly_2026-11-23"),
-        ("scheduled__2026-11-23T00:00:00+00:00", "scheduled__2026-11-23T00-00-00-00-00"),
-        ("a b/c", "a-b-c"),
-        ("  padded  ", "padded"),
+        ("x" * 64, "x" * 64),
+        ("_", "_"),
+        (
+            "scheduled__2026-11-23T00:00:00+00:00",
+            "scheduled__2026-11-23T00-00-00-00-00-4a56ce8e4c0d",
+        ),
+        ("a b/c", "a-b-c-539138d51839"),
+        ("  padded  ", "padded-3d4a55719d2e"),
     ],
 )
-def test_a_run_id_is_letters_digits_dash_and_underscore(given: str, run_id: str) -> None:
-    assert names.slug(given) == run_id
+def test_a_run_id_is_letters_digits_dash_and_underscore(text: str, run_id: str) -> None:
+    assert names.slug(text) == run_id
 
 
-@pytest.mark.parametrize("given", ["", "ü", "///", "x" * 65, "x" * 10_000, "-", "\udcff"])
-def test_a_run_id_is_never_empty_nor_long(given: str) -> None:
-    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", names.slug(given))
+@pytest.mark.parametrize("text", ["", "ü", "///", "x" * 65, "x" * 10_000, "-", "\udcff"])
+def test_a_run_id_is_never_empty_nor_long(text: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", names.slug(text))
 
 
 def test_texts_that_are_cut_do_not_become_one_run() -> None:
     long = "x" * 100
     assert names.slug(long + "a") != names.slug(long + "b")
     assert names.slug("ü") != names.slug("ö")
+
+
+def test_two_texts_do_not_become_one_run() -> None:
+    """Seen: the second was taken for the first, and was green without having worked."""
+    alike = ["load.2026.11", "load-2026-11", "load 2026 11", "load-2026-11-", "-load-2026-11"]
+    alike += ["gün", "gân", "g-n", "", "-", "--", "a" * 64, "a" * 65, "a" * 64 + "-", "A", "a"]
+    assert len({names.slug(text) for text in alike}) == len(alike)
+
+
+@given(strategies.text(max_size=80), strategies.text(max_size=80))
+def test_any_two_texts_are_two_runs(one: str, other: str) -> None:
+    assert (names.slug(one) == names.slug(other)) == (one == other)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", names.slug(one))
 
 
 def test_a_slug_stays_as_it_is_when_slugged_again() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+from imece import names
 from imece.connection import reachable
 from imece.errors import ImeceError
 from imece.settings import Settings, load
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             settings, given.bucket_id, given.bucket_count, tuple(given.include), given.suffix
         )
     except ImeceError as error:
-        print(f"imece-worker: {error}", file=sys.stderr)
+        print(f"imece-worker: {names.printable(str(error))}", file=sys.stderr)
         return error.exit_code
 
 

@@ -3,12 +3,12 @@
 What processors print never gets here: their process has its output captured (worker/horse.py).
 """
 
-import json
 import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from imece import names
 from imece.settings import Settings
 
 logger = logging.getLogger("imece.worker")
@@ -39,15 +39,17 @@ class HumanLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         details = getattr(record, "details", {})
         text = " ".join(f"{key}={self._value(value)}" for key, value in details.items())
-        line = f"{_time(record)} {record.levelname:<7} {record.getMessage()} {text}".rstrip()
+        what = names.printable(record.getMessage())
+        line = f"{_time(record)} {record.levelname:<7} {what} {text}".rstrip()
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + names.printable_lines(self.formatException(record.exc_info))
         return line
 
     @staticmethod
     def _value(value: Any) -> str:
         text = f"{value:.3f}" if isinstance(value, float) else str(value)
-        return json.dumps(text) if " " in text or "\n" in text or '"' in text else text
+        plain = text.isprintable() and not any(mark in text for mark in ' "')
+        return text if plain else names.json_line(text)
 
 
 class JsonLines(logging.Formatter):
@@ -62,4 +64,4 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        return names.json_line(entry)

@@ -1,0 +1,277 @@
+"""The promise: a run whose keys somebody has spoilt stops no worker, hides no other run, and is
+answered with a sentence.
+
+One thing is spoilt at a time, in the keys of a run of its own. Then one worker has to get past all
+of them to a healthy run, and every command has to say something of each.
+"""
+
+import json
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from imece.connection import raw, text
+from imece.errors import ImeceError
+from tests.conftest import Workbench, until
+
+Spoil = Callable[[Redis, str], None]
+
+DEEP = b"[" * 100_000
+HUGE = b"9" * 5000
+BIG = b"9" * 19
+RAW = b"\xff\xfe\x1b[2J"
+
+
+def parameters(**changes: Any) -> Spoil:
+    """Some of the run's parameters are others."""
+
+    def spoil(redis: Redis, run: str) -> None:
+        found = redis.hget(run, "parameters")
+        assert isinstance(found, bytes)
+        redis.hset(run, "parameters", json.dumps(json.loads(found) | changes))
+
+    return spoil
+
+
+def field(name: str, value: bytes) -> Spoil:
+    """A field of the run's hash is another."""
+
+    def spoil(redis: Redis, run: str) -> None:
+        redis.hset(run, name, value)
+
+    return spoil
+
+
+def cursor(value: bytes) -> Spoil:
+    def spoil(redis: Redis, run: str) -> None:
+        for job in redis.hkeys(f"{run}:jobs"):
+            redis.hset(f"{run}:jobs", job, value)
+
+    return spoil
+
+
+def manifest(blob: bytes) -> Spoil:
+    def spoil(redis: Redis, run: str) -> None:
+        for key in redis.keys(f"{run}:manifest:*"):
+            for bucket in redis.hkeys(text(key)):
+                redis.hset(text(key), bucket, blob)
+
+    return spoil
+
+
+def entry(key: str, name: bytes, value: bytes) -> Spoil:
+    """A hash of the run has another entry."""
+
+    def spoil(redis: Redis, run: str) -> None:
+        redis.hset(f"{run}:{key}", name, value)
+        redis.expire(f"{run}:{key}", 1000)
+
+    return spoil
+
+
+def ranked(name: bytes, number: float) -> Spoil:
+    def spoil(redis: Redis, run: str) -> None:
+        redis.zadd(f"{run}:slowest", {name: number})
+        redis.expire(f"{run}:slowest", 1000)
+
+    return spoil
+
+
+def other_kind(key: str) -> Spoil:
+    """A key of the run holds a text."""
+
+    def spoil(redis: Redis, run: str) -> None:
+        redis.set(f"{run}:{key}", "a text", ex=1000)
+
+    return spoil
+
+
+def many_names() -> bytes:
+    """255 kB that were 134 million names, and 5 GB."""
+    packer = zlib.compressobj(9)
+    return b"".join(packer.compress(b"a\0" * 2**20) for _ in range(128)) + packer.flush()
+
+
+# These can be neither processed nor shown.
+PARAMETERS: dict[str, Spoil] = {
+    "no-json": field("parameters", RAW),
+    "deep": field("parameters", DEEP),
+    "a-number": field("parameters", HUGE),
+    "a-list": field("parameters", b"[1,2]"),
+    "an-empty-object": field("parameters", b"{}"),
+    "input-NUL": parameters(input="/a\0b"),
+    "input-surrogate": parameters(input="/\ud800"),
+    "input-relative": parameters(input="in"),
+    "input-number": parameters(input=7),
+    "output-empty": parameters(output=""),
+    "output-relative": parameters(output="out"),
+    "output-NUL": parameters(output="/out\0"),
+    "output-surrogate": parameters(output="/out\udbff"),
+    "suffix-slash": parameters(suffix="/../../x"),
+    "suffix-NUL": parameters(suffix=".\0"),
+    "suffix-surrogate": parameters(suffix=".\ud800"),
+    "include-text": parameters(include="*.csv"),
+    "include-numbers": parameters(include=[1]),
+    "source-unknown": parameters(source="\x1b[2J"),
+    "queue-keys": parameters(queue="imece:run:x"),
+    "buckets-none-left": parameters(buckets=0),
+    "retries-huge": parameters(retries=10**300),
+    "retries-negative": parameters(retries=-1),
+    "pause-infinite": parameters(retry_pause=float("inf")),
+    "pause-NaN": parameters(retry_pause=float("nan")),
+    "timeout-zero": parameters(timeout=0),
+    "timeout-huge": parameters(timeout=1e308),
+    "seed-huge": parameters(seed=2**200),
+    "one-more": parameters(more=1),
+}
+
+# These cannot be processed; their runs can be shown.
+JOBS: dict[str, Spoil] = {
+    "cursor-deep": cursor(DEEP),
+    "cursor-deep-inside": cursor(b"[0,1," + DEEP),
+    "cursor-huge": cursor(b"[0," + HUGE + b",{},0,-1]"),
+    "cursor-infinite": cursor(b'[0,1,{"0":[1,1e999]},0,-1]'),
+    "cursor-NaN": cursor(b'[0,1,{"0":[1,NaN]},0,-1]'),
+    "cursor-tries-negative": cursor(b'[0,1,{"0":[-5,0]},0,-1]'),
+    "cursor-tries-huge": cursor(b'[0,1,{"0":[' + HUGE + b",0]},0,-1]"),
+    "cursor-outside": cursor(b"[0,1000000,{},0,-1]"),
+    "cursor-raw": cursor(RAW),
+    "manifest-raw": manifest(RAW),
+    "manifest-empty": manifest(zlib.compress(b"")),
+    "manifest-outside": manifest(zlib.compress(b"../../outside")),
+    "manifest-absolute": manifest(zlib.compress(b"/etc/passwd")),
+    "manifest-many-names": manifest(many_names()),
+    "manifest-zeros": manifest(zlib.compress(bytes(2**27), 1)),
+    "created-NaN": field("created", b"nan"),
+    "created-text": field("created", RAW),
+}
+
+# These may be processed or not.
+SHOWN: dict[str, Spoil] = {
+    "state-raw": field("state", RAW),
+    "done-text": field("done", b"many"),
+    "done-huge": field("done", HUGE),
+    "done-negative": field("done", b"-5"),
+    "failed-raw": field("failed", RAW),
+    "bytes-largest": field("bytes_out", BIG),
+    "files-fraction": field("files", b"1.5"),
+    "generation-text": field("generation", b"first"),
+    "started-infinite": field("started", b"inf"),
+    "ended-NaN": field("ended", b"nan"),
+    "trouble-raw": field("trouble", RAW),
+    "trouble-at-text": field("trouble_at", b"now"),
+    "durations-text": entry("durations", b"one", b"1"),
+    "durations-huge": entry("durations", HUGE, b"1"),
+    "durations-count": entry("durations", b"5", HUGE),
+    "timeline-text": entry("timeline", RAW, b"1"),
+    "slowest-infinite": ranked(b"f", float("inf")),
+    "slowest-raw": ranked(RAW, 5.0),
+    "failure-deep": entry("failures", b"f", DEEP),
+    "failure-raw": entry("failures", RAW, RAW),
+    "failure-other-types": entry("failures", b"f", b'{"reason":7,"tries":"x","at":[],"worker":{}}'),
+    "durations-kind": other_kind("durations"),
+    "failures-kind": other_kind("failures"),
+}
+
+GROUPS = {"parameters": PARAMETERS, "jobs": JOBS, "shown": SHOWN}
+
+
+def poisoned(workbench: Workbench, cases: dict[str, Spoil]) -> None:
+    """A spoilt run for each case, then a healthy one."""
+    workbench.file("f")
+    for name, spoil in cases.items():
+        workbench.enqueue(name, buckets=1, overwrite=True)
+        spoil(workbench.redis, f"imece:run:{name}")
+    workbench.enqueue("healthy", overwrite=True)
+
+
+def is_clean(answer: Any) -> bool:
+    """A sentence: no traceback, and nothing that a terminal would obey."""
+    printed = answer.stdout + answer.stderr
+    return "Traceback" not in printed and all(line.isprintable() for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_worker_goes_past_spoilt_runs_to_the_next_one(workbench: Workbench, group: str) -> None:
+    poisoned(workbench, GROUPS[group])
+    worker = workbench.worker(log_format="json")
+    assert workbench.ended("healthy").state == "done"
+    assert worker.process.poll() is None
+    assert not (workbench.folder.parent / "outside").exists()
+    if group != "shown":
+        refused = [
+            json.loads(line) for line in workbench.redis.lrange("imece:refused:imece", 0, -1)
+        ]
+        assert len(refused) == len(GROUPS[group])
+        assert all(record["reason"].isprintable() for record in refused)
+    peak = next(
+        line
+        for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
+    assert int(peak.split()[1]) < 700_000  # kB
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_list_of_runs_shows_the_others(workbench: Workbench, group: str) -> None:
+    poisoned(workbench, GROUPS[group])
+    for options in ((), ("--json",)):
+        answer = workbench.imece("runs", *options)
+        assert answer.returncode == 0, answer.stderr
+        assert is_clean(answer), answer.stderr
+        assert "healthy" in answer.stdout
+        for name in GROUPS[group]:
+            assert f"run {name} " in answer.stderr or name in answer.stdout, name
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_reading_a_spoilt_run_is_a_status_or_an_error_with_a_reason(
+    workbench: Workbench, group: str
+) -> None:
+    poisoned(workbench, GROUPS[group])
+    for name in GROUPS[group]:
+        try:
+            summary = workbench.status(name).summary()
+            assert group != "parameters", name
+            json.dumps(summary, allow_nan=False)
+        except ImeceError as error:
+            assert len(str(error)) < 2000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("command", ["status", "failures", "cancel", "retry", "delete"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_command_answers_with_a_sentence(
+    workbench: Workbench, group: str, command: str
+) -> None:
+    poisoned(workbench, GROUPS[group])
+    with ThreadPoolExecutor(2) as pool:
+        answers = {name: pool.submit(workbench.imece, command, name) for name in GROUPS[group]}
+        for name, answer in answers.items():
+            ended = answer.result()
+            assert ended.returncode in (0, 1, 2, 3), (name, ended.stderr)
+            assert is_clean(ended), (name, ended.stdout + ended.stderr)
+            assert ended.stdout or ended.stderr or command == "failures", name
+    healthy = workbench.imece("status", "healthy")
+    assert healthy.returncode == 0
+
+
+def test_a_list_of_runs_with_ids_that_are_none_is_shown(workbench: Workbench) -> None:
+    workbench.file("f")
+    workbench.enqueue("healthy")
+    for run_id in (RAW, b"", b"a:b", b"x" * 10_000):
+        workbench.redis.zadd("imece:runs", {run_id: 1})
+        workbench.redis.hset(b"imece:run:" + run_id, "state", RAW)
+        assert raw(workbench.redis.hget(b"imece:run:" + run_id, "state")) == RAW
+    answer = workbench.imece("runs")
+    assert answer.returncode == 0, answer.stderr
+    assert is_clean(answer), answer.stderr
+    assert "healthy" in answer.stdout
+    until(lambda: workbench.status("healthy").state == "queued", "the healthy run")
