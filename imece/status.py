@@ -5,12 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from imece import keys
+from imece import keys, records
 from imece.connection import raw, text
+from imece.errors import RunError
+from imece.records import RecordError
 from imece.run import ENDED, ON, Parameters, Run
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
+
+COUNTERS = (
+    "generation", "round", "files", "buckets", "done", "failed", "skipped", "retried",
+    "bytes_in", "bytes_out", "links_refused",
+)  # fmt: skip
+"""The whole numbers in a run's hash, by the names they have in `Status`."""
+
+STATES = ON | ENDED | {"listing", "held"}
 
 WINDOW = 60.0
 """Seconds the rate looks back."""
@@ -197,53 +207,45 @@ def _ask(pipeline: Any, run: Run, fields: dict[str, bytes]) -> None:
 
 
 def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
+    """Raises RunError if what is there was not made by imece."""
+    try:
+        return _checked(run, fields, answers, alive)
+    except RecordError as error:
+        raise RunError(f"run {run.id} cannot be read: {error}") from None
+
+
+def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
     parameters = run.decode(fields["parameters"])
     time, jobs_left, durations, timeline, slowest, *queue = answers
-
-    def number(name: str) -> int:
-        return int(fields.get(name, 0))
-
-    def moment(name: str) -> float | None:
-        return float(fields[name]) if name in fields else None
-
-    state = text(fields["state"])
-    started, ended, now = moment("started"), moment("ended"), time[0] + time[1] / 1e6
-    slots = {int(slot): int(count) for slot, count in sorted(timeline.items(), key=_slot)}
-    through = number("done") + number("failed") + number("skipped")
-    left = number("files") - through
+    numbers = {name: records.whole(fields, name) for name in COUNTERS}
+    state = records.text(fields, "state") or ""
+    if state not in STATES:
+        raise RecordError(f"its state is {state[:50]!r}")
+    started, ended = records.moment(fields, "started"), records.moment(fields, "ended")
+    now = time[0] + time[1] / 1e6
+    slots = records.histogram("its timeline", timeline)
+    through = numbers["done"] + numbers["failed"] + numbers["skipped"]
+    left = numbers["files"] - through
     rate = _rate(slots, through, started, ended, now)
+    ranked = records.ranking("its slowest files", slowest)
     return Status(
         id=run.id,
         state=state,
         parameters=parameters,
-        generation=number("generation"),
-        round=number("round"),
-        files=number("files"),
-        buckets=number("buckets"),
+        **numbers,
         jobs_left=jobs_left,
-        done=number("done"),
-        failed=number("failed"),
-        skipped=number("skipped"),
-        retried=number("retried"),
-        bytes_in=number("bytes_in"),
-        bytes_out=number("bytes_out"),
-        links_refused=number("links_refused"),
-        created=float(fields["created"]),
+        created=records.moment(fields, "created") or 0.0,
         started=started,
         ended=ended,
         now=now,
         rate=rate,
         time_left=None if state not in ON or rate == 0 else left / rate,
-        durations={int(exponent): int(count) for exponent, count in durations.items()},
+        durations=records.histogram("its durations", durations),
         timeline=slots,
-        slowest=[(name, microseconds / 1e6) for name, microseconds in slowest],
-        trouble=fields["trouble"].decode("utf-8", "replace") if "trouble" in fields else None,
+        slowest=[(name, microseconds / 1e6) for name, microseconds in ranked],
+        trouble=records.text(fields, "trouble"),
         backlog=_backlog(queue, alive),
     )
-
-
-def _slot(item: tuple[bytes, bytes]) -> int:
-    return int(item[0])
 
 
 def _rate(
