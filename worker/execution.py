@@ -10,18 +10,20 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from redis.exceptions import RedisError
 
 from imece import names
+from imece.connection import is_outage
 from imece.cursor import Cursor
 from imece.job import Reference
 from imece.lease import Action, Batch, Claimed, Verdict
 from imece.settings import Settings
 from worker import horse, log
 from worker.assignment import Assignment
+from worker.outage import Outage
 from worker.place import PlaceError, Places, aside, existing, landing, remove
 from worker.progress import Progress
 from worker.stable import Stable
@@ -49,6 +51,7 @@ class Workshop:
         name: the worker's.
         alive: shows that the worker lives; called at every sign of life.
         tally: told of what Redis has recorded.
+        outage: what the worker knows of Redis being away.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Workshop:
     wakeup: Wakeup
     alive: Callable[[], None]
     tally: Tally
+    outage: Outage = field(default_factory=Outage)
 
 
 @dataclass
@@ -107,7 +111,6 @@ class Execution:
         self._unanswered: Unanswered | None = None
         self._checkpoint_due = time.monotonic() + workshop.settings.checkpoint
         self._lost = False
-        self._outage_since: float | None = None
 
     def run(self) -> Ending:
         """To the end, or until the worker is asked to stop."""
@@ -205,7 +208,9 @@ class Execution:
         beat_due = time.monotonic() + shop.settings.heartbeat
         lines = [stable.line] if stable.line is not None else []
         while True:
-            due = min(beat_due, self._checkpoint_due, self._deadline())
+            # A checkpoint that is due already waits for Redis to be asked again.
+            record_due = max(self._checkpoint_due, shop.outage.ask_at)
+            due = min(beat_due, record_due, self._deadline())
             if shop.wakeup.wait(due - time.monotonic(), *lines):
                 word = stable.hear()
                 if word == horse.MARK:
@@ -221,7 +226,7 @@ class Execution:
             if table.overdue == NONE and time.monotonic() >= self._deadline():
                 self._stop_overdue()
             now = time.monotonic()
-            if now >= min(beat_due, self._checkpoint_due):
+            if now >= min(beat_due, record_due):
                 beat_due = now + shop.settings.heartbeat
                 self._beat()
             if self._lost:
@@ -306,7 +311,7 @@ class Execution:
             self._checkpoint_due = 0.0
             carries_mark = self._unanswered is None  # else an older batch goes first
             if not self._beat():
-                self._shop.wakeup.wait(self._shop.settings.heartbeat)
+                self._wait_for_redis()
             elif carries_mark:
                 break
         go = not (self._lost or self._table.stopping or self._shop.wakeup.stopping)
@@ -315,6 +320,8 @@ class Execution:
     def _beat(self) -> bool:
         """A sign of life, with a checkpoint if one is due. False if Redis is away."""
         self._shop.alive()
+        if self._shop.outage.left():
+            return False
         if self._unanswered is None and time.monotonic() >= self._checkpoint_due:
             self._checkpoint_due = time.monotonic() + self._shop.settings.checkpoint
             self._progress.collect()
@@ -326,7 +333,11 @@ class Execution:
         return Unanswered(self._number, self._progress.cursor(), self._progress.take())
 
     def _send(self, action: Action, batch: Unanswered | None) -> bool:
-        """False if Redis is away: then the same batch must be sent again."""
+        """False if Redis is away: then the same batch must be sent again.
+
+        Raises:
+            RedisError: Redis refuses it, and would refuse it again.
+        """
         try:
             if batch is not None:
                 answer = self._lease.checkpoint(action, batch.number, batch.cursor, batch.batch)
@@ -334,13 +345,12 @@ class Execution:
                 answer = self._lease.checkpoint(action)
         except RedisError as error:
             self._shop.tally.redis_errors += 1
-            if self._outage_since is None:
-                self._outage_since = time.monotonic()
-                log.event("redis out of reach", logging.WARNING, error=str(error))
+            if not is_outage(error):
+                self._stable.dismiss()
+                raise
+            self._shop.outage.noted(error)
             return False
-        if self._outage_since is not None:
-            log.event("redis is back", seconds=time.monotonic() - self._outage_since)
-            self._outage_since = None
+        self._shop.outage.over()
         self._unanswered = None
         verdict, pending = answer
         if batch is not None and verdict in ("held", "cancelled"):
@@ -372,12 +382,16 @@ class Execution:
                 sent_before = True
             if self._lost:
                 return "lost"
-            if not through:
+            while self._shop.outage.left():
                 self._shop.alive()
-                self._shop.wakeup.wait(0.5)
-                away = time.monotonic() - (self._outage_since or time.monotonic())
-                if self._shop.wakeup.stopping and away > OUTAGE_PATIENCE:
+                self._wait_for_redis()
+                if self._shop.wakeup.stopping and self._shop.outage.lasted() > OUTAGE_PATIENCE:
                     return "abandoned"
+
+    def _wait_for_redis(self) -> None:
+        """Until it may be asked again; a signal, and the next sign of life, end the wait sooner."""
+        settings = self._shop.settings
+        self._shop.wakeup.wait(min(self._shop.outage.left(), settings.heartbeat))
 
 
 def _cause_of_death(code: int) -> str:
