@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Owed:
-    """A file that failed and is to be tried again: tries so far, and not before when (epoch s)."""
+    """A file that failed and is to be tried again: tries so far, and not before when (epoch seconds
+    of the server's clock)."""
 
     tries: int
     due: float

@@ -63,6 +63,7 @@ class Claimed:
         pending: how many jobs wait in the queue.
         untouched: whether the output directory was empty when the run's first job was taken, so
             that no file need be looked for. None: this is that job.
+        now: the server's clock when the job was taken, epoch seconds.
     """
 
     cursor: Cursor
@@ -72,6 +73,7 @@ class Claimed:
     files: list[bytes]
     pending: int
     untouched: bool | None
+    now: float = field(default_factory=time.time)
 
 
 class Lease:

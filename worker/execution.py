@@ -26,6 +26,7 @@ from worker.assignment import Assignment
 from worker.outage import Outage
 from worker.place import PlaceError, Places, aside, existing, landing, remove
 from worker.progress import Progress
+from worker.retry import ServerClock
 from worker.stable import Stable
 from worker.table import NONE, Outcome
 from worker.tally import Tally
@@ -102,7 +103,10 @@ class Execution:
         self._first = min([claimed.cursor.next, *claimed.cursor.owed])
         self._table = self._stable.prepare(self._first, claimed.cursor.stop)
         self._table.others_wait = claimed.pending > 0
-        self._progress = Progress(claimed, self._table, self._stable.journal, workshop.name)
+        self._clock = ServerClock.at(claimed.now)
+        self._progress = Progress(
+            claimed, self._table, self._stable.journal, workshop.name, self._clock
+        )
         self._untouched = claimed.untouched or False
         if claimed.untouched is None and places.untouched():
             self._untouched = True
@@ -193,6 +197,7 @@ class Execution:
                 created=claimed.created,
                 untouched=self._untouched,
                 places=self._places,
+                clock=self._clock,
             )
         )
         outcome = self._watch()

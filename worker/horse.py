@@ -19,17 +19,15 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-from imece.cursor import Owed
 from imece.failure import LONGEST_OUTPUT, LONGEST_REASON, tail
 from imece.parent import follow_parent
-from imece.run import Parameters
 from worker.assignment import Assignment
 from worker.place import PlaceError, changed_since, commit, existing, remove
 from worker.processor import CommandError, Processor
+from worker.retry import next_try
 from worker.scroll import Scroll
 from worker.table import Outcome, Table
 
-LONGEST_PAUSE = 60.0
 PATIENCE = 1.0
 """Seconds a horse that had nothing else to do sits out a pause although other jobs wait: so that
 workers do not pass jobs to each other whose pauses are not over."""
@@ -106,14 +104,6 @@ def _flush() -> None:
             pass  # the processor closed or replaced it, or the disk is full: nothing to keep then
 
 
-def next_try(tries: int, parameters: Parameters) -> Owed | None:
-    """What a file is owed after `tries` failed tries; None: quarantine."""
-    if tries > parameters.retries:
-        return None
-    pause = min(parameters.retry_pause * 2 ** (tries - 1), LONGEST_PAUSE)
-    return Owed(tries, time.time() + pause)
-
-
 class Horse:
     """The loop over the files."""
 
@@ -148,7 +138,7 @@ class Horse:
     def _sit_out(self, due: float) -> bytes | None:
         """Waits until a retry is due; gives way to a stop, and after a while to other jobs."""
         patience_ends = time.monotonic() + (0 if self._tried_any else PATIENCE)
-        while (left := due - time.time()) > 0:
+        while (left := due - self._a.clock.now()) > 0:
             if self._table.stopping:
                 return STOPPED
             if self._table.others_wait and time.monotonic() >= patience_ends:
@@ -227,7 +217,7 @@ class Horse:
     def _record(self, index: int, reason: str) -> None:
         """One line in the journal; the parent takes it from there."""
         tries = self._owed[index].tries + 1 if index in self._owed else 1
-        owed = next_try(tries, self._a.parameters)
+        owed = next_try(tries, self._a.parameters, self._a.clock)
         if owed is None:
             self._owed.pop(index, None)
         else:
