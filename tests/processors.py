@@ -158,6 +158,10 @@ def by_content(source: str, target: str) -> None:
         for number in range(20):
             path.with_name(f"{number}{path.suffix}").write_text("a page")
             path.with_stem(f"{path.stem}{number}").write_text("a page")
+    if word == "sleep-and-die-of-sigterm":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        (Path(source).parent.parent / "began").touch()
+        time.sleep(60)
     if word == "no-output":
         return
     if word == "once":

@@ -21,6 +21,7 @@ from typing import NoReturn
 from imece.parent import follow_parent
 from imece.settings import Settings
 from worker import log
+from worker.stops import STOP_SIGNALS
 
 ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 IDLE, BUSY = 0, 1000
@@ -101,8 +102,8 @@ def _run(line: socket.socket, settings: Settings, parent: int) -> NoReturn:
     """The child's side of the fork; does not come back."""
     try:
         follow_parent(parent, signal.SIGKILL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it ends with the worker
         os.nice(NICENESS)
         gc.freeze()  # what it shares with the worker stays shared
         _serve(line, settings)

@@ -21,7 +21,7 @@ from imece.cursor import Cursor
 from imece.job import Reference
 from imece.lease import Action, Batch, Claimed, Verdict
 from imece.settings import Settings
-from worker import horse, log
+from worker import horse, log, stops
 from worker.assignment import Assignment
 from worker.outage import Outage
 from worker.place import PlaceError, Places, aside, existing, landing, remove
@@ -234,7 +234,7 @@ class Execution:
             if now >= min(beat_due, record_due):
                 beat_due = now + shop.settings.heartbeat
                 self._beat()
-            if self._lost:
+            if self._lost or shop.wakeup.at_once:
                 stable.dismiss()
                 return -signal.SIGKILL
 
@@ -278,6 +278,8 @@ class Execution:
             self._close_finished(index)
             return True
         self._table.drop_current()
+        if self._was_stopped(code):
+            return True
         if index == self._table.overdue:
             limit = f"{self._claimed.parameters.timeout:g} s"
             how = f"took longer than its limit of {limit}, and was killed"
@@ -286,6 +288,16 @@ class Execution:
         else:
             self._blame(index, _cause_of_death(code), horse.captured(self._stable.capture))
         return True
+
+    def _was_stopped(self, code: int) -> bool:
+        """Whether the horse died because the worker is to stop, and not of its file."""
+        wakeup = self._shop.wakeup
+        if stops.is_death_by_stop(code):
+            end = time.monotonic() + horse.STOP_PATIENCE
+            while not wakeup.stopping and (left := end - time.monotonic()) > 0:
+                wakeup.wait(left)
+            return wakeup.stopping
+        return wakeup.at_once
 
     def _blame(self, index: int, reason: str, output: str) -> None:
         tries = self._progress.blame(index, reason, output)
@@ -390,7 +402,8 @@ class Execution:
             while self._shop.outage.left():
                 self._shop.alive()
                 self._wait_for_redis()
-                if self._shop.wakeup.stopping and self._shop.outage.lasted() > OUTAGE_PATIENCE:
+                patience = 0.0 if self._shop.wakeup.at_once else OUTAGE_PATIENCE
+                if self._shop.wakeup.stopping and self._shop.outage.lasted() > patience:
                     return "abandoned"
 
     def _wait_for_redis(self) -> None:

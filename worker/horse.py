@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from imece.failure import LONGEST_OUTPUT, LONGEST_REASON, tail
 from imece.parent import follow_parent
+from worker import stops
 from worker.assignment import Assignment
 from worker.place import PlaceError, changed_since, commit, existing, remove
 from worker.processor import CommandError, Processor
@@ -31,6 +32,9 @@ from worker.table import Outcome, Table
 PATIENCE = 1.0
 """Seconds a horse that had nothing else to do sits out a pause although other jobs wait: so that
 workers do not pass jobs to each other whose pauses are not over."""
+
+STOP_PATIENCE = 1.0
+"""Seconds a worker has to hear of a stop of which one of its processes may have died."""
 
 MARK, FINISHED, STOPPED, DEFERRED = b"m", b"f", b"s", b"d"
 """Horse to parent: the wish to have a file marked; how it is through with its job."""
@@ -78,9 +82,8 @@ def _settle(gear: Gear, parent: int) -> None:
     follow_parent(parent, signal.SIGKILL)
     os.setpgrp()
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    stops.only_note()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -122,17 +125,15 @@ class Horse:
         """First each file once, then those that failed, when their pauses are over."""
         cursor = self._a.cursor
         for index in range(cursor.next, cursor.stop):
-            if self._table.stopping or not self._may_start(index):
+            if self._table.stopping or not self._may_start(index) or not self._try(index):
                 return STOPPED
-            self._try(index)
         while self._owed:
             index = min(self._owed, key=lambda owed: self._owed[owed].due)
             if (reason := self._sit_out(self._owed[index].due)) is not None:
                 return reason
             self._table.reopen(index)
-            if not self._may_start(index):
+            if not self._may_start(index) or not self._try(index):
                 return STOPPED
-            self._try(index)
         return FINISHED
 
     def _sit_out(self, due: float) -> bytes | None:
@@ -157,9 +158,11 @@ class Horse:
                 return False
         return self._gear.line.recv(1) == GO
 
-    def _try(self, index: int) -> None:
+    def _try(self, index: int) -> bool:
+        """False if the try does not count."""
         table, name = self._table, self._a.files[index - self._a.first]
         self._tried_any = True
+        signals = stops.heard()
         table.begin(index)
         target = self._a.places.target(name)
         temporary = self._a.places.temporary(target, index) if target is not None else None
@@ -175,10 +178,29 @@ class Horse:
             if temporary is not None:
                 remove(temporary)
             self._a.places.forget()  # no other file is to fail for a directory that is gone
+            if self._was_stopped(error, signals):
+                table.drop_current()
+                return False
             self._record(index, _reason(error))
             table.end(index, Outcome.FAILED)
         if self._gear.capture.size():
             self._gear.capture.clear()
+        return True
+
+    def _was_stopped(self, error: BaseException, signals: int) -> bool:
+        """Whether a try failed, or may have, because all of the worker's processes were told to
+        stop: who can tell what a program, or a process that a function has started, made of it?
+
+        Args:
+            signals: how many this process had heard when the try was begun.
+        """
+        killed = isinstance(error, CommandError) and stops.is_death_by_stop(error.code)
+        if not killed and stops.heard() == signals:
+            return False
+        end = time.monotonic() + STOP_PATIENCE
+        while not self._table.stopping and time.monotonic() < end:
+            time.sleep(0.01)
+        return self._table.stopping
 
     def _process(
         self, index: int, name: bytes, target: bytes | None, temporary: bytes | None

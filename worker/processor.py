@@ -20,6 +20,7 @@ from imece.errors import SettingsError
 from imece.failure import LONGEST_REASON, tail
 from imece.parent import follow_parent
 from imece.settings import Settings
+from worker import stops
 
 
 class Processor(Protocol):
@@ -34,7 +35,15 @@ class Processor(Protocol):
 
 
 class CommandError(Exception):
-    """The program failed; the text is the reason to keep."""
+    """The program failed; the text is the reason to keep.
+
+    Attributes:
+        code: its exit code, negative for a signal.
+    """
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class Function:
@@ -84,6 +93,7 @@ class Command:
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
         values = {b"input": source, b"output": target or b""}
+        signals = stops.heard()
         words = [self._PLACES.sub(lambda place: values[place[1]], word) for word in self._words]
         with tempfile.TemporaryFile() as errors:
             # Standard output goes where the horse's own goes: into its capture.
@@ -94,19 +104,22 @@ class Command:
                 preexec_fn=partial(follow_parent, os.getpid(), signal.SIGKILL),
                 check=False,
             )
-            if ended.returncode == 0:
+            if ended.returncode == 0 and stops.heard() == signals:
                 return
             size = errors.seek(0, os.SEEK_END)
             errors.seek(max(0, size - 4 * LONGEST_REASON))
             said = tail(errors.read().decode("utf-8", "replace"), LONGEST_REASON)
         if ended.returncode < 0:
             how = f"was killed by signal {-ended.returncode}"
+        elif ended.returncode == 0:
+            how = "was told by a signal to stop, and may not have come to its end"
         else:
             how = f"ended with exit code {ended.returncode}"
         program = os.fsdecode(os.path.basename(words[0]))
         lines = said.splitlines()
         end = f"{program} {how}: {lines[-1]}" if lines else f"{program} {how}"
-        raise CommandError("\n".join([*lines, end]) if len(lines) > 1 else end)
+        reason = "\n".join([*lines, end]) if len(lines) > 1 else end
+        raise CommandError(reason, ended.returncode)
 
 
 def load(settings: Settings) -> Function | Command:
