@@ -109,6 +109,11 @@ def by_content(source: str, target: str) -> None:
         ctypes.string_at(0)
     if word == "exit":
         os._exit(int(argument or 0))
+    if word == "orphan-and-exit":
+        if os.fork() == 0:  # and its own child: the orphan
+            os.setsid()
+            os._exit(77 if os.fork() else 78)
+        os._exit(int(argument))
     if word == "sysexit":
         sys.exit(argument)
     if word == "kill-horse":

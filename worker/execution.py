@@ -283,10 +283,10 @@ class Execution:
         if index == self._table.overdue:
             limit = f"{self._claimed.parameters.timeout:g} s"
             how = f"took longer than its limit of {limit}, and was killed"
-            reason = f"{horse.captured(self._stable.capture)}\n{how}".strip()
+            reason = f"{self._stable.capture.text()}\n{how}".strip()
             self._blame(index, reason, "")
         else:
-            self._blame(index, _cause_of_death(code), horse.captured(self._stable.capture))
+            self._blame(index, _cause_of_death(code), self._stable.capture.text())
         return True
 
     def _was_stopped(self, code: int) -> bool:

@@ -5,6 +5,7 @@ parent (worker/execution.py), so nothing is lost when a file kills it. A crash o
 """
 
 import faulthandler
+import gc
 import io
 import json
 import os
@@ -19,10 +20,11 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-from imece.failure import LONGEST_OUTPUT, LONGEST_REASON, tail
+from imece.failure import LONGEST_REASON, tail
 from imece.parent import follow_parent
-from worker import stops
+from worker import descriptors, stops
 from worker.assignment import Assignment
+from worker.capture import Capture
 from worker.place import PlaceError, changed_since, commit, existing, remove
 from worker.processor import CommandError, Processor
 from worker.retry import next_try
@@ -57,7 +59,7 @@ class Gear:
     processor: Processor
     table: Table
     journal: Scroll
-    capture: Scroll
+    capture: Capture
     line: socket.socket
     memory_limit: int | None
 
@@ -89,6 +91,7 @@ def _settle(gear: Gear, parent: int) -> None:
     os.close(null)
     os.dup2(gear.capture.number, 1)
     os.dup2(gear.capture.number, 2)
+    _let_go(gear)
     # The parent asks where a file hangs by SIGUSR2; answered even from within C code.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a crash takes nothing said with it
@@ -97,6 +100,16 @@ def _settle(gear: Gear, parent: int) -> None:
     if gear.memory_limit is not None:
         resource.setrlimit(resource.RLIMIT_AS, (gear.memory_limit, gear.memory_limit))
     random.seed()
+
+
+def _let_go(gear: Gear) -> None:
+    """Closes what is the worker's alone: connections to Redis above all. What the processor opened
+    when it was imported stays its own."""
+    gc.freeze()  # no object of the worker's is to close a number that will be another file's
+    captures = (gear.capture, *gear.processor.captures)
+    kept = {0, 1, 2, gear.line.fileno(), gear.journal.number}
+    kept.update(capture.number for capture in captures)
+    descriptors.close_all_but(kept, gear.processor.files)
 
 
 def _flush() -> None:
@@ -250,15 +263,9 @@ class Horse:
             "tries": tries,
             "due": owed.due if owed else None,
             "reason": reason,
-            "output": captured(self._gear.capture),
+            "output": self._gear.capture.text(),
         }
         self._gear.journal.append(json.dumps(line).encode() + b"\n")
-
-
-def captured(capture: Scroll) -> str:
-    """The tail of what has been printed since the file in hand was begun."""
-    printed = capture.read(max(0, capture.size() - 2 * LONGEST_OUTPUT))
-    return tail(printed.decode("utf-8", "replace"), LONGEST_OUTPUT)
 
 
 def _reason(error: BaseException) -> str:
