@@ -166,7 +166,8 @@ class Replicas:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us
-                preexec_fn=partial(follow_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509
+                # Killed with us, the server is gone, and nobody waits for the file in hand.
+                preexec_fn=partial(follow_parent, os.getpid(), signal.SIGQUIT),  # noqa: PLW1509
             )
         self._workers[worker.pid] = worker
         self._started[worker.pid] = time.monotonic()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from producer.embedded import Server
 from producer.enqueue import Enqueued, Producer
 from producer.options import list_files, parameters_of
 from tests.kubernetes_stand_in import StandIn
+from worker.capture import DRAINER
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,12 +124,15 @@ class WorkerProcess:
         return found[0]
 
     def horses(self) -> list[int]:
-        """The process ids of its children."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        try:
-            return [int(pid) for pid in children.read_text().split()]
-        except (FileNotFoundError, ProcessLookupError):
-            return []
+        """The process ids of its children, without the one that takes in what they print."""
+        found = []
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+            for pid in map(int, children.read_text().split()):
+                with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                    if Path(f"/proc/{pid}/comm").read_text().strip() != DRAINER:
+                        found.append(pid)
+        return found
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         self.process.send_signal(number)

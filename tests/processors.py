@@ -111,6 +111,11 @@ def by_content(source: str, target: str) -> None:
         ctypes.string_at(0)
     if word == "exit":
         os._exit(int(argument or 0))
+    if word == "orphan-and-exit":
+        if os.fork() == 0:  # and its own child: the orphan
+            os.setsid()
+            os._exit(77 if os.fork() else 78)
+        os._exit(int(argument))
     if word == "sysexit":
         sys.exit(argument)
     if word == "kill-horse":
@@ -160,6 +165,10 @@ def by_content(source: str, target: str) -> None:
         for number in range(20):
             path.with_name(f"{number}{path.suffix}").write_text("a page")
             path.with_stem(f"{path.stem}{number}").write_text("a page")
+    if word == "sleep-and-die-of-sigterm":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        (Path(source).parent.parent / "began").touch()
+        time.sleep(60)
     if word == "no-output":
         return
     if word == "once":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from imece.cursor import Cursor
 from imece.run import Parameters
 from worker.place import Places
+from worker.retry import ServerClock
 
 _LENGTHS = struct.Struct("!QQ")
 
@@ -31,6 +32,7 @@ class Assignment:
     created: float
     untouched: bool
     places: Places
+    clock: ServerClock
 
     def send(self, line: socket.socket) -> None:
         """Raises OSError if there is nobody to receive it."""
@@ -44,6 +46,7 @@ class Assignment:
                 "parameters": self.parameters.encode(),
                 "created": self.created,
                 "untouched": self.untouched,
+                "clock": self.clock.ahead,
                 "places": [os.fsdecode(places.source_root), target, suffix, places.execution],
             }
         ).encode()
@@ -72,6 +75,7 @@ class Assignment:
                 os.fsencode(suffix) if suffix is not None else None,
                 execution,
             ),
+            clock=ServerClock(head["clock"]),
         )
 
 

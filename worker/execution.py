@@ -10,7 +10,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from redis.exceptions import RedisError
@@ -21,10 +21,12 @@ from imece.cursor import Cursor
 from imece.job import Reference
 from imece.lease import Action, Batch, Claimed, Verdict
 from imece.settings import Settings
-from worker import horse, log
+from worker import horse, log, stops
 from worker.assignment import Assignment
+from worker.outage import Outage
 from worker.place import PlaceError, Places, aside, existing, landing, remove
 from worker.progress import Progress
+from worker.retry import ServerClock
 from worker.stable import Stable
 from worker.table import NONE, Outcome
 from worker.tally import Tally
@@ -50,6 +52,7 @@ class Workshop:
         name: the worker's.
         alive: shows that the worker lives; called at every sign of life.
         tally: told of what Redis has recorded.
+        outage: what the worker knows of Redis being away.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Workshop:
     wakeup: Wakeup
     alive: Callable[[], None]
     tally: Tally
+    outage: Outage = field(default_factory=Outage)
 
 
 @dataclass
@@ -100,7 +104,10 @@ class Execution:
         self._first = min([claimed.cursor.next, *claimed.cursor.owed])
         self._table = self._stable.prepare(self._first, claimed.cursor.stop)
         self._table.others_wait = claimed.pending > 0
-        self._progress = Progress(claimed, self._table, self._stable.journal, workshop.name)
+        self._clock = ServerClock.at(claimed.now)
+        self._progress = Progress(
+            claimed, self._table, self._stable.journal, workshop.name, self._clock
+        )
         self._untouched = claimed.untouched or False
         if claimed.untouched is None and places.untouched():
             self._untouched = True
@@ -109,7 +116,6 @@ class Execution:
         self._unanswered: Unanswered | None = None
         self._checkpoint_due = time.monotonic() + workshop.settings.checkpoint
         self._lost = False
-        self._outage_since: float | None = None
 
     def run(self) -> Ending:
         """To the end, or until the worker is asked to stop."""
@@ -190,6 +196,7 @@ class Execution:
                 created=float("inf"),
                 untouched=self._untouched,
                 places=self._places,
+                clock=self._clock,
             )
         )
         outcome = self._watch()
@@ -205,7 +212,9 @@ class Execution:
         beat_due = time.monotonic() + shop.settings.heartbeat
         lines = [stable.line] if stable.line is not None else []
         while True:
-            due = min(beat_due, self._checkpoint_due, self._deadline())
+            # A checkpoint that is due already waits for Redis to be asked again.
+            record_due = max(self._checkpoint_due, shop.outage.ask_at)
+            due = min(beat_due, record_due, self._deadline())
             if shop.wakeup.wait(due - time.monotonic(), *lines):
                 word = stable.hear()
                 if word == horse.MARK:
@@ -221,10 +230,10 @@ class Execution:
             if table.overdue == NONE and time.monotonic() >= self._deadline():
                 self._stop_overdue()
             now = time.monotonic()
-            if now >= min(beat_due, self._checkpoint_due):
+            if now >= min(beat_due, record_due):
                 beat_due = now + shop.settings.heartbeat
                 self._beat()
-            if self._lost:
+            if self._lost or shop.wakeup.at_once:
                 stable.dismiss()
                 return -signal.SIGKILL
 
@@ -268,14 +277,26 @@ class Execution:
             self._close_finished(index)
             return True
         self._table.drop_current()
+        if self._was_stopped(code):
+            return True
         if index == self._table.overdue:
             limit = f"{self._claimed.parameters.timeout:g} s"
             how = f"took longer than its limit of {limit}, and was killed"
-            reason = f"{horse.captured(self._stable.capture)}\n{how}".strip()
+            reason = f"{self._stable.capture.text()}\n{how}".strip()
             self._blame(index, reason, "")
         else:
-            self._blame(index, _cause_of_death(code), horse.captured(self._stable.capture))
+            self._blame(index, _cause_of_death(code), self._stable.capture.text())
         return True
+
+    def _was_stopped(self, code: int) -> bool:
+        """Whether the horse died because the worker is to stop, and not of its file."""
+        wakeup = self._shop.wakeup
+        if stops.is_death_by_stop(code):
+            end = time.monotonic() + horse.STOP_PATIENCE
+            while not wakeup.stopping and (left := end - time.monotonic()) > 0:
+                wakeup.wait(left)
+            return wakeup.stopping
+        return wakeup.at_once
 
     def _blame(self, index: int, reason: str, output: str) -> None:
         tries = self._progress.blame(index, reason, output)
@@ -306,7 +327,7 @@ class Execution:
             self._checkpoint_due = 0.0
             carries_mark = self._unanswered is None  # else an older batch goes first
             if not self._beat():
-                self._shop.wakeup.wait(self._shop.settings.heartbeat)
+                self._wait_for_redis()
             elif carries_mark:
                 break
         go = not (self._lost or self._table.stopping or self._shop.wakeup.stopping)
@@ -315,6 +336,8 @@ class Execution:
     def _beat(self) -> bool:
         """A sign of life, with a checkpoint if one is due. False if Redis is away."""
         self._shop.alive()
+        if self._shop.outage.left():
+            return False
         if self._unanswered is None and time.monotonic() >= self._checkpoint_due:
             self._checkpoint_due = time.monotonic() + self._shop.settings.checkpoint
             self._progress.collect()
@@ -326,7 +349,11 @@ class Execution:
         return Unanswered(self._number, self._progress.cursor(), self._progress.take())
 
     def _send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
-        """False if Redis is away: then the same batch must be sent again."""
+        """False if Redis is away: then the same batch must be sent again.
+
+        Raises:
+            RedisError: Redis refuses it, and would refuse it again.
+        """
         try:
             if batch is not None:
                 answer = self._lease.checkpoint(
@@ -335,16 +362,13 @@ class Execution:
             else:
                 answer = self._lease.checkpoint(action)
         except RedisError as error:
-            if not is_outage(error):
-                raise
             self._shop.tally.redis_errors += 1
-            if self._outage_since is None:
-                self._outage_since = time.monotonic()
-                log.event("redis out of reach", logging.WARNING, error=str(error))
+            if not is_outage(error):
+                self._stable.dismiss()
+                raise
+            self._shop.outage.noted(error)
             return False
-        if self._outage_since is not None:
-            log.event("redis is back", seconds=time.monotonic() - self._outage_since)
-            self._outage_since = None
+        self._shop.outage.over()
         self._unanswered = None
         verdict, pending = answer
         if batch is not None and verdict in ("held", "stop"):
@@ -376,12 +400,17 @@ class Execution:
                 sent_before = True
             if self._lost:
                 return "lost"
-            if not through:
+            while self._shop.outage.left():
                 self._shop.alive()
-                self._shop.wakeup.wait(0.5)
-                away = time.monotonic() - (self._outage_since or time.monotonic())
-                if self._shop.wakeup.stopping and away > OUTAGE_PATIENCE:
+                self._wait_for_redis()
+                patience = 0.0 if self._shop.wakeup.at_once else OUTAGE_PATIENCE
+                if self._shop.wakeup.stopping and self._shop.outage.lasted() > patience:
                     return "abandoned"
+
+    def _wait_for_redis(self) -> None:
+        """Until it may be asked again; a signal, and the next sign of life, end the wait sooner."""
+        settings = self._shop.settings
+        self._shop.wakeup.wait(min(self._shop.outage.left(), settings.heartbeat))
 
 
 def _cause_of_death(code: int) -> str:

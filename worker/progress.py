@@ -8,7 +8,7 @@ from collections import Counter
 from imece.cursor import Cursor, Owed
 from imece.failure import Failure
 from imece.lease import Batch, Claimed
-from worker.horse import next_try
+from worker.retry import ServerClock, next_try, taken_over
 from worker.scroll import Scroll
 from worker.table import NONE, Outcome, Table
 
@@ -23,16 +23,20 @@ class Progress:
 
     Args:
         journal: the horses' failed tries, one JSON line each.
+        clock: what retries go by.
     """
 
-    def __init__(self, claimed: Claimed, table: Table, journal: Scroll, worker: str) -> None:
+    def __init__(
+        self, claimed: Claimed, table: Table, journal: Scroll, worker: str, clock: ServerClock
+    ) -> None:
         self._claimed = claimed
+        self._clock = clock
         self._table = table
         self._journal = journal
         self._read = 0
         self._worker = worker
         self._next = claimed.cursor.next
-        self._owed = dict(claimed.cursor.owed)
+        self._owed = taken_over(claimed.cursor.owed, claimed.parameters, clock)
         self._batch = Batch()
         self.careful = claimed.cursor.careful
         self.marked = NONE
@@ -82,7 +86,8 @@ class Progress:
     def blame(self, index: int, reason: str, output: str) -> int:
         """A try of this file killed its process; how often it has been tried now."""
         tries = self._owed[index].tries + 1 if index in self._owed else 1
-        self._fail(index, tries, next_try(tries, self._claimed.parameters), reason, output)
+        owed = next_try(tries, self._claimed.parameters, self._clock)
+        self._fail(index, tries, owed, reason, output)
         if index == self._next:
             self._next += 1
         return tries

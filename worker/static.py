@@ -7,7 +7,6 @@ recorded in Redis is counted here and logged.
 
 import logging
 import os
-import signal
 import socket
 import time
 import uuid
@@ -21,7 +20,7 @@ from imece.job import Reference
 from imece.lease import Action, Batch, Claimed, Verdict
 from imece.run import SEED, Parameters, text_path
 from imece.settings import Settings
-from worker import log, startup
+from worker import log, startup, stops
 from worker.execution import Execution, Workshop
 from worker.place import Places
 from worker.stable import Stable
@@ -44,7 +43,7 @@ def work(
     Raises:
         UsageError, SettingsError, ListingError: nothing can be processed as it stands.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(STOPPED))  # until Wakeup listens
+    stops.leave_with(STOPPED)  # until Wakeup listens
     if not 0 <= bucket < buckets:
         raise UsageError(f"--bucket-id {bucket}: takes 0 to {buckets - 1}, for {buckets} buckets")
     parameters = parameters_of(settings, buckets, include, suffix)
