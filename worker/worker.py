@@ -27,6 +27,7 @@ from imece.settings import Settings
 from worker import log
 from worker.deletioncost import DeletionCost
 from worker.execution import Execution, Workshop
+from worker.outage import Outage
 from worker.place import Places
 from worker.processor import Processor
 from worker.stable import Stable
@@ -70,6 +71,7 @@ class Worker(rq.Worker):
         self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
         self.wakeup = Wakeup()
         self.stable = Stable(processor, settings.memory_limit)
+        self._outage = Outage()
         self._shop = Workshop(
             name=self.name,
             settings=settings,
@@ -77,6 +79,7 @@ class Worker(rq.Worker):
             wakeup=self.wakeup,
             alive=self._show_life,
             tally=tally,
+            outage=self._outage,
         )
         self._moving: dict[bytes, float] = {}
         self._suspects: set[str] = set()
@@ -85,7 +88,6 @@ class Worker(rq.Worker):
         self._beat_at = float("-inf")
         self._gap_until = float("-inf")
         self._swept_at = time.monotonic()
-        self._outage_since: float | None = None
 
     def _set_connection(self, connection: Any) -> Any:
         return connection  # ours has its time-outs already
@@ -102,11 +104,11 @@ class Worker(rq.Worker):
                     self.subscribe()
                     registered = True
                 self._turn()
-                self._outage_over()
+                self._outage.over()
             except RedisError as error:
                 if not is_outage(error):
                     raise  # no waiting fixes these
-                self._outage(error)
+                self._wait_out(error)
         self.stable.dismiss()
         try:
             self.teardown()  # type: ignore[no-untyped-call]
@@ -130,22 +132,17 @@ class Worker(rq.Worker):
         else:
             self.perform(reference)
 
-    def _outage(self, error: RedisError) -> None:
+    def _wait_out(self, error: RedisError) -> None:
         """Waits a moment for Redis to come back."""
         self._touch()
         self.stable.dismiss()
         self._tally.redis_errors += 1
-        if self._outage_since is None:
-            self._outage_since = time.monotonic()
-            log.event("redis out of reach", logging.WARNING, error=str(error))
+        self._outage.noted(error)
         # What was not renewed during the outage looks dead and is not: wait until it has been.
         self._gap_until = time.monotonic() + self.settings.lease
-        self.wakeup.wait(0.5)
-
-    def _outage_over(self) -> None:
-        if self._outage_since is not None:
-            log.event("redis is back", seconds=time.monotonic() - self._outage_since)
-            self._outage_since = None
+        while self._outage.left() and not self.wakeup.stopping:
+            self.wakeup.wait(min(self._outage.left(), self.settings.heartbeat))
+            self._touch()
 
     # Signs of life
 
