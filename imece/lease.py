@@ -18,7 +18,7 @@ from imece.job import Reference
 from imece.run import Parameters, Run, leases_key, moving_key, pending_key
 from imece.settings import Settings
 
-Action = Literal["continue", "finish", "return", "defer"]
+Action = Literal["continue", "finish", "return", "defer", "stall"]
 Verdict = Literal["held", "lost", "gone", "cancelled"]
 
 
@@ -143,6 +143,7 @@ class Lease:
         number: int = 0,
         cursor: Cursor | None = None,
         batch: Batch | None = None,
+        reason: str = "",
     ) -> tuple[Verdict, int]:
         """Shows a sign of life and records a batch, if there is one. May be sent again as it is.
 

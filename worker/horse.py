@@ -24,7 +24,7 @@ from imece.failure import LONGEST_OUTPUT, LONGEST_REASON, tail
 from imece.parent import follow_parent
 from imece.run import Parameters
 from worker.assignment import Assignment
-from worker.place import PlaceError, changed_since, commit, existing, remove
+from worker.place import PlaceError
 from worker.processor import CommandError, Processor
 from worker.scroll import Scroll
 from worker.table import Outcome, Table
@@ -34,8 +34,9 @@ PATIENCE = 1.0
 """Seconds a horse that had nothing else to do sits out a pause although other jobs wait: so that
 workers do not pass jobs to each other whose pauses are not over."""
 
-MARK, FINISHED, STOPPED, DEFERRED = b"m", b"f", b"s", b"d"
-"""Horse to parent: the wish to have a file marked; how it is through with its job."""
+MARK, FINISHED, STOPPED, DEFERRED, STALLED = b"m", b"f", b"s", b"d", b"p"
+"""Horse to parent: the wish to have a file marked; how it is through with its job. Stalled: the
+run's directories cannot be used, and the journal says why."""
 
 GO, STOP = b"g", b"h"
 """Parent to horse, in answer to that wish."""
@@ -126,15 +127,27 @@ class Horse:
         # To look for what is not there takes a quarter of a quick file's time in a large directory.
         self._looks_for_outputs = assignment.cursor.careful or not assignment.untouched
         self._tried_any = False
+        self._stalled = False
         self._pid = os.getpid()
 
     def work(self) -> bytes:
+        """To the end of the job, or until it cannot go on."""
+        try:
+            return self._work()
+        finally:
+            self._a.places.close()
+
+    def _work(self) -> bytes:
         """First each file once, then those that failed, when their pauses are over."""
         cursor = self._a.cursor
         for index in range(cursor.next, cursor.stop):
+            if self._table.outcomes[index - self._a.first] == Outcome.DONE:
+                continue  # proven to be done by a worker that died
             if self._table.stopping or not self._may_start(index):
                 return STOPPED
             self._try(index)
+            if self._stalled:
+                return STALLED
         while self._owed:
             index = min(self._owed, key=lambda owed: self._owed[owed].due)
             if (reason := self._sit_out(self._owed[index].due)) is not None:
@@ -143,6 +156,8 @@ class Horse:
             if not self._may_start(index):
                 return STOPPED
             self._try(index)
+            if self._stalled:
+                return STALLED
         return FINISHED
 
     def _sit_out(self, due: float) -> bytes | None:
@@ -171,10 +186,9 @@ class Horse:
         table, name = self._table, self._a.files[index - self._a.first]
         self._tried_any = True
         table.begin(index)
-        target = self._a.places.target(name)
-        temporary = self._a.places.temporary(target, index) if target is not None else None
+        places = self._a.places
         try:
-            outcome, bytes_in, bytes_out = self._process(index, name, target, temporary)
+            outcome, bytes_in, bytes_out = self._process(index, name)
             _flush()
             self._owed.pop(index, None)
             table.end(index, outcome, bytes_in, bytes_out)
@@ -182,36 +196,40 @@ class Horse:
             self._end_copy()
             self._bow_to_the_limit(index)
             _flush()
-            if temporary is not None:
-                remove(temporary)
-            self._a.places.forget()  # no other file is to fail for a directory that is gone
-            self._record(index, _reason(error))
-            table.end(index, Outcome.FAILED)
+            fault = places.fault(error)
+            places.discard(index, name)
+            places.forget()  # no other file is to fail for a directory that is gone
+            if fault is not None:
+                self._stall(fault)
+            else:
+                self._record(index, _reason(error))
+                table.end(index, Outcome.FAILED)
         if self._gear.capture.size():
             self._gear.capture.clear()
 
-    def _process(
-        self, index: int, name: bytes, target: bytes | None, temporary: bytes | None
-    ) -> tuple[Outcome, int, int]:
+    def _process(self, index: int, name: bytes) -> tuple[Outcome, int, int]:
         places = self._a.places
-        source = places.source(name)
-        found = places.look(source)
-        if target is not None:
-            if self._looks_for_outputs and (there := existing(target)) is not None:
-                # After a worker died, what it finished since its last checkpoint is done, not
-                # skipped.
-                if self._a.cursor.careful and there.st_ctime >= self._a.created:
-                    return Outcome.DONE, found.st_size, there.st_size
-                if not self._a.parameters.overwrite and there.st_mtime_ns >= found.st_mtime_ns:
-                    return Outcome.SKIPPED, 0, 0
-            places.prepare(target)
-        self._gear.processor(source, temporary)
+        found = places.look(name)
+        if (
+            self._looks_for_outputs
+            and not self._a.parameters.overwrite
+            and (there := places.existing(name)) is not None
+            and there.st_mtime_ns >= found.st_mtime_ns
+        ):
+            return Outcome.SKIPPED, 0, 0
+        target = places.prepare(index, name)
+        self._gear.processor(places.input.path, target)
         self._end_copy()
         self._bow_to_the_limit(index)
-        if changed_since(source, found):
+        if places.changed():
             raise PlaceError("the input changed while it was processed")
-        size = commit(temporary, target) if temporary is not None and target is not None else 0
-        return Outcome.DONE, found.st_size, size
+        return Outcome.DONE, found.st_size, places.commit(index, name)
+
+    def _stall(self, fault: str) -> None:
+        """The place is at fault: the file in hand is not charged a try."""
+        self._stalled = True
+        self._gear.journal.append(json.dumps({"stalled": fault}).encode() + b"\n")
+        self._table.drop_current()
 
     def _end_copy(self) -> None:
         """Ends a child that the processor has forked and not ended: one horse keeps the table."""
