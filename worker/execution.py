@@ -24,7 +24,7 @@ from imece.settings import Settings
 from worker import horse, log, stops
 from worker.assignment import Assignment
 from worker.outage import Outage
-from worker.place import PlaceError, Places, aside, existing, landing, remove
+from worker.place import PlaceError, Places
 from worker.progress import Progress
 from worker.retry import ServerClock
 from worker.stable import Stable
@@ -39,6 +39,10 @@ DUMP_PATIENCE = 0.2
 
 OUTAGE_PATIENCE = 30.0
 """Seconds a worker that is to stop waits for Redis to come back, to record its last checkpoint."""
+
+MOST_SWEPT = 1000
+_swept: set[str] = set()
+"""The runs in whose output directories this worker has looked for what dead ones have left."""
 
 BARREN_HORSES = 3
 """How many horses in a row may die without a file in hand before the job is given back."""
@@ -119,6 +123,11 @@ class Execution:
 
     def run(self) -> Ending:
         """To the end, or until the worker is asked to stop."""
+        try:
+            self._places.occupy()
+        except PlaceError as error:
+            return self._stall(str(error))
+        self._sweep()
         self._take_over()
         barren = 0
         while not self._progress.finished():
@@ -131,12 +140,16 @@ class Execution:
                 return "lost"
             if outcome == horse.DEFERRED:
                 return self._end("defer", "deferred")
+            if outcome == horse.STALLED:
+                return self._stall(self._progress.stalled)
             if outcome == horse.STOPPED:
                 self._stable.dismiss()  # it may have left an answer unread
                 return self._end("return", "returned")
             if self._progress.finished():
                 break
             held = isinstance(outcome, int) and self._hold_to_account(outcome)
+            if self._progress.stalled:
+                return self._stall(self._progress.stalled)
             now = self._progress.cursor()
             got_on = (now.next, now.owed) != (before.next, before.owed)
             barren = 0 if held or got_on else barren + 1
@@ -145,38 +158,64 @@ class Execution:
                 return self._end("stall", "stalled", reason)
         return self._end("finish", "finished")
 
+    def _stall(self, reason: str) -> Ending:
+        """Gives the job back, because its directories cannot be used."""
+        about = {"run": self._lease.reference.run, "job": self._lease.reference.field}
+        log.event("directories cannot be used", logging.ERROR, **about, reason=reason)
+        return self._end("stall", "stalled", reason)
+
+    def _sweep(self) -> None:
+        """Once for each run: what dead workers have left in its output directory."""
+        run = self._lease.reference.run
+        if run not in _swept:
+            if len(_swept) >= MOST_SWEPT:
+                _swept.clear()
+            _swept.add(run)
+            self._places.sweep()
+
     def _take_over(self) -> None:
-        """Clears up after executions whose worker died with this job."""
+        """Clears up after executions whose worker died with this job. What they can prove to have
+        done is done; all else is done again."""
         claimed, progress = self._claimed, self._progress
         if not claimed.earlier:
             return
         progress.careful = True
         for execution in claimed.earlier:
+            self._count_proven(execution)
+        for execution in claimed.earlier:
+            self._places.restore(execution, claimed.files)
             self._places.clear(execution)
-            self._places.clear_landings(execution, claimed.files[self._first : claimed.cursor.stop])
-        cursor = claimed.cursor
-        if cursor.marked != NONE and not self._was_finished(cursor.marked):
-            self._blame(cursor.marked, "its worker died while at it (killed, out of memory?)", "")
+        progress.collect()
+        now, marked = progress.cursor(), claimed.cursor.marked
+        if marked != NONE and (marked >= now.next or marked in now.owed):
+            self._blame(marked, "its worker died while at it (killed, out of memory?)", "")
 
-    def _output(self, index: int) -> os.stat_result | None:
-        """The output that is in its place."""
-        target = self._places.target(self._claimed.files[index])
-        return existing(target) if target is not None else None
+    def _count_proven(self, execution: str) -> None:
+        cursor = self._progress.cursor()
+        for index, device, inode in self._places.proven(execution):
+            if not (cursor.next <= index < cursor.stop or index in cursor.owed):
+                continue
+            if self._table.outcomes[index - self._first] == Outcome.OPEN:
+                there = self._places.proof(self._claimed.files[index], device, inode)
+                if there is not None:
+                    self._table.begin(index)
+                    self._close_finished(index, there)
+                    self._places.renew_proof(index, device, inode)
 
-    def _was_finished(self, index: int) -> bool:
-        there = self._output(index)
-        return there is not None and False
+    def _finished(self, index: int) -> os.stat_result | None:
+        """The output, if it can be proven that the horse has put it in its place."""
+        for proven, device, inode in self._places.proven(self._lease.execution):
+            if proven == index:
+                there = self._places.proof(self._claimed.files[index], device, inode)
+                if there is not None:
+                    return there
+        return None
 
-    def _close_finished(self, index: int) -> None:
+    def _close_finished(self, index: int, there: os.stat_result) -> None:
         """Does what the horse was killed before: notes that the output is in its place."""
-        there = self._output(index)
-        try:
-            bytes_in = self._places.look(self._places.source(self._claimed.files[index])).st_size
-        except PlaceError:  # the processor has consumed it
-            bytes_in = 0
-        bytes_out = there.st_size if there and not stat.S_ISDIR(there.st_mode) else 0
+        bytes_in = self._places.input_size(self._claimed.files[index])
+        bytes_out = 0 if stat.S_ISDIR(there.st_mode) else there.st_size
         self._table.end(index, Outcome.DONE, bytes_in, bytes_out)
-        self._progress.collect()
 
     def _gallop(self) -> int | bytes:
         """One horse, from the job's being given to it to its being through with it.
@@ -193,7 +232,6 @@ class Execution:
                 files=files,
                 cursor=cursor,
                 parameters=claimed.parameters,
-                created=float("inf"),
                 untouched=self._untouched,
                 places=self._places,
                 clock=self._clock,
@@ -268,16 +306,20 @@ class Execution:
         if index == NONE:
             log.event("process died without a file in hand", logging.WARNING, exit=code)
             return False
-        self._remove_current()
+        there = self._finished(index)
+        if there is None and index != self._table.overdue:
+            self._progress.stalled = self._places.fault(None) or ""
+        self._places.restore(self._lease.execution, self._claimed.files)
         if self._progress.last_failed == (index, self._table.began):
             self._table.end(index, Outcome.FAILED)  # it died after its last word on the file
             self._progress.collect()
             return True
-        if self._was_finished(index):
-            self._close_finished(index)
+        if there is not None:
+            self._close_finished(index, there)
+            self._progress.collect()
             return True
         self._table.drop_current()
-        if self._was_stopped(code):
+        if self._progress.stalled or self._was_stopped(code):
             return True
         if index == self._table.overdue:
             limit = f"{self._claimed.parameters.timeout:g} s"
@@ -309,16 +351,6 @@ class Execution:
             reason=reason.splitlines()[-1],
         )
 
-    def _remove_current(self) -> None:
-        """What a horse has left of the file it had in hand."""
-        index = self._table.current
-        target = self._places.target(self._claimed.files[index]) if index != NONE else None
-        if target is not None:
-            path = self._places.temporary(target, index)
-            for left in (path, landing(path, target)):
-                remove(left)
-                remove(aside(left))
-
     def _mark(self) -> None:
         """Records that the horse is about to start a file, and lets it."""
         self._progress.collect()
@@ -336,6 +368,7 @@ class Execution:
     def _beat(self) -> bool:
         """A sign of life, with a checkpoint if one is due. False if Redis is away."""
         self._shop.alive()
+        self._places.show_life()
         if self._shop.outage.left():
             return False
         if self._unanswered is None and time.monotonic() >= self._checkpoint_due:
@@ -382,6 +415,7 @@ class Execution:
 
     def _end(self, action: Action, ending: Ending, reason: str = "") -> Ending:
         """Records the rest and gives the lease up, however long Redis is away."""
+        self._progress.marked = NONE  # nothing is in hand
         # Whoever sees the end sees no temporary file.
         if not self._places.clear(self._lease.execution):
             self._stable.dismiss()  # with what the processor has left running

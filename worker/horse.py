@@ -25,7 +25,7 @@ from imece.parent import follow_parent
 from worker import descriptors, stops
 from worker.assignment import Assignment
 from worker.capture import Capture
-from worker.place import PlaceError, changed_since, commit, existing, remove
+from worker.place import PlaceError
 from worker.processor import CommandError, Processor
 from worker.retry import next_try
 from worker.scroll import Scroll
@@ -38,8 +38,9 @@ workers do not pass jobs to each other whose pauses are not over."""
 STOP_PATIENCE = 1.0
 """Seconds a worker has to hear of a stop of which one of its processes may have died."""
 
-MARK, FINISHED, STOPPED, DEFERRED = b"m", b"f", b"s", b"d"
-"""Horse to parent: the wish to have a file marked; how it is through with its job."""
+MARK, FINISHED, STOPPED, DEFERRED, STALLED = b"m", b"f", b"s", b"d", b"p"
+"""Horse to parent: the wish to have a file marked; how it is through with its job. Stalled: the
+run's directories cannot be used, and the journal says why."""
 
 GO, STOP = b"g", b"h"
 """Parent to horse, in answer to that wish."""
@@ -132,22 +133,41 @@ class Horse:
         # To look for what is not there takes a quarter of a quick file's time in a large directory.
         self._looks_for_outputs = assignment.cursor.careful or not assignment.untouched
         self._tried_any = False
+        self._stalled = False
         self._pid = os.getpid()
 
     def work(self) -> bytes:
+        """To the end of the job, or until it cannot go on."""
+        try:
+            return self._work()
+        finally:
+            self._a.places.close()
+
+    def _work(self) -> bytes:
         """First each file once, then those that failed, when their pauses are over."""
         cursor = self._a.cursor
         for index in range(cursor.next, cursor.stop):
-            if self._table.stopping or not self._may_start(index) or not self._try(index):
-                return STOPPED
+            if self._table.outcomes[index - self._a.first] == Outcome.DONE:
+                continue  # proven to be done by a worker that died
+            if (word := self._turn(index)) is not None:
+                return word
         while self._owed:
             index = min(self._owed, key=lambda owed: self._owed[owed].due)
             if (reason := self._sit_out(self._owed[index].due)) is not None:
                 return reason
             self._table.reopen(index)
-            if not self._may_start(index) or not self._try(index):
-                return STOPPED
+            if (word := self._turn(index)) is not None:
+                return word
         return FINISHED
+
+    def _turn(self, index: int) -> bytes | None:
+        """One try of one file; how the job is left, if it is left with it."""
+        if self._table.stopping or not self._may_start(index):
+            return STOPPED
+        counts = self._try(index)
+        if self._stalled:
+            return STALLED
+        return None if counts else STOPPED
 
     def _sit_out(self, due: float) -> bytes | None:
         """Waits until a retry is due; gives way to a stop, and after a while to other jobs."""
@@ -177,10 +197,9 @@ class Horse:
         self._tried_any = True
         signals = stops.heard()
         table.begin(index)
-        target = self._a.places.target(name)
-        temporary = self._a.places.temporary(target, index) if target is not None else None
+        places = self._a.places
         try:
-            outcome, bytes_in, bytes_out = self._process(index, name, target, temporary)
+            outcome, bytes_in, bytes_out = self._process(index, name)
             _flush()
             self._owed.pop(index, None)
             table.end(index, outcome, bytes_in, bytes_out)
@@ -188,14 +207,18 @@ class Horse:
             self._end_copy()
             self._bow_to_the_limit(index)
             _flush()
-            if temporary is not None:
-                remove(temporary)
-            self._a.places.forget()  # no other file is to fail for a directory that is gone
-            if self._was_stopped(error, signals):
+            stopped = self._was_stopped(error, signals)
+            fault = None if stopped else places.fault(error)
+            places.discard(index, name)
+            places.forget()  # no other file is to fail for a directory that is gone
+            if stopped:
                 table.drop_current()
                 return False
-            self._record(index, _reason(error))
-            table.end(index, Outcome.FAILED)
+            if fault is not None:
+                self._stall(fault)
+            else:
+                self._record(index, _reason(error))
+                table.end(index, Outcome.FAILED)
         if self._gear.capture.size():
             self._gear.capture.clear()
         return True
@@ -215,28 +238,29 @@ class Horse:
             time.sleep(0.01)
         return self._table.stopping
 
-    def _process(
-        self, index: int, name: bytes, target: bytes | None, temporary: bytes | None
-    ) -> tuple[Outcome, int, int]:
+    def _process(self, index: int, name: bytes) -> tuple[Outcome, int, int]:
         places = self._a.places
-        source = places.source(name)
-        found = places.look(source)
-        if target is not None:
-            if self._looks_for_outputs and (there := existing(target)) is not None:
-                # After a worker died, what it finished since its last checkpoint is done, not
-                # skipped.
-                if self._a.cursor.careful and there.st_ctime >= self._a.created:
-                    return Outcome.DONE, found.st_size, there.st_size
-                if not self._a.parameters.overwrite and there.st_mtime_ns >= found.st_mtime_ns:
-                    return Outcome.SKIPPED, 0, 0
-            places.prepare(target)
-        self._gear.processor(source, temporary)
+        found = places.look(name)
+        if (
+            self._looks_for_outputs
+            and not self._a.parameters.overwrite
+            and (there := places.existing(name)) is not None
+            and there.st_mtime_ns >= found.st_mtime_ns
+        ):
+            return Outcome.SKIPPED, 0, 0
+        target = places.prepare(index, name)
+        self._gear.processor(places.input.path, target)
         self._end_copy()
         self._bow_to_the_limit(index)
-        if changed_since(source, found):
+        if places.changed():
             raise PlaceError("the input changed while it was processed")
-        size = commit(temporary, target) if temporary is not None and target is not None else 0
-        return Outcome.DONE, found.st_size, size
+        return Outcome.DONE, found.st_size, places.commit(index, name)
+
+    def _stall(self, fault: str) -> None:
+        """The place is at fault: the file in hand is not charged a try."""
+        self._stalled = True
+        self._gear.journal.append(json.dumps({"stalled": fault}).encode() + b"\n")
+        self._table.drop_current()
 
     def _end_copy(self) -> None:
         """Ends a child that the processor has forked and not ended: one horse keeps the table."""

@@ -42,6 +42,8 @@ class Progress:
         self.marked = NONE
         self.last_failed = (NONE, 0)
         """The last failed try a horse has put on record: which file, and when it was begun."""
+        self.stalled = ""
+        """What is wrong with the run's directories, if a horse has found that."""
 
     def finished(self) -> bool:
         return self._next == self._claimed.cursor.stop and not self._owed
@@ -63,6 +65,9 @@ class Progress:
         """Reads what the horse has written since the last call."""
         for line in self._new_lines():
             entry = json.loads(line)
+            if "stalled" in entry:
+                self.stalled = entry["stalled"]
+                continue
             owed = Owed(entry["tries"], entry["due"]) if entry["due"] is not None else None
             self._fail(entry["index"], entry["tries"], owed, entry["reason"], entry["output"])
             self.last_failed = (entry["index"], entry["began"])

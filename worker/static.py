@@ -53,7 +53,9 @@ def work(
     tally = Tally()
     share = Share(bucket, len(files), tally)
     log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
-    places = Places.of(settings, parameters, share.execution)
+    # What a pod before this one has left is of no use to anybody: `kind` says whose it is.
+    kind = f"bucket {bucket} of {buckets}"
+    places = Places.of(settings, parameters, share.execution, kind)
     if trouble := places.trouble():
         raise SettingsError(trouble)
     stable = Stable(function, settings.memory_limit)
@@ -71,6 +73,8 @@ def work(
     ending = Execution(workshop, share, claimed, places).run() if files else "finished"
     stable.dismiss()
     share.report("bucket done" if ending == "finished" else "bucket stopped")
+    if ending == "stalled":
+        return FAILED
     if ending != "finished":
         return STOPPED
     return FAILED if tally.failed else 0
