@@ -28,9 +28,11 @@ def a_run_in_progress(workbench: Workbench, files: int, workers: int = 2, bucket
     for number, name in enumerate(workbench.files(files)):
         if number % BAD == 0:
             (workbench.source / name).write_bytes(FAILS)
-    workbench.enqueue(buckets=buckets, files_per_job=files, retries=0)
     for _ in range(workers):
-        workbench.worker().took()
+        workbench.worker()
+    for worker in workbench.workers:
+        worker.started()
+    workbench.enqueue(buckets=buckets, files_per_job=files, retries=0)
 
 
 def has_got_to(workbench: Workbench, files: int) -> None:
