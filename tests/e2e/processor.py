@@ -14,8 +14,8 @@ def work(source: str, target: str) -> None:
     each in a file of its own: on a network file system two writers of one file may lose a line.
     """
     name = Path(source).name
-    # An output is made in a hidden directory within the one it is for.
-    output = next(folder for folder in Path(target).parents if folder.name[0] != ".")
+    # An output is made in a hidden directory within the one it is for, and both paths are links.
+    output = next(folder for folder in Path(target).resolve().parents if folder.name[0] != ".")
     trace = output.parent / "trace"
     trace.mkdir(parents=True, exist_ok=True)
     _note(trace, name, "begun")
