@@ -1,5 +1,6 @@
 """Worker processes that start in some ms: a process that has imported the worker forks, again and
-again. Each is what `python -m worker` is, in a session and process group of its own.
+again. Each is what `python -m worker` is, in a session and process group of its own; but it is not
+started anew without its secrets (worker/handover.py), for that would be as slow as any start.
 
 As a program (`python -m tests.forks`) this is that process: a line of JSON on its standard input
 for each worker, whose process id it prints.
@@ -8,7 +9,6 @@ for each worker, whose process id it prints.
 import importlib
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -83,7 +83,7 @@ class Forks:
 
 
 def serve() -> None:
-    importlib.import_module("worker.cli")
+    importlib.import_module("worker.command")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
     for line in sys.stdin:
         order = json.loads(line)
@@ -106,11 +106,10 @@ def become_worker(environment: dict[str, str], log: str) -> NoReturn:
             os.dup2(source, number)
         os.close(nothing)
         os.close(written)
-        sys.argv = ["worker"]
-        runpy.run_module("worker", run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        from worker import command, stops
+
+        stops.leave_with(0)
+        code = command.main([])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
