@@ -19,7 +19,7 @@ from redis import Redis
 
 from bench.processors import digest_and_rename
 from bench.report import ROOT, Row, Size, at_least, median
-from imece import status
+from imece import keys, status
 from imece.run import Run
 from producer.embedded import Server
 
@@ -136,7 +136,7 @@ def workers(redis: Redis, environment: dict[str, str], log: Path) -> Iterator[No
             for _ in range(PROCESSES)
         ]
     try:
-        while redis.scard("rq:workers:imece") < PROCESSES:
+        while redis.scard(keys.workers("imece")) < PROCESSES:
             assert all(process.poll() is None for process in processes), log.read_text()
             time.sleep(0.01)
         yield

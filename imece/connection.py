@@ -20,6 +20,47 @@ from imece.settings import Settings
 OUTAGES = (redis_errors.ConnectionError, redis_errors.TimeoutError)
 """What redis-py raises while the server is away. `AuthenticationError` is one of them too."""
 
+NOT_OUTAGES = (
+    redis_errors.AuthenticationError,
+    redis_errors.AuthorizationError,
+    redis_errors.ExternalAuthProviderError,
+)
+"""Connection errors that no waiting mends."""
+
+PASSING = (
+    *OUTAGES,
+    redis_errors.InvalidResponse,  # what answers is no Redis: a proxy without one behind it
+    redis_errors.ReadOnlyError,
+    redis_errors.OutOfMemoryError,
+    redis_errors.ClusterDownError,
+    redis_errors.TryAgainError,
+)
+PASSING_CODES = {
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "UNBLOCKED",
+}
+"""First words of answers by which a server says that it cannot now, and may be able to later."""
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the same command may succeed later, without anything being changed in it."""
+    if isinstance(error, NOT_OUTAGES) or isinstance(error.__cause__, NOT_OUTAGES):
+        return False
+    if isinstance(error, PASSING):
+        return True
+    if not isinstance(error, redis_errors.ResponseError):
+        return False
+    said = str(error).rpartition(" caused error: ")[2]  # of a pipeline
+    return said.partition(" ")[0] in PASSING_CODES
+
 
 def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Redis:
     """A client for the Redis the settings name. Connects on first use.

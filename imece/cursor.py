@@ -15,7 +15,8 @@ MOST_FILES = 100_000
 
 @dataclass(frozen=True)
 class Owed:
-    """A file that failed and is to be tried again: tries so far, and not before when (epoch s)."""
+    """A file that failed and is to be tried again: tries so far, and not before when (epoch seconds
+    of the server's clock)."""
 
     tries: int
     due: float

@@ -1,45 +1,24 @@
-"""A bucket job: the one kind of job the queue carries, as a reference to files, never as code.
+"""A bucket job: the one kind of job the queue carries. Its id is a reference to files.
 
-RQ's `Job` runs whatever function its data names, and its serializer may be pickle. This one is
-JSON, and `func` returns the one thing this queue runs: nothing at all, for the worker reads the
-reference and does the rest (rq/job.py, `Job.func`, `Job._deserialize_data`).
+There is nothing but the id: no code is named, nothing is unpickled, and a million jobs cost no
+million hashes. RQ's own workers find no job under such an id, and drop it (rq/job.py, `Job.fetch`).
 """
 
-import json
 import re
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
-from redis import Redis
-from redis.client import Pipeline
-from redis.exceptions import ResponseError
-from rq import Queue
-from rq.job import Job, JobStatus
-from rq.serializers import JSONSerializer
-
-from imece import scripts
-from imece.connection import raw
-
-FUNCTION = "imece.bucket"
-"""What stands in a job's data where RQ keeps the function's name."""
-
-LONGEST_DATA = 4096
-
-_RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_PART = re.compile(r"[0-9a-f]{8}")
+_ID = re.compile(rb"([A-Za-z0-9_-]{1,64})-([0-9a-f]{8})-([0-9]{1,10})-([0-9]{1,10})")
 
 
 class MalformedJobError(Exception):
-    """What lies in the queue under this id is not a bucket job."""
+    """What lies in the queue is not a bucket job."""
 
 
 @dataclass(frozen=True)
 class Reference:
     """Which files a bucket job stands for: a slice of a bucket's manifest, named by its start.
 
-    `part` names the enqueuing the manifest came with: the first, or a retry.
+    `part` names the enqueuing the manifest came with.
     """
 
     run: str
@@ -49,115 +28,30 @@ class Reference:
 
     @property
     def job_id(self) -> str:
-        return f"{self.run}-{self.part}-{self.bucket}-{self.start}"
+        return f"{self.run}-{self.field}"
 
     @property
     def field(self) -> str:
         """The field of this job in the run's hashes of jobs and holders."""
         return f"{self.part}-{self.bucket}-{self.start}"
 
-    def encode(self) -> str:
-        """A job's data, as RQ's JSON serializer has it."""
-        arguments = [self.run, self.part, self.bucket, self.start]
-        return json.dumps([FUNCTION, None, arguments, {}])
-
     @classmethod
-    def read(cls, redis: Redis, job_id: str) -> "Reference | None":
-        """The reference in the hash of a job; None if there is no such job.
-
-        Only the data is read, never RQ's other fields: some of them name code or addresses, or are
-        unpickled by RQ (rq/job.py, `Job.restore`).
+    def parse(cls, job_id: bytes) -> "Reference":
+        """The reference that a job's id is.
 
         Raises:
-            MalformedJobError: it is not a bucket job.
+            MalformedJobError: it is none that imece makes.
         """
-        try:
-            found = redis.hget(f"rq:job:{job_id}", "data")
-        except ResponseError:
-            raise MalformedJobError("its key holds no hash") from None
+        found = _ID.fullmatch(job_id)
         if found is None:
-            if redis.exists(f"rq:job:{job_id}"):
-                raise MalformedJobError("its hash has no data")
-            return None
-        data = raw(found)
-        try:
-            data = zlib.decompressobj().decompress(data, LONGEST_DATA)
-        except zlib.error:
-            pass  # RQ takes data that is not compressed, too
-        reference = cls.decode(data)
-        if reference.job_id != job_id:
-            raise MalformedJobError("it stands under an id that is not its own")
+            raise MalformedJobError("its id is not that of a bucket job")
+        run, part, bucket, start = (group.decode("ascii") for group in found.groups())
+        reference = cls(run, part, int(bucket), int(start))
+        if reference.job_id.encode() != job_id or max(reference.bucket, reference.start) >= 2**32:
+            raise MalformedJobError("its bucket or start is not a number in range")
         return reference
 
     @classmethod
-    def decode(cls, data: bytes) -> "Reference":
-        """The reference in a job's data.
-
-        Raises:
-            MalformedJobError: it is anything else.
-        """
-        try:
-            function, instance, arguments, keywords = json.loads(data)
-            run, part, bucket, start = arguments
-        except (ValueError, TypeError, RecursionError):
-            raise MalformedJobError("its data is not that of a bucket job") from None
-        if function != FUNCTION or instance is not None or keywords != {}:
-            raise MalformedJobError(
-                f"it names {str(function)[:80]!r}, which this queue does not run"
-            )
-        texts_fit = isinstance(run, str) and isinstance(part, str)
-        if not (texts_fit and _RUN.fullmatch(run) and _PART.fullmatch(part)):
-            raise MalformedJobError("its run or part is not a name")
-        numbers_fit = type(bucket) is int and type(start) is int
-        if not (numbers_fit and 0 <= bucket < 2**32 and 0 <= start < 2**32):
-            raise MalformedJobError("its bucket or start is not a number in range")
-        return cls(run, part, bucket, start)
-
-
-class BucketJob(Job):
-    """RQ's job, able to carry a reference and nothing else."""
-
-    @property
-    def func(self) -> NoReturn:
-        raise MalformedJobError("jobs of this queue name no code")
-
-    success_callback = failure_callback = stopped_callback = func
-
-    def perform(self) -> Any:
-        return self.func
-
-
-class BucketQueue(Queue):
-    """RQ's queue, of bucket jobs. A worker listens to exactly one: RQ pops several queues without
-    an intermediate list, and a kill then loses the job (rq/queue.py, `dequeue_any`)."""
-
-    job_class = BucketJob
-
-    def __init__(self, name: str, connection: Redis) -> None:
-        super().__init__(
-            name, connection=connection, serializer=JSONSerializer, job_class=BucketJob
-        )
-
-    def stage(self, references: Sequence[Reference], ttl: int, pipeline: Pipeline) -> None:
-        """Writes the jobs' hashes, without putting the jobs in the queue: a commit does that.
-
-        Args:
-            ttl: seconds the hashes live if nothing renews them.
-        """
-        job = self.create_job(
-            FUNCTION,
-            timeout=-1,
-            result_ttl=0,
-            ttl=ttl,
-            description="",
-            status=JobStatus.QUEUED,
-        )
-        common = job.to_dict()
-        del common["data"], common["description"]
-        arguments: list[str | bytes | int | float] = [ttl, len(common)]
-        for name, value in common.items():
-            arguments += [name, value]
-        for reference in references:
-            arguments += [reference.encode(), f"bucket {reference.bucket} of {reference.run}"]
-        keys = [f"rq:job:{reference.job_id}" for reference in references]
-        scripts.run("stage", pipeline, keys, arguments)
+    def of_field(cls, run: str, field: bytes) -> "Reference":
+        """The job of a run by its field; raises MalformedJobError as `parse`."""
+        return cls.parse(run.encode() + b"-" + field)

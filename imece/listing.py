@@ -198,7 +198,8 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
     """Names from a list: relative to root, or absolute below it; `./` before a name is dropped.
 
     Raises:
-        ListingError: a name would leave the directory, is there twice, or ends as on Windows.
+        ListingError: a name would leave the directory, is there twice, is another's directory, or
+            ends as on Windows.
     """
     listing = Listing()
     prefixes = [os.fsencode(path).rstrip(b"/") + b"/" for path in (root.absolute(), root.resolve())]
@@ -215,6 +216,14 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
     if len(set(listing.files)) < len(listing.files):
         twice = Counter(listing.files).most_common(1)[0][0]
         raise ListingError(f"the name {names.shown(twice)!r} is in the list twice")
+    directories = _directories(listing.files)
+    if not directories.isdisjoint(listing.files):
+        both = next(name for name in listing.files if name in directories)
+        below = next(name for name in listing.files if name.startswith(both + b"/"))
+        raise ListingError(
+            f"the list names {names.shown(both)!r} as a file, and as the directory of "
+            f"{names.shown(below)!r}: leave one of them out"
+        )
     return listing
 
 
@@ -237,7 +246,8 @@ def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
 
 
 def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
-    """Raises ListingError if two inputs would write the same output, or one has too long a name.
+    """Raises ListingError if two inputs would write the same output, if an output would be the
+    directory of another, or if one has too long a name.
 
     Only a new suffix can do that. Hashes first, names only for those that clash: that is half the
     memory of a set of all names.
@@ -257,9 +267,17 @@ def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
         if digest in seen:
             clashing.add(digest)
         seen.add(digest)
+    directories = {path for path in _directories(files) if hash(path) in seen}
     first: dict[bytes, bytes] = {}
-    for name in files if clashing else ():
+    for name in files if clashing or directories else ():
         output = names.with_suffix(name, suffix)
+        if output in directories:
+            below = next(other for other in files if other.startswith(output + b"/"))
+            raise ListingError(
+                f"the output of {names.shown(name)!r} would be {names.shown(output)!r}, and the "
+                f"output of {names.shown(below)!r} would lie in a directory of that name: take "
+                "another --suffix, or leave one of them out with --exclude"
+            )
         if hash(output) not in clashing:
             continue
         if output in first:
@@ -268,3 +286,13 @@ def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
                 f"write {names.shown(output)!r}: leave --suffix out, or one of them with --exclude"
             )
         first[output] = name
+
+
+def _directories(files: Iterable[bytes]) -> set[bytes]:
+    """Every directory that one of the files lies in, at any depth."""
+    found = {name.rpartition(b"/")[0] for name in files}
+    above = {path.rpartition(b"/")[0] for path in found} - found
+    while above:
+        found |= above
+        above = {path.rpartition(b"/")[0] for path in above} - found
+    return found - {b""}

@@ -62,7 +62,8 @@ def decode(blob: bytes) -> list[bytes]:
         raise RecordError("a name in the manifest is empty")
     files = text.split(b"\0")
     parts = b"\0%s\0" % text.replace(b"/", b"\0")
-    if any(b"\0%s\0" % part in parts for part in (b"", b".", b"..")):  # so much for nearly all
+    suspect = (b"\0\0", b"\0.\0", b"\0..\0", b"\0" + names.TEMPORARY_PREFIX)
+    if any(part in parts for part in suspect):  # so much for nearly all
         for name in files:
             if flaw := names.flaw(name):
                 raise RecordError(f"the name {names.shown(name)!r} in the manifest {flaw}")

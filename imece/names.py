@@ -13,7 +13,7 @@ DIGEST = 12
 with a probability of 0.2 %."""
 
 TEMPORARY_PREFIX = b".imece-"
-"""What every temporary output's name starts with; such files are never listed as inputs."""
+"""What the names of imece's own files start with; such files are never inputs."""
 
 
 def flaw(name: bytes) -> str | None:
@@ -26,6 +26,8 @@ def flaw(name: bytes) -> str | None:
         return "is an absolute path"
     if any(part in (b"", b".", b"..") for part in name.split(b"/")):
         return "has an empty, '.' or '..' part"
+    if any(part.startswith(TEMPORARY_PREFIX) for part in name.split(b"/")):
+        return "has a part that starts with '.imece-', as imece's own files do"
     return None
 
 

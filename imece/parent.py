@@ -1,4 +1,4 @@
-"""Binding a process to its parent, so that none outlives it."""
+"""What a process is to its parent and to its children, and what it is called."""
 
 import ctypes
 import os
@@ -6,6 +6,8 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -22,3 +24,15 @@ def follow_parent(parent: int, number: signal.Signals) -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # it was gone before the kernel was asked
             os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Makes descendants whose parents have ended this process's own children. Linux only."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def name_process(name: str) -> None:
+    """What `ps` and /proc call it; 15 bytes at most. Linux only."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_NAME, name.encode())

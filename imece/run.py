@@ -1,16 +1,4 @@
-"""A run in Redis: its keys, its parameters, and what may be done to it as a whole.
-
-imece:run:<id>                    hash: state, generation, parameters, counters, times
-imece:run:<id>:manifest:<part>    hash: bucket -> manifest; a part for each enqueuing
-imece:run:<id>:jobs               hash: unfinished bucket job -> cursor
-imece:run:<id>:holders            hash: bucket job -> executions that held it, last batch number
-imece:run:<id>:failures, :outputs hashes: quarantined file -> record, what it printed
-imece:run:<id>:durations          hash: exponent -> files that took [2^(e-1), 2^e) microseconds
-imece:run:<id>:timeline           hash: seconds since start -> files ended in that slot
-imece:run:<id>:slowest            sorted set: the ten slowest files seen at checkpoints
-imece:run:<id>:staged:<token>     hash: cursors of an enqueuing that is not committed yet
-imece:runs                        sorted set: run id by time of creation
-"""
+"""A run in Redis: its parameters, and what may be done to it as a whole; keys: imece/keys.py."""
 
 import json
 import math
@@ -23,25 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from imece import records, scripts
+from imece import keys, manifest, records, scripts
 from imece.connection import raw, text
-from imece.cursor import MOST_FILES
+from imece.cursor import MOST_FILES, Cursor
 from imece.errors import RunError
 from imece.failure import Failure
+from imece.job import Reference
 from imece.records import RecordError
 from imece.settings import QUEUE
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
-RUNS = "imece:runs"
 SEED = 1
 """The mmh3 seed of new runs; each run records its own."""
 
-LISTING_TTL = 10
-"""Seconds after which the run of a producer that shows no sign of life is gone."""
+CLAIM_TTL = 10
+"""Seconds after which the claim of a producer that shows no sign of life is gone."""
 
+ON = frozenset({"queued", "running"})
 ENDED = frozenset({"done", "failed", "cancelled"})
+
+STEP = 1000
+"""How many jobs or queue entries one command touches at the most: none takes 20 ms."""
+
+IDENTITY = ("input", "output", "suffix", "queue", "seed")
+"""The parameters in which all rounds of a run agree."""
 
 
 LARGEST_PARAMETERS = 2**20
@@ -60,7 +55,8 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Parameters:
-    """What was asked for when the run was made. The same run id with others is refused.
+    """What was asked for when the round was enqueued. While it is on, the same run id with others
+    is refused; a later round may have others, but for those of `IDENTITY`.
 
     Attributes:
         input, output: absolute paths, as the producer saw them. No output: the processor keeps
@@ -159,28 +155,58 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment, as whoever enqueues its next round has to know it.
+
+    Attributes:
+        state: None if there is no such run.
+        generation: "" if there is no such run.
+        held: bucket jobs that a worker has in hand, or died with -> cursor.
+    """
+
+    state: str | None
+    generation: str
+    parts: tuple[str, ...]
+    held: dict[bytes, bytes]
+
+
 class Run:
     """One run, by its id. Holds no state of its own: every call asks Redis."""
 
     def __init__(self, redis: Redis, run_id: str) -> None:
         self.redis = redis
         self.id = run_id
-        self.key = f"imece:run:{run_id}"
+        self.key = keys.run(run_id)
 
     def state(self) -> str | None:
-        """listing, queued, running, done, failed or cancelled; None if there is no such run."""
-        value = self.redis.hget(self.key, "state")
+        """listing, queued, running, held, done, failed or cancelled; None if there is no such run.
+        While a producer lists for the next round of an ended run, that is its state."""
+        value, claimed = self._ask("state")
+        if claimed and (value is None or text(value) not in ON):
+            return "listing"
         return text(value) if value is not None else None
 
     def parameters(self) -> Parameters:
         """Raises RunError if there is no such run."""
-        found = self.redis.hget(self.key, "parameters")
-        if found is None:
+        found, claimed = self._ask("parameters")
+        if found is not None:
+            return self.decode(found)
+        listed = self.redis.hget(keys.claim(self.id), "parameters") if claimed else None
+        if listed is None:
             raise self.missing()
-        return self.decode(raw(found))
+        return self.decode(raw(listed))
+
+    def _ask(self, field: str) -> tuple[bytes | None, bool]:
+        """A field of the run's hash, and whether a producer lists for it."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.hget(self.key, field)
+            pipeline.exists(keys.claim(self.id))
+            value, claimed = pipeline.execute()
+        return value, bool(claimed)
 
     def state_and_parameters(self) -> tuple[str, Parameters] | None:
-        """Both as they were at one moment; None if there is no such run."""
+        """Both as they were at one moment, listing apart; None if there is no such run."""
         state, parameters = self.redis.hmget(self.key, "state", "parameters")
         if state is None or parameters is None:
             return None
@@ -195,24 +221,37 @@ class Run:
                 f"run {self.id} was not made by this version of imece: {error}"
             ) from None
 
-    def generation(self) -> str:
-        return text(self.redis.hget(self.key, "generation") or b"0")
-
     def missing(self) -> RunError:
         return RunError(f"there is no run {self.id}: `imece runs` lists those there are")
 
-    def manifest_key(self, part: str) -> str:
-        return f"{self.key}:manifest:{part}"
+    def snapshot(self) -> Snapshot:
+        with self.redis.pipeline() as pipeline:
+            pipeline.hmget(self.key, "state", "generation", "parts")
+            pipeline.hkeys(f"{self.key}:holders")
+            (state, generation, parts), holders = pipeline.execute()
+        fields = [field for field in holders if b":" not in field]
+        cursors = self.redis.hmget(f"{self.key}:jobs", fields) if fields else []
+        return Snapshot(
+            text(state) if state is not None else None,
+            text(generation or b""),
+            tuple(part for part in text(parts or b"").split(",") if part),
+            {
+                field: raw(cursor)
+                for field, cursor in zip(fields, cursors, strict=True)
+                if cursor is not None
+            },
+        )
 
-    def staged_key(self, token: str) -> str:
-        return f"{self.key}:staged:{token}"
+    def claim(self, parameters: Parameters, token: str, ttl: int) -> str:
+        """Takes the id for a producer that is about to list.
 
-    def claim(self, parameters: Parameters, token: str, ttl: int) -> bool:
-        """Takes the id for a new run, in state listing. False if it is taken already."""
+        Returns:
+            "claimed"; "listing" if another producer has it; or the state of a run that is on.
+        """
         arguments: list[str | bytes | int | float] = [
-            self.id, token, LISTING_TTL, parameters.encode(), ttl,
+            self.id, token, CLAIM_TTL, parameters.encode(), ttl,
         ]  # fmt: skip
-        return bool(scripts.run("claim", self.redis, [self.key], arguments))
+        return text(scripts.run("claim", self.redis, [self.key, keys.claim(self.id)], arguments))
 
     def attach(self) -> str | None:
         """Says that somebody waits for the run, which moves it to its next generation.
@@ -222,23 +261,35 @@ class Run:
         """
         return text(scripts.run("attach", self.redis, [self.key], [])) or None
 
-    def cancel(self, result_ttl: int, generation: str = "", grace: float = 0.0) -> None:
+    def cancel(self, result_ttl: int, generation: str = "") -> None:
         """No new files are started; what is done stays.
 
         Args:
             generation: the one that is meant; a later one goes on. "" for whichever it is.
-            grace: seconds within which an attaching calls it off.
 
         Raises:
             RunError: there is no such run, or it has ended.
         """
         queue = self.parameters().queue
-        keys = [self.key, pending_key(queue)]
-        answer = text(scripts.run("cancel", self.redis, keys, [generation, result_ttl, grace]))
+        where = [self.key, keys.claim(self.id)]
+        answer = text(scripts.run("cancel", self.redis, where, [generation, result_ttl]))
         if answer == "":
             raise self.missing()
         if answer != "cancelled":
             raise RunError(f"run {self.id} is {answer}: there is nothing to cancel")
+        self.purge(queue)
+
+    def purge(self, queue: str) -> None:
+        """Takes the jobs of a run that is not on out of the queue, piece by piece."""
+        where = [self.key, keys.pending(queue)]
+        pieces = -(-self.redis.llen(keys.pending(queue)) // STEP)
+        for _ in range(pieces):
+            if not scripts.run("purge", self.redis, where, [STEP]):
+                break
+
+    def hold(self, reason: str) -> bool:
+        """Lets a run wait for a person, if it is on."""
+        return bool(scripts.run("hold", self.redis, [self.key], [reason]))
 
     def delete(self) -> None:
         """Removes an ended run from Redis. Outputs stay.
@@ -246,17 +297,11 @@ class Run:
         Raises:
             RunError: there is no such run, or it has not ended.
         """
-        state = self.state()
-        if state is None:
+        answer = text(scripts.run("delete", self.redis, [self.key, keys.claim(self.id)], []))
+        if answer == "":
             raise self.missing()
-        if state not in ENDED:
-            raise RunError(f"run {self.id} is {state}: `imece cancel {self.id}` first")
-        with self.redis.pipeline() as pipeline:
-            for key in self.redis.scan_iter(match=f"{self.key}:*", count=1000):
-                pipeline.unlink(key)
-            pipeline.unlink(self.key)
-            pipeline.zrem(RUNS, self.id)
-            pipeline.execute()
+        if answer != "deleted":
+            raise RunError(f"run {self.id} is {answer}: `imece cancel {self.id}` first")
 
     def failures(self) -> Iterator[tuple[bytes, Failure]]:
         """The quarantined files and why, in no order."""
@@ -264,50 +309,60 @@ class Run:
             output = self.redis.hget(f"{self.key}:outputs", name)
             yield name, Failure.decode(record, raw(output) if output is not None else None)
 
+    def unfinished(self) -> dict[tuple[str, int], list[Cursor]]:
+        """(part, bucket) -> the cursors of its unfinished bucket jobs."""
+        found: dict[tuple[str, int], list[Cursor]] = {}
+        for field, cursor in self.redis.hscan_iter(f"{self.key}:jobs", count=STEP):
+            reference = Reference.of_field(self.id, field)
+            found.setdefault((reference.part, reference.bucket), []).append(Cursor.decode(cursor))
+        return found
+
+    def names(self, part: str, bucket: int) -> list[bytes]:
+        """The files of one bucket; none if its manifest is gone."""
+        blob = self.redis.hget(keys.manifest(self.id, part), str(bucket))
+        return manifest.decode(raw(blob)) if blob is not None else []
+
+    def buckets(self, part: str) -> Iterator[tuple[int, list[bytes]]]:
+        """The buckets of one part, each with its files."""
+        for bucket, blob in self.redis.hscan_iter(keys.manifest(self.id, part), count=10):
+            yield int(bucket), manifest.decode(blob)
+
 
 async def attach_async(redis: "AsyncRedis", run_id: str) -> str | None:
     """As `Run.attach`, from an event loop."""
-    return text(await scripts.run("attach", redis, [f"imece:run:{run_id}"], [])) or None
+    return text(await scripts.run("attach", redis, [keys.run(run_id)], [])) or None
 
 
 async def cancel_async(
-    redis: "AsyncRedis", run_id: str, queue: str, result_ttl: int, generation: str, grace: float
+    redis: "AsyncRedis", run_id: str, queue: str, result_ttl: int, generation: str
 ) -> str:
-    """As `Run.cancel`, from an event loop, and in one call.
+    """As `Run.cancel`, from an event loop.
 
     Returns:
         "cancelled", or the state that forbids it ("" if there is no such run).
     """
-    keys = [f"imece:run:{run_id}", pending_key(queue)]
-    return text(await scripts.run("cancel", redis, keys, [generation, result_ttl, grace]))
+    where = [keys.run(run_id), keys.claim(run_id)]
+    answer = text(await scripts.run("cancel", redis, where, [generation, result_ttl]))
+    if answer == "cancelled":
+        pieces = -(-await redis.llen(keys.pending(queue)) // STEP)
+        for _ in range(pieces):
+            where = [keys.run(run_id), keys.pending(queue)]
+            if not await scripts.run("purge", redis, where, [STEP]):
+                break
+    return answer
 
 
 def recent(redis: Redis) -> list[str]:
     """The ids of all runs, newest first. Those that have expired are dropped from the list."""
-    ids = [text(run_id) for run_id in redis.zrevrange(RUNS, 0, -1)]
+    ids = [text(run_id) for run_id in redis.zrevrange(keys.RUNS, 0, -1)]
     with redis.pipeline(transaction=False) as pipeline:
         for run_id in ids:
-            pipeline.exists(f"imece:run:{run_id}")
+            pipeline.exists(keys.run(run_id), keys.claim(run_id))
         present = pipeline.execute()
     expired = [run_id for run_id, there in zip(ids, present, strict=True) if not there]
     if expired:
-        redis.zrem(RUNS, *expired)
+        redis.zrem(keys.RUNS, *expired)
     return [run_id for run_id, there in zip(ids, present, strict=True) if there]
-
-
-def pending_key(queue: str) -> str:
-    """RQ's list of waiting jobs. What KEDA counts, with the two below."""
-    return f"rq:queue:{queue}"
-
-
-def moving_key(queue: str) -> str:
-    """RQ's list of jobs between the queue and a lease."""
-    return f"rq:queue:{queue}:intermediate"
-
-
-def leases_key(queue: str) -> str:
-    """RQ's sorted set of `job:execution` by expiry: the jobs in flight."""
-    return f"rq:wip:{queue}"
 
 
 def text_path(path: Path) -> str:

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from imece import scaling
+from imece import keys, scaling
 from imece.cluster import Cluster, ClusterError
-from imece.run import leases_key, moving_key, pending_key
 from imece.scaling import Scaling
 
 IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
@@ -80,8 +79,8 @@ def uncounted(scaled_object: Object, queue: str) -> list[str]:
     """The keys of the queue that no trigger counts."""
     triggers = scaled_object.get("spec", {}).get("triggers", [])
     counted = {trigger.get("metadata", {}).get("listName") for trigger in triggers}
-    keys = (pending_key(queue), moving_key(queue), leases_key(queue))
-    return [key for key in keys if key not in counted]
+    wanted = (keys.pending(queue), keys.moving(queue), keys.leases(queue))
+    return [key for key in wanted if key not in counted]
 
 
 def condition(status: Object, kind: str) -> Object:

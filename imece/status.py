@@ -5,11 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
+from imece import keys, records
 from imece.connection import raw, text
-from imece.run import ENDED, Parameters, Run, leases_key, moving_key, pending_key
+from imece.errors import RunError
+from imece.records import RecordError
+from imece.run import ENDED, ON, Parameters, Run
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
+
+COUNTERS = (
+    "generation", "round", "files", "buckets", "done", "failed", "skipped", "retried",
+    "bytes_in", "bytes_out", "links_refused",
+)  # fmt: skip
+"""The whole numbers in a run's hash, by the names they have in `Status`."""
+
+STATES = ON | ENDED | {"listing", "held"}
 
 WINDOW = 60.0
 """Seconds the rate looks back."""
@@ -34,13 +45,15 @@ class Status:
         durations: exponent -> files that took [2^(e-1), 2^e) microseconds.
         timeline: seconds since the start -> files ended in that slot.
         slowest: (name, seconds), slowest first.
-        trouble: why a worker could do nothing for the run, if one said so within the last minute.
+        round: how often the run was enqueued; the counters are those of the last time.
+        trouble: why the run is held, or why workers can do nothing for it at the moment.
     """
 
     id: str
     state: str
     parameters: Parameters
     generation: int
+    round: int
     files: int
     buckets: int
     jobs_left: int
@@ -72,6 +85,16 @@ class Status:
         return self.state in ENDED
 
     @property
+    def is_held(self) -> bool:
+        """Whether the run waits for a person."""
+        return self.state == "held"
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing will change without a person."""
+        return self.has_ended or self.is_held
+
+    @property
     def seconds(self) -> float:
         """Since the first bucket job was taken, to the end or to now."""
         return max(0.0, (self.ended or self.now) - self.started) if self.started else 0.0
@@ -98,6 +121,7 @@ class Status:
             "started": self.started,
             "ended": self.ended,
             "generation": self.generation,
+            "round": self.round,
             "buckets": self.buckets,
             "jobs_left": self.jobs_left,
             "links_refused": self.links_refused,
@@ -113,41 +137,62 @@ def backlog(redis: Redis, queue: str) -> Backlog:
     """The queue's numbers, the ones KEDA scales by."""
     with redis.pipeline(transaction=False) as pipeline:
         _ask_backlog(pipeline, queue)
-        return _backlog(pipeline.execute())
+        answers = pipeline.execute()
+    alive = redis.exists(*answers[-1]) if answers[-1] else 0
+    return _backlog(answers, alive)
 
 
 def _ask_backlog(pipeline: Any, queue: str) -> None:
-    pipeline.llen(pending_key(queue))
-    pipeline.llen(moving_key(queue))
-    pipeline.zcard(leases_key(queue))
-    pipeline.scard(f"rq:workers:{queue}")
+    pipeline.llen(keys.pending(queue))
+    pipeline.llen(keys.moving(queue))
+    pipeline.zcard(keys.leases(queue))
+    pipeline.smembers(keys.workers(queue))
 
 
-def _backlog(answers: list[int]) -> Backlog:
-    pending, moving, in_flight, workers = answers
-    return Backlog(pending + moving, in_flight, workers)
+def _backlog(answers: list[Any], alive: int) -> Backlog:
+    pending, moving, in_flight, _ = answers
+    return Backlog(pending + moving, in_flight, alive)
 
 
 def read(run: Run) -> Status:
     """Raises RunError if there is no such run."""
-    fields = _fields(run, run.redis.hgetall(run.key))
+    with run.redis.pipeline(transaction=False) as pipeline:
+        _ask_run(pipeline, run)
+        fields = _fields(run, *pipeline.execute())
     with run.redis.pipeline(transaction=False) as pipeline:
         _ask(pipeline, run, fields)
-        return _status(run, fields, pipeline.execute())
+        answers = pipeline.execute()
+    alive = run.redis.exists(*answers[-1]) if answers[-1] else 0
+    return _status(run, fields, answers, alive)
 
 
 async def read_async(redis: "AsyncRedis", run_id: str) -> Status:
     """As `read`, from an event loop."""
     run = Run(redis, run_id)  # type: ignore[arg-type]  # for its keys and words only
-    fields = _fields(run, await redis.hgetall(run.key))
+    async with redis.pipeline(transaction=False) as pipeline:
+        _ask_run(pipeline, run)
+        fields = _fields(run, *await pipeline.execute())
     async with redis.pipeline(transaction=False) as pipeline:
         _ask(pipeline, run, fields)
-        return _status(run, fields, await pipeline.execute())
+        answers = await pipeline.execute()
+    alive = await redis.exists(*answers[-1]) if answers[-1] else 0
+    return _status(run, fields, answers, alive)
 
 
-def _fields(run: Run, found: dict[Any, Any]) -> dict[str, bytes]:
+def _ask_run(pipeline: Any, run: Run) -> None:
+    pipeline.hgetall(run.key)
+    pipeline.hgetall(keys.claim(run.id))
+
+
+def _fields(run: Run, found: dict[Any, Any], claim: dict[Any, Any]) -> dict[str, bytes]:
+    """What is known of a run; while a producer lists for its next round, what its claim says."""
     fields = {text(key): raw(value) for key, value in found.items()}
-    if "parameters" not in fields:
+    if claim and text(fields.get("state", b"")) not in ON:
+        listing = {text(key): raw(value) for key, value in claim.items()}
+        for key in ("generation", "round"):
+            listing[key] = fields.get(key, b"0")
+        fields = {**listing, "state": b"listing"}
+    if "parameters" not in fields or "state" not in fields:
         raise run.missing()
     return fields
 
@@ -161,54 +206,46 @@ def _ask(pipeline: Any, run: Run, fields: dict[str, bytes]) -> None:
     _ask_backlog(pipeline, run.decode(fields["parameters"]).queue)
 
 
-def _status(run: Run, fields: dict[str, bytes], answers: list[Any]) -> Status:
+def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
+    """Raises RunError if what is there was not made by imece."""
+    try:
+        return _checked(run, fields, answers, alive)
+    except RecordError as error:
+        raise RunError(f"run {run.id} cannot be read: {error}") from None
+
+
+def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
     parameters = run.decode(fields["parameters"])
     time, jobs_left, durations, timeline, slowest, *queue = answers
-
-    def number(name: str) -> int:
-        return int(fields.get(name, 0))
-
-    def moment(name: str) -> float | None:
-        return float(fields[name]) if name in fields else None
-
-    state = text(fields["state"])
-    started, ended, now = moment("started"), moment("ended"), time[0] + time[1] / 1e6
-    slots = {int(slot): int(count) for slot, count in sorted(timeline.items(), key=_slot)}
-    through = number("done") + number("failed") + number("skipped")
-    left = number("files") - through
-    troubled = state not in ENDED and now - (moment("trouble_at") or 0) < WINDOW
+    numbers = {name: records.whole(fields, name) for name in COUNTERS}
+    state = records.text(fields, "state") or ""
+    if state not in STATES:
+        raise RecordError(f"its state is {state[:50]!r}")
+    started, ended = records.moment(fields, "started"), records.moment(fields, "ended")
+    now = time[0] + time[1] / 1e6
+    slots = records.histogram("its timeline", timeline)
+    through = numbers["done"] + numbers["failed"] + numbers["skipped"]
+    left = numbers["files"] - through
     rate = _rate(slots, through, started, ended, now)
+    ranked = records.ranking("its slowest files", slowest)
     return Status(
         id=run.id,
         state=state,
         parameters=parameters,
-        generation=number("generation"),
-        files=number("files"),
-        buckets=number("buckets"),
+        **numbers,
         jobs_left=jobs_left,
-        done=number("done"),
-        failed=number("failed"),
-        skipped=number("skipped"),
-        retried=number("retried"),
-        bytes_in=number("bytes_in"),
-        bytes_out=number("bytes_out"),
-        links_refused=number("links_refused"),
-        created=float(fields["created"]),
+        created=records.moment(fields, "created") or 0.0,
         started=started,
         ended=ended,
         now=now,
         rate=rate,
-        time_left=None if state in ENDED or rate == 0 else left / rate,
-        durations={int(exponent): int(count) for exponent, count in durations.items()},
+        time_left=None if state not in ON or rate == 0 else left / rate,
+        durations=records.histogram("its durations", durations),
         timeline=slots,
-        slowest=[(name, microseconds / 1e6) for name, microseconds in slowest],
-        trouble=fields["trouble"].decode("utf-8", "replace") if troubled else None,
-        backlog=_backlog(queue),
+        slowest=[(name, microseconds / 1e6) for name, microseconds in ranked],
+        trouble=records.text(fields, "trouble"),
+        backlog=_backlog(queue, alive),
     )
-
-
-def _slot(item: tuple[bytes, bytes]) -> int:
-    return int(item[0])
 
 
 def _rate(

@@ -249,7 +249,7 @@ def show_status(
                     put_json(told)
                 else:
                     put("\n".join([display.block(now), *display.workers(workers)]))
-                if not watch or now.has_ended:
+                if not watch or now.has_stopped:
                     return
                 time.sleep(1.0)
     except ImeceError:
@@ -299,7 +299,7 @@ def runs(as_json: Json = False) -> None:
 
 @app.command()
 def wait(run_id: RunId, as_json: Json = False) -> None:
-    """Wait until a run ends; the exit code says how it went: 0 done, 1 failed or cancelled."""
+    """Wait until a run ends; the exit code says how: 0 done, 1 failed, cancelled or held."""
     settings = find_settings(run_id)
     with redis_of(settings) as redis:
         run = Run(redis, run_id)
@@ -313,7 +313,7 @@ def wait(run_id: RunId, as_json: Json = False) -> None:
 
 
 def wait_for(run: Run) -> Status:
-    while not (now := patient_read(run)).has_ended:
+    while not (now := patient_read(run)).has_stopped:
         time.sleep(0.5)
     return now
 
@@ -363,13 +363,17 @@ def failures(
 
 @app.command()
 def retry(run_id: RunId, as_json: Json = False) -> None:
-    """Process the failed files of an ended run again, in the same run."""
-    settings = find_settings(run_id)
+    """Process the failed files of an ended run again. They are the run's next round."""
+    go_on(find_settings(run_id), run_id, as_json)
+
+
+def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
+    """Enqueues the files of a run that failed, or that no worker has come to."""
     from producer.enqueue import Producer
 
     with redis_of(settings) as redis:
         run = Run(redis, run_id)
-        again = Producer(redis, settings).retry(run)
+        again = Producer(redis, settings).again(run)
         if as_json:
             put_json({"requeued": again, **status.read(run).summary()})
         else:
@@ -378,7 +382,7 @@ def retry(run_id: RunId, as_json: Json = False) -> None:
 
 @app.command()
 def cancel(run_id: RunId, as_json: Json = False) -> None:
-    """Start no new files; what is done stays. To go on, enqueue the same run id again."""
+    """Start no new files; what is done stays. To go on: `imece resume RUN`, or enqueue it again."""
     settings = find_settings(run_id)
     with redis_of(settings) as redis:
         run = Run(redis, run_id)
@@ -453,9 +457,24 @@ def pause(
     workers.pause(load(kube_context=context, kube_namespace=namespace), scale_in, as_json)
 
 
-@app.command()
-def resume(context: Context = None, namespace: Namespace = None, as_json: Json = False) -> None:
-    """End every pause of the cluster's workers."""
+@app.command(epilog="Examples:\n\n  imece resume nightly\n\n  imece resume -n imece")
+def resume(
+    run_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run that is held or cancelled.", parser=names.slug),
+    ] = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that is held or cancelled; without RUN, end every pause of the workers.
+
+    A run goes on with the files that are left and those that failed, as its next round. The workers
+    are those of a cluster.
+    """
+    if run_id is not None:
+        go_on(find_settings(run_id), run_id, as_json)
+        return
     from producer import workers
 
     workers.resume(load(kube_context=context, kube_namespace=namespace), as_json)

@@ -74,9 +74,10 @@ def plan(made: "Plan") -> str:
 def enqueued(how: "Enqueued") -> str:
     """What has come of an enqueuing."""
     if how.plan is not None:
-        return f"run {how.run.id}: {plan(how.plan)}"
-    found = {"attached": "is there already", "resumed": "goes on"}[how.how]
-    return f"run {how.run.id} {found}: {line(read(how.run))}"
+        again = " goes on" if how.how == "resumed" else ""
+        known = f"; {count(how.again, 'file')} in hand or done already" if how.again else ""
+        return f"run {how.run.id}{again}: {plan(how.plan)}{known}"
+    return f"run {how.run.id} is on already: {line(read(how.run))}"
 
 
 def shortened(text: str, longest: int = 300) -> str:
@@ -96,7 +97,7 @@ def line(status: Status) -> str:
         f"{status.skipped:,} skipped",
         f"{status.left:,} left of {status.files:,}",
     ]
-    if not status.has_ended:
+    if not status.has_stopped:
         parts.append(rate(status.rate))
         if status.time_left is not None:
             parts.append(f"{seconds(status.time_left)} left")
@@ -112,7 +113,7 @@ def block(status: Status) -> str:
         f"  files    {status.done:,} done, {status.failed:,} failed, {status.skipped:,} skipped, "
         f"{status.left:,} left of {status.files:,}",
         f"  speed    {rate(status.rate)}, {seconds(status.seconds)} so far"
-        + (f", {seconds(status.time_left)} left" if not status.has_ended else ""),
+        + (f", {seconds(status.time_left)} left" if not status.has_stopped else ""),
         f"  workers  {backlog.workers:,}; bucket jobs in the queue {status.parameters.queue}: "
         f"{backlog.pending:,} pending, {backlog.in_flight:,} in flight",
         f"  from     {names.printable(status.parameters.input)}",
@@ -124,6 +125,8 @@ def block(status: Status) -> str:
         lines.append(f"  links    {status.links_refused:,} refused")
     if status.trouble:
         lines.append(f"  trouble  {names.printable(status.trouble)}")
+    if status.is_held:
+        lines.append(f"  imece resume {status.id} goes on when that is fixed")
     if status.failed:
         lines.append(f"  imece failures {status.id} says which failed and why")
     return "\n".join(lines)
@@ -184,7 +187,9 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
         replicas: how many workers there were, at even intervals.
     """
     through = status.files - status.left
-    yield f"run {status.id}: {status.state if status.has_ended else 'stopped'}"
+    yield f"run {status.id}: {status.state if status.has_stopped else 'stopped'}"
+    if status.trouble:
+        yield f"  trouble   {names.printable(status.trouble)}"
     yield (
         f"  files     {status.done:,} done, {status.failed:,} failed, {status.skipped:,} skipped"
         + (f", {status.left:,} left" if status.left else "")
@@ -219,7 +224,7 @@ class Follower:
             info = (
                 f"{status.failed:,} failed · {rate(status.rate)} · {seconds(status.time_left)} left"
             )
-            if status.has_ended:
+            if status.has_stopped:
                 info = f"{status.failed:,} failed · {status.state}"
             self._progress.update(
                 self._task,
@@ -232,7 +237,7 @@ class Follower:
         text = line(status) + (f", {extra}" if extra else "")
         now = time.monotonic()
         if text != self._last[0] and (
-            now - self._last[1] >= self.PLAIN_INTERVAL or status.has_ended
+            now - self._last[1] >= self.PLAIN_INTERVAL or status.has_stopped
         ):
             stamp = datetime.now().strftime("%H:%M:%S")
             put(f"{stamp} {text}")
@@ -268,12 +273,12 @@ def following(quiet: bool = False) -> Iterator[Follower]:
 
 
 def follow(read_status: Callable[[], Status], interval: float = 0.5) -> Status:
-    """Shows a run's progress until it ends; its last status."""
+    """Shows a run's progress until it ends or is held; its last status."""
     with following() as follower:
         while True:
             status = read_status()
             follower.show(status)
-            if status.has_ended:
+            if status.has_stopped:
                 return status
             time.sleep(interval)
 

@@ -1,23 +1,25 @@
-"""From a request to a committed run: list, group, stage, commit."""
+"""From a request to a committed round of a run: list, group, stage, commit."""
 
+import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 
 from redis import Redis
 from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
-from imece import listing, scripts
+from imece import keys, listing, names, rescue, scripts
 from imece.connection import connect, text
 from imece.cursor import Cursor
 from imece.errors import ListingError, RunError
-from imece.job import BucketQueue, Reference
+from imece.job import Reference
 from imece.listing import Listing
-from imece.run import LISTING_TTL, RUNS, Parameters, Run, leases_key, pending_key
+from imece.run import CLAIM_TTL, IDENTITY, ON, STEP, Parameters, Run, Snapshot
 from imece.settings import Settings
 from producer import grouping
 from producer.grouping import Bucket
@@ -27,6 +29,12 @@ STAGED_TTL = 3600
 
 STAGE_BYTES = 2**20
 """About how much is sent to Redis in one go."""
+
+TURN = 0.2
+"""Seconds between two looks at a run that somebody else is busy with."""
+
+MOST_LOOKS = 150
+"""How often a commit is tried anew because a job in hand has moved meanwhile."""
 
 Fields = dict[FieldT, EncodableT]
 Say = Callable[[str], None]
@@ -64,17 +72,36 @@ def plan(parameters: Parameters, found: Listing) -> Plan:
         )
     suffix = parameters.suffix.encode() if parameters.suffix is not None else None
     listing.check_outputs(found.files, suffix)
-    shape = grouping.shape(len(found.files), parameters.buckets, parameters.files_per_job)
-    return Plan(found, shape, grouping.group(found.files, shape.buckets, parameters.seed))
+    return Plan(found, *_group(parameters, found.files))
+
+
+def _group(parameters: Parameters, files: list[bytes]) -> tuple[grouping.Shape, list[Bucket]]:
+    shape = grouping.shape(len(files), parameters.buckets, parameters.files_per_job)
+    return shape, grouping.group(files, shape.buckets, parameters.seed)
 
 
 @dataclass(frozen=True)
 class Enqueued:
-    """How an enqueuing went: made anew, resumed after a cancel, or found there already."""
+    """How an enqueuing went: "enqueued" as a new run or the next round of an ended one, "resumed"
+    as the next round of a cancelled or held one, or "attached" to a run that is on.
+
+    Attributes:
+        again: the files that were in hand, or are known to be done: not part of the plan.
+    """
 
     run: Run
     how: str
     plan: Plan | None = None
+    again: int = 0
+
+
+@dataclass
+class _Round:
+    """The files of a next round, sorted by what is to be done with them."""
+
+    files: list[bytes]
+    finished: list[bytes]
+    in_hand: int
 
 
 class Producer:
@@ -84,12 +111,15 @@ class Producer:
         self.redis = redis
         self.settings = settings
         self._say = say
-        self._queue = BucketQueue(settings.queue, redis)
 
     def enqueue(
         self, run_id: str, parameters: Parameters, list_files: Callable[[], Listing]
     ) -> Enqueued:
-        """Makes the run; attaches to it if it is there; resumes it if it was cancelled.
+        """Makes the run, or the next round of an ended one; attaches to it if it is on.
+
+        A next round lists again. Workers skip what is current, by looking at the outputs. What they
+        could not see there (no output directory, or --overwrite) and an unfinished round has done
+        is not done again.
 
         Raises:
             RunError: the id is in use with other parameters, or the run went away meanwhile.
@@ -97,55 +127,91 @@ class Producer:
         """
         run = Run(self.redis, run_id)
         token = secrets.token_hex(4)
-        try:
-            found = self._find_or_claim(run, parameters, token)
-            if found is not None:
-                return found
-            with self._sign_of_life(run):
-                made = plan(parameters, list_files())
-                self._stage_and_commit(run, token, parameters, made)
-        except BaseException:
-            self._withdraw(run, token)
-            raise
-        return Enqueued(run, "enqueued", made)
+        if not self._claim(run, parameters, token):
+            return Enqueued(run, "attached")
+        with self._claimed(run, token):
+            made = plan(parameters, list_files())
+            state, again = self._next_round(run, token, parameters, made)
+        how = "resumed" if state in ("cancelled", "held") else "enqueued"
+        return Enqueued(run, how, made, again)
 
-    def _find_or_claim(self, run: Run, parameters: Parameters, token: str) -> Enqueued | None:
-        """The run that is there already; None once the id is ours."""
-        waiting = False
-        while not run.claim(parameters, token, self.settings.run_ttl):
+    def again(self, run: Run) -> int:
+        """Enqueues the unfinished and the failed files of a run that is not on; how many they are.
+
+        The names are those in Redis: nothing is listed, so this works where the files are not seen.
+
+        Raises:
+            RunError: the run is on, or there is no such file.
+        """
+        parameters, state = run.parameters(), run.state()
+        if state in ON or state == "listing":
+            raise RunError(f"run {run.id} is {state}: call this again when it has ended")
+        if parameters.queue != self.settings.queue:
+            settings = self.settings.model_copy(update={"queue": parameters.queue})
+            return Producer(self.redis, settings, self._say).again(run)
+        token = secrets.token_hex(4)
+        if not self._claim(run, parameters, token):
+            raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
+        with self._claimed(run, token):
+            files = list(_not_done(run))
+            if not files:
+                raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
+            made = Plan(Listing(files), *_group(parameters, files))
+            self._next_round(run, token, parameters, made, only_these=True)
+        return len(files)
+
+    def _claim(self, run: Run, parameters: Parameters, token: str) -> bool:
+        """Takes the run's id. False if the run is on: then there is nothing to enqueue."""
+        waiting, unreadable = False, 0
+        while True:
             there = run.state_and_parameters()
-            if there is None:
-                continue  # it has just expired
-            state, others = there
-            self._check_same(run, others, parameters)
-            if state == "cancelled":
-                return self.resume(run)
-            if state != "listing":
-                return Enqueued(run, "attached")
+            if there is not None:
+                self._check_same(run, *there, parameters)
+            answer = run.claim(parameters, token, self.settings.run_ttl)
+            if answer == "claimed":
+                return True
+            if answer != "listing":
+                if there is not None:
+                    self._put_back_lost()
+                    return False
+                unreadable += 1  # it has just come up; or it is broken
+                if unreadable == MOST_LOOKS:
+                    raise RunError(f"run {run.id} is {answer}, and has no parameters in Redis")
+                time.sleep(TURN)
+                continue
             if not waiting:
                 self._say(f"run {run.id} is being listed by another producer: waiting for it")
                 waiting = True
-            time.sleep(0.5)
-        return None
+            time.sleep(TURN)
 
-    def _check_same(self, run: Run, there: Parameters, parameters: Parameters) -> None:
-        different = there.differences(parameters)
+    def _check_same(self, run: Run, state: str, there: Parameters, wanted: Parameters) -> None:
+        different = there.differences(wanted)
+        if state not in ON:
+            different = [name for name in different if name in IDENTITY]
         if different:
             raise RunError(
                 f"the run id {run.id} is in use with another {', another '.join(different)}: "
                 "take another --run-id, or call with what it was made with"
             )
 
+    def _put_back_lost(self) -> None:
+        """The workers do so, too; but there may be none, because the queue looks empty."""
+        queue = self.settings.queue
+        missing, _ = rescue.put_back_lost(self.redis, queue, set())
+        if missing:
+            time.sleep(TURN)
+            rescue.put_back_lost(self.redis, queue, missing)
+
     @contextmanager
-    def _sign_of_life(self, run: Run) -> Iterator[None]:
-        """Keeps a listing run from expiring while this process is busy with it."""
+    def _claimed(self, run: Run, token: str) -> Iterator[None]:
+        """Keeps the claim alive while this process is busy; takes everything back if that fails."""
         over = threading.Event()
         redis = connect(self.settings, retries=0)
 
         def renew() -> None:
-            while not over.wait(LISTING_TTL / 5):
+            while not over.wait(CLAIM_TTL / 5):
                 try:
-                    redis.expire(run.key, LISTING_TTL)
+                    scripts.run("renew", redis, [keys.claim(run.id)], [token, CLAIM_TTL])
                 except RedisError:
                     pass  # the commit finds out
 
@@ -153,129 +219,187 @@ class Producer:
         thread.start()
         try:
             yield
+        except BaseException:
+            self._withdraw(run, token, with_claim=True)
+            raise
         finally:
             over.set()
             thread.join()
             redis.close()
 
-    def _withdraw(self, run: Run, token: str) -> None:
+    def _withdraw(self, run: Run, token: str, with_claim: bool = False) -> None:
         """Takes back what was staged, if Redis can be asked."""
+        staged = [keys.staged(run.id, token), keys.order(run.id, token)]
+        parts = [keys.manifest(run.id, part) for part in (token, _finished_part(token))]
+        where = [run.key, keys.claim(run.id), *staged, *parts]
         try:
-            state, owner, parts = self.redis.hmget(run.key, "state", "token", "parts")
-            if token in text(parts or b"").split(","):
-                return  # it was committed after all; only the answer was lost
-            if state == b"listing" and owner == token.encode():
-                self.redis.delete(run.key)
-                self.redis.zrem(RUNS, run.id)
-            self.redis.delete(run.staged_key(token), run.manifest_key(token))
+            scripts.run("withdraw", self.redis, where, [token, run.id, int(with_claim)])
         except RedisError:
             pass  # all of it has a TTL
 
-    def _stage_and_commit(self, run: Run, token: str, parameters: Parameters, made: Plan) -> None:
-        shape = made.shape
-        self._stage(run, token, made.buckets, shape.files_per_job)
-        fields: dict[str, str | int] = {
-            "files": made.files,
-            "buckets": shape.buckets,
-            "links_refused": made.listing.links_refused,
-        }
-        answer = self._commit(run, token, "new", "", fields)
-        if answer != "committed":
-            raise RunError(f"run {run.id} was cancelled, or taken over, while it was being listed")
+    def _next_round(
+        self, run: Run, token: str, parameters: Parameters, made: Plan, only_these: bool = False
+    ) -> tuple[str | None, int]:
+        """Stages and commits; what the run's state was, and how many files are not in the plan's
+        jobs because they are in hand, or known to be done."""
+        for _ in range(MOST_LOOKS):
+            before = run.snapshot()
+            sorted_out = self._sort_out(run, before, parameters, made, only_these)
+            if len(sorted_out.files) == made.files:
+                shape, buckets = made.shape, made.buckets
+            else:
+                shape, buckets = _group(parameters, sorted_out.files)
+            self._stage(run, token, buckets, shape.files_per_job)
+            parts = [token]
+            if sorted_out.finished:
+                parts.append(_finished_part(token))
+                finished = _group(parameters, sorted_out.finished)[1]
+                self._stage(run, parts[-1], finished, None)
+            parts += [part for part in before.parts if part in _parts_of(before.held)]
+            if only_these:  # what the rest of the files came to is still known
+                parts += [part for part in before.parts if part not in parts]
+            fields: dict[str, str | int] = {
+                "parameters": parameters.encode(),
+                "parts": ",".join(parts),
+                "files": len(sorted_out.files) + len(sorted_out.finished) + sorted_out.in_hand,
+                "skipped": len(sorted_out.finished),
+                "buckets": shape.buckets,
+                "links_refused": made.listing.links_refused,
+            }
+            answer = self._commit(run, token, before, fields)
+            if answer == "committed":
+                return before.state, len(sorted_out.finished) + sorted_out.in_hand
+            if answer != "changed":
+                break
+            self._withdraw(run, token)
+            time.sleep(TURN)
+        raise RunError(f"run {run.id} was cancelled, or taken over, while it was being enqueued")
 
-    def _stage(self, run: Run, token: str, buckets: list[Bucket], cap: int) -> None:
-        """Writes manifests, cursors and RQ's job hashes where no worker looks."""
+    def _sort_out(
+        self, run: Run, before: Snapshot, parameters: Parameters, made: Plan, only_these: bool
+    ) -> _Round:
+        """Leaves out the files of jobs that a worker has in hand, so that none is begun a second
+        time, and those that are done though no worker could see it."""
+        files = made.listing.files
+        in_hand: set[bytes] = set()
+        count = 0
+        for field_, text_ in before.held.items():
+            reference, cursor = Reference.of_field(run.id, field_), Cursor.decode(text_)
+            bucket = run.names(reference.part, reference.bucket)
+            open_files = _open_files(bucket, [cursor])
+            count += len(open_files)
+            in_hand.update(open_files)
+        finished: set[bytes] = set()
+        unseen = parameters.output is None or parameters.overwrite
+        if unseen and not only_these and before.state in ("cancelled", "held", "failed"):
+            finished = _done(run, before.parts).intersection(files) - in_hand
+            if parameters.output is not None:
+                finished = {name for name in finished if _has_output(parameters, name)}
+        if not in_hand and not finished:
+            return _Round(files, [], 0)
+        left = [name for name in files if name not in in_hand and name not in finished]
+        return _Round(left, list(finished), count)
+
+    def _stage(self, run: Run, part: str, buckets: list[Bucket], cap: int | None) -> None:
+        """Writes manifests, cursors and their order where no worker looks. No `cap`: no cursors."""
         manifests: Fields = {}
-        references: list[Reference] = []
         cursors: Fields = {}
         size = 0
         for bucket in buckets:
             manifests[str(bucket.number)] = bucket.manifest
             size += len(bucket.manifest)
-            for start, stop in grouping.slices(bucket.files, cap):
-                reference = Reference(run.id, token, bucket.number, start)
-                references.append(reference)
+            for start, stop in grouping.slices(bucket.files, cap) if cap is not None else ():
+                reference = Reference(run.id, part, bucket.number, start)
                 cursors[reference.field] = Cursor(start, stop).encode()
-                size += 1000
-            if size > STAGE_BYTES or bucket is buckets[-1]:
-                self._send(run, token, manifests, references, cursors)
-                manifests, references, cursors, size = {}, [], {}, 0
+                if len(cursors) == STEP:
+                    self._send(run, part, manifests, cursors)
+                    manifests, cursors, size = {}, {}, 0
+            if size > STAGE_BYTES:
+                self._send(run, part, manifests, cursors)
+                manifests, cursors, size = {}, {}, 0
+        if manifests or cursors:
+            self._send(run, part, manifests, cursors)
 
-    def _send(
-        self,
-        run: Run,
-        token: str,
-        manifests: Fields,
-        references: list[Reference],
-        cursors: Fields,
-    ) -> None:
+    def _send(self, run: Run, part: str, manifests: Fields, cursors: Fields) -> None:
         """In a transaction: nothing is ever there without its TTL, whenever this process dies."""
         with self.redis.pipeline() as pipeline:
-            pipeline.hset(run.manifest_key(token), mapping=manifests)
-            pipeline.hset(run.staged_key(token), mapping=cursors)
-            pipeline.expire(run.manifest_key(token), STAGED_TTL)
-            pipeline.expire(run.staged_key(token), STAGED_TTL)
-            self._queue.stage(references, STAGED_TTL, pipeline)
+            if manifests:
+                pipeline.hset(keys.manifest(run.id, part), mapping=manifests)
+                pipeline.expire(keys.manifest(run.id, part), STAGED_TTL)
+            if cursors:
+                pipeline.hset(keys.staged(run.id, part), mapping=cursors)
+                pipeline.expire(keys.staged(run.id, part), STAGED_TTL)
+                pipeline.rpush(keys.order(run.id, part), *cursors)
+                pipeline.expire(keys.order(run.id, part), STAGED_TTL)
             pipeline.execute()
 
-    def _commit(
-        self, run: Run, token: str, kind: str, generation: str, fields: dict[str, str | int]
-    ) -> str:
+    def _commit(self, run: Run, token: str, before: Snapshot, fields: dict[str, str | int]) -> str:
         queue = self.settings.queue
-        keys = [run.key, pending_key(queue), leases_key(queue), "rq:queues", run.staged_key(token)]
+        where = [
+            run.key,
+            keys.claim(run.id),
+            keys.pending(queue),
+            keys.leases(queue),
+            keys.QUEUES,
+            keys.staged(run.id, token),
+            keys.order(run.id, token),
+        ]
         arguments: list[str | bytes | int | float] = [
             token,
-            kind,
-            generation,
+            before.generation,
             self.settings.run_ttl,
+            len(before.held),
+            *chain.from_iterable(before.held.items()),
+            *chain.from_iterable(fields.items()),
         ]
-        for name, value in fields.items():
-            arguments += [name, value]
-        answer: bytes = scripts.run("commit", self.redis, keys, arguments)
-        return answer.decode()
-
-    def resume(self, run: Run) -> Enqueued:
-        """Goes on with a cancelled run where it was."""
-        generation = run.generation()
-        with self.redis.pipeline() as pipeline:
-            self._queue.stage(_unfinished(run), STAGED_TTL, pipeline)
-            pipeline.execute()
-        answer = self._commit(run, secrets.token_hex(4), "resume", generation, {})
-        return Enqueued(run, "resumed" if answer == "committed" else "attached")
-
-    def retry(self, run: Run) -> int:
-        """Enqueues the failed files of an ended run again; how many they are.
-
-        Raises:
-            RunError: the run has not ended, or no file has failed.
-        """
-        parameters, state, generation = run.parameters(), run.state(), run.generation()
-        if state != "failed":
-            mend = {
-                "done": "no file has failed",
-                "cancelled": f"enqueue it again to resume it, then retry what fails: "
-                f"imece enqueue … --run-id {run.id}",
-            }.get(state or "", "retry when it has ended")
-            raise RunError(f"run {run.id} is {state}: {mend}")
-        if parameters.queue != self.settings.queue:
-            settings = self.settings.model_copy(update={"queue": parameters.queue})
-            return Producer(self.redis, settings, self._say).retry(run)
-        token = secrets.token_hex(4)
-        failed = [name for name, _ in run.failures()]
-        shape = grouping.shape(len(failed), None, parameters.files_per_job)
-        self._stage(
-            run, token, grouping.group(failed, shape.buckets, parameters.seed), shape.files_per_job
-        )
-        answer = self._commit(run, token, "retry", generation, {})
-        if answer != "committed":
-            self._withdraw(run, token)
-            raise RunError(f"run {run.id} is {answer} meanwhile: somebody else retries it")
-        return len(failed)
+        return text(scripts.run("commit", self.redis, where, arguments))
 
 
-def _unfinished(run: Run) -> list[Reference]:
-    found = []
-    for field_ in run.redis.hkeys(f"{run.key}:jobs"):
-        part, bucket, start = text(field_).split("-")
-        found.append(Reference(run.id, part, int(bucket), int(start)))
+def _finished_part(token: str) -> str:
+    """The part of a manifest that holds, without jobs, the files that are done already."""
+    return f"{int(token, 16) ^ 1:08x}"
+
+
+def _parts_of(fields: Iterable[bytes]) -> set[str]:
+    return {text(field_).split("-")[0] for field_ in fields}
+
+
+def _open_files(bucket: list[bytes], cursors: list[Cursor]) -> set[bytes]:
+    """The files of a bucket that its unfinished jobs have still to do."""
+    found: set[bytes] = set()
+    for cursor in cursors:
+        found.update(bucket[cursor.next : cursor.stop])
+        found.update(bucket[index] for index in cursor.owed)
     return found
+
+
+def _not_done(run: Run) -> set[bytes]:
+    """The files of a run that failed, or that no worker has come to."""
+    files = {name for name, _ in run.failures()}
+    for (part, bucket), cursors in run.unfinished().items():
+        files |= _open_files(run.names(part, bucket), cursors)
+    return files
+
+
+def _done(run: Run, parts: tuple[str, ...]) -> set[bytes]:
+    """The files that an unfinished round, or those before it, have done."""
+    unfinished, done = run.unfinished(), set[bytes]()
+    still_open: set[bytes] = set()
+    for part in parts:
+        for bucket, files in run.buckets(part):
+            open_files = _open_files(files, unfinished.get((part, bucket), []))
+            still_open |= open_files
+            done.update(files)
+    return done - still_open - {name for name, _ in run.failures()}
+
+
+def _has_output(parameters: Parameters, name: bytes) -> bool:
+    """Whether the output is there, and no older than the input."""
+    assert parameters.output is not None  # noqa: S101 - asked by the caller
+    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
+    target = os.path.join(os.fsencode(parameters.output), names.with_suffix(name, suffix))
+    source = os.path.join(os.fsencode(parameters.input), name)
+    try:
+        return os.lstat(target).st_mtime_ns >= os.stat(source).st_mtime_ns
+    except OSError:
+        return False

@@ -17,14 +17,13 @@ from typing import TextIO
 
 from pydantic import SecretStr
 from redis import Redis
-from redis.exceptions import RedisError
 
-from imece import names, status
+from imece import keys, names, status
 from imece.connection import connect, reachable
 from imece.errors import ImeceError, RunError, UsageError
 from imece.listing import Listing
 from imece.parent import follow_parent
-from imece.run import Parameters, Run
+from imece.run import ON, Parameters, Run
 from imece.settings import PREFIX, Settings
 from imece.status import Status
 from producer import display
@@ -167,7 +166,8 @@ class Replicas:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us
-                preexec_fn=partial(follow_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509
+                # Killed with us, the server is gone, and nobody waits for the file in hand.
+                preexec_fn=partial(follow_parent, os.getpid(), signal.SIGQUIT),  # noqa: PLW1509
             )
         self._workers[worker.pid] = worker
         self._started[worker.pid] = time.monotonic()
@@ -183,7 +183,7 @@ class Replicas:
     def _busy(self) -> set[int]:
         """The process ids of the workers that hold a job."""
         busy = set()
-        for key in self._redis.smembers(f"rq:workers:{self._queue}"):
+        for key in self._redis.smembers(keys.workers(self._queue)):
             state, pid = self._redis.hmget(key, "state", "pid")
             if state == b"busy" and pid is not None:
                 busy.add(int(pid))
@@ -261,7 +261,7 @@ def process(
             now = status.read(run)
             limit = read_limit(run.redis)
             queued = now.backlog.pending + now.backlog.in_flight
-            if (now.has_ended and queued == 0) or interrupts.count:
+            if (now.has_ended and queued == 0) or now.is_held or interrupts.count:
                 break
             replicas.adjust(min(limit, queued), limit)
             if time.monotonic() >= sample_at:
@@ -322,11 +322,12 @@ def only_live(state_dir: Path, run_id: str | None) -> tuple[str, str]:
     return next(iter(runs.items()))
 
 
-def forget_ended(run: Run) -> None:
-    """Deletes an earlier run of this id that has ended, so that the call makes a new one."""
-    with contextlib.suppress(RedisError):
-        if run.state() in ("done", "failed"):
-            run.delete()
+def end_stopped(run: Run, settings: Settings) -> None:
+    """Cancels what an earlier call has left: nobody else works on it. So this call is its next
+    round, takes new files, and begins nothing a second time."""
+    with contextlib.suppress(RunError):
+        if run.state() in ON:
+            run.cancel(settings.result_ttl)
 
 
 def derived_run_id(parameters: Parameters, settings: Settings) -> str:
@@ -355,7 +356,7 @@ def run_here(
             redis = connect(inner)
             set_limit(redis, limit)
             run = Run(redis, run_id)
-            forget_ended(run)
+            end_stopped(run, inner)
             enqueued = Producer(redis, inner, display.say).enqueue(run_id, parameters, list_files)
             if not as_json:
                 display.put(display.enqueued(enqueued))

@@ -16,6 +16,11 @@ from typing import Any
 from worker.scroll import Scroll
 
 
+def home(source: str) -> Path:
+    """The folder with the input directory, of an input that lies directly in it."""
+    return Path(source).resolve().parent.parent
+
+
 def copy(source: str, target: str) -> None:
     Path(target).write_bytes(Path(source).read_bytes())
 
@@ -41,12 +46,14 @@ def slow(source: str, target: str) -> None:
 def traced(source: str, target: str | None) -> None:
     """Takes 20 ms and notes, in the folder `trace` beside the input directory, when it begins and
     when it has finished: whoever reads it knows how often each file was worked on."""
-    trace = Path(source).parent.parent / "trace"
+    trace = home(source) / "trace"
     trace.mkdir(exist_ok=True)
     data = Path(source).read_bytes()
     with (trace / Path(source).name).open("ab", buffering=0) as log:  # append: O_APPEND
         log.write(b"begun by %d\n" % os.getpid())
-        if target is not None:
+        if target is None:
+            time.sleep(0.02)
+        else:
             with Path(target).open("wb") as stream:
                 stream.write(data[: len(data) // 2])
                 stream.flush()
@@ -109,6 +116,11 @@ def by_content(source: str, target: str) -> None:
         ctypes.string_at(0)
     if word == "exit":
         os._exit(int(argument or 0))
+    if word == "orphan-and-exit":
+        if os.fork() == 0:  # and its own child: the orphan
+            os.setsid()
+            os._exit(77 if os.fork() else 78)
+        os._exit(int(argument))
     if word == "sysexit":
         sys.exit(argument)
     if word == "kill-horse":
@@ -152,12 +164,16 @@ def by_content(source: str, target: str) -> None:
     if word == "end-when-asked":
         wait_for_signal(signal.SIGUSR2)()
     if word == "remove-the-directory":
-        shutil.rmtree(Path(target).parent)
+        shutil.rmtree(Path(target).parent.resolve())
     if word == "pages":
         path = Path(target)
         for number in range(20):
             path.with_name(f"{number}{path.suffix}").write_text("a page")
             path.with_stem(f"{path.stem}{number}").write_text("a page")
+    if word == "sleep-and-die-of-sigterm":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        (Path(source).parent.parent / "began").touch()
+        time.sleep(60)
     if word == "no-output":
         return
     if word == "once":
@@ -193,7 +209,7 @@ def directory_and_die_once(source: str, target: str) -> None:
     """An output that is a directory; its worker is killed between the two renames that put it in
     the place of an older one."""
     directory(source, target)
-    marker = Path(source).parent.parent / "died"
+    marker = home(source) / "died"
     if not marker.exists():
         marker.touch()
         die_at("rename", os.getppid(), calls=3)
@@ -202,7 +218,7 @@ def directory_and_die_once(source: str, target: str) -> None:
 def copy_and_die_once_while_it_is_carried(source: str, target: str) -> None:
     """The whole worker is killed after the output was copied to another file system."""
     copy(source, target)
-    marker = Path(source).parents[2] / "died"
+    marker = Path(source).resolve().parents[2] / "died"
     if not marker.exists():
         marker.touch()
         die_at("rename", os.getppid(), calls=2)
@@ -210,7 +226,7 @@ def copy_and_die_once_while_it_is_carried(source: str, target: str) -> None:
 
 def consume(source: str, target: str) -> None:
     """Moves its input away."""
-    Path(source).rename(target)
+    Path(source).resolve().rename(target)
 
 
 def touch_input(source: str, target: str) -> None:
@@ -234,7 +250,7 @@ def chatter(source: str, target: str) -> None:
 def timed(source: str, target: str) -> None:
     """Notes in the file `times` beside the input directory when which file was begun; fails
     if the input says so."""
-    with (Path(source).parent.parent / "times").open("a") as stream:
+    with (home(source) / "times").open("a") as stream:
         stream.write(f"{Path(source).name} {time.time()}\n")
     if Path(source).read_text() == "fail":
         raise ValueError("as asked")
@@ -243,7 +259,7 @@ def timed(source: str, target: str) -> None:
 
 def fork_and_forget(source: str, target: str) -> None:
     """Forks a child that is not ended and comes back from here like its parent."""
-    with Path(source).with_suffix(".ran").open("a") as log:
+    with Path(source).resolve().with_suffix(".ran").open("a") as log:
         log.write("x")
     os.fork()
     copy(source, target)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis import exceptions as redis_errors
 
-from imece.connection import address, connect, reachable
+from imece.connection import address, connect, is_outage, reachable
 from imece.errors import ServiceError, SettingsError
 from imece.settings import load
 from producer.embedded import Server, program
@@ -487,3 +488,53 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     path = Path(answer.stdout.strip())
     until(lambda: not path.exists(), "the server to be gone")
     shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis_errors.ConnectionError("refused"),
+        redis_errors.TimeoutError("no answer"),
+        redis_errors.BusyLoadingError("loading the dataset"),
+        redis_errors.ReadOnlyError("a replica"),
+        redis_errors.OutOfMemoryError("command not allowed"),
+        redis_errors.MasterDownError("link with master"),
+        redis_errors.ClusterDownError("the cluster is down"),
+        redis_errors.TryAgainError("in the middle of it"),
+        redis_errors.InvalidResponse("Protocol Error: b'HTTP/1.1 503'"),
+        redis_errors.ResponseError("MISCONF Redis is configured to save"),
+        redis_errors.ResponseError("NOREPLICAS Not enough good replicas to write."),
+        redis_errors.ResponseError("BUSY Redis is busy running a script."),
+        redis_errors.ResponseError("UNBLOCKED force unblock from blocking operation"),
+        redis_errors.ResponseError("Command # 1 (SET a) of pipeline caused error: MISCONF Redis"),
+    ],
+    ids=str,
+)
+def test_what_passes_by_itself_is_an_outage(error: Exception) -> None:
+    assert is_outage(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis_errors.AuthenticationError("invalid username-password pair"),
+        redis_errors.AuthorizationError("not allowed"),
+        redis_errors.NoPermissionError("this user has no permissions"),
+        redis_errors.ResponseError("WRONGTYPE Operation against a key"),
+        redis_errors.ResponseError("BUSYKEY Target key name already exists"),
+        redis_errors.ResponseError("user_script:12: attempt to index a nil value"),
+        redis_errors.ResponseError("Command # 1 (SET BUSY) of pipeline caused error: ERR syntax"),
+        redis_errors.DataError("not a number"),
+        ValueError("BUSY"),
+    ],
+    ids=str,
+)
+def test_what_no_waiting_mends_is_no_outage(error: Exception) -> None:
+    assert not is_outage(error)
+
+
+def test_a_password_refused_in_an_event_loop_is_no_outage() -> None:
+    """redis.asyncio raises it within a ConnectionError."""
+    error = redis_errors.ConnectionError("while it connected")
+    error.__cause__ = redis_errors.AuthenticationError("invalid password")
+    assert not is_outage(error)

@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from imece.run import leases_key, moving_key, pending_key
+from imece import keys
 from imece.settings import PREFIX, Settings
 from producer.embedded import Server, program
 from tests import schemas
@@ -260,7 +260,7 @@ def keys_used(manifests: list[Manifest]) -> list[str]:
     """The keys of the queue that workers with these settings listen to."""
     data = one(manifests, "ConfigMap", "imece")["data"]
     queue = Settings(queue=data["IMECE_QUEUE"]).queue
-    return [pending_key(queue), moving_key(queue), leases_key(queue)]
+    return [keys.pending(queue), keys.moving(queue), keys.leases(queue)]
 
 
 @pytest.mark.parametrize("name", ["base", *OVERLAYS])
@@ -580,12 +580,12 @@ def test_the_scaler_sees_a_job_wherever_it_is(
     jobs = bench.status().jobs_left
     assert needed(manifests, started) == jobs  # waiting
 
-    bench.redis.lmove(pending_key("other"), moving_key("other"))
+    bench.redis.lmove(keys.pending("other"), keys.moving("other"))
     assert needed(manifests, started) == jobs  # one on its way
-    bench.redis.lmove(moving_key("other"), pending_key("other"))
+    bench.redis.lmove(keys.moving("other"), keys.pending("other"))
 
     bench.worker().took()
-    assert bench.redis.zcard(leases_key("other")) == 1
+    assert bench.redis.zcard(keys.leases("other")) == 1
     assert needed(manifests, started) == jobs  # one in hand
     bench.imece("cancel", "run")
     assert needed(manifests, started) == 1  # still in hand: its worker must not be taken

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from imece import manifest, scripts
+from imece import keys, manifest, scripts
 from imece.errors import ListingError, RunError, ServiceError
 from imece.job import Reference
-from imece.run import Run, pending_key
+from imece.run import Run
 from producer.enqueue import Producer
 from tests.conftest import ROOT, Workbench, until
 from tests.test_listing import ODD_NAMES
@@ -83,16 +83,15 @@ def result(process: Producing, names: Iterable[str] = ()) -> tuple[int, str, str
 
 def forget_waiting(workbench: Workbench, run_id: str = "run") -> None:
     """As if the time after which a silent producer counts as dead had passed."""
-    workbench.redis.delete(f"imece:run:{run_id}")
+    workbench.redis.delete(keys.claim(run_id))
 
 
 def files_in_queue(redis: Redis, queue: str = "imece") -> list[bytes]:
     """Every name that the queue's jobs stand for, as a worker would see them."""
     names = []
-    for job_id in redis.lrange(pending_key(queue), 0, -1):
+    for job_id in redis.lrange(keys.pending(queue), 0, -1):
         assert isinstance(job_id, bytes)
-        reference = Reference.read(redis, job_id.decode())
-        assert reference is not None, job_id
+        reference = Reference.parse(job_id)
         key = f"imece:run:{reference.run}"
         blob = redis.hget(f"{key}:manifest:{reference.part}", str(reference.bucket))
         cursor = redis.hget(f"{key}:jobs", reference.field)
@@ -106,7 +105,7 @@ def files_in_queue(redis: Redis, queue: str = "imece") -> list[bytes]:
 def nothing_to_see(workbench: Workbench) -> bool:
     """No job in the queue, no run, and nothing that stays."""
     redis = workbench.redis
-    assert redis.exists(pending_key("imece"), "rq:queues") == 0
+    assert redis.exists(keys.pending("imece"), "rq:queues") == 0
     assert workbench.immortal_keys() == []
     return True
 
@@ -165,17 +164,68 @@ def test_the_same_id_again_attaches(workbench: Workbench) -> None:
     assert len(files_in_queue(workbench.redis)) == 10
 
 
-def test_the_same_id_attaches_to_an_ended_run(workbench: Workbench) -> None:
-    workbench.files(3)
-    workbench.enqueue()
-    workbench.worker()
+def ends(workbench: Workbench, how: str) -> None:
+    """Enqueues again, and works until the run has ended."""
+    assert workbench.enqueue().how == how
+    worker = workbench.worker()
     workbench.ended()
-    answer = workbench.imece(
-        "enqueue", str(workbench.source), str(workbench.target), "--run-id", "run"
-    )
-    assert answer.returncode == 0
-    assert answer.stdout.startswith("run run is there already: done: 3 done")
-    assert workbench.status().backlog.pending == 0
+    assert worker.stop() == 0
+
+
+def test_the_same_id_on_an_ended_run_is_its_next_round(workbench: Workbench) -> None:
+    """The second night: what is new, changed, failed or missing is processed, and nothing else."""
+    workbench.settings |= {"processor": "tests.processors:by_content", "retries": "0"}
+    workbench.files(5)
+    workbench.file("f-0004.txt", "raise no")
+    ends(workbench, "enqueued")
+    first = workbench.check_books()
+    assert (first.state, first.done, first.failed, first.round) == ("failed", 4, 1, 1)
+    moments = {name: (workbench.target / name).stat().st_mtime_ns for name in workbench.outputs()}
+
+    workbench.file("new.txt", "new")
+    workbench.file("f-0001.txt", "changed")
+    (workbench.target / "f-0002.txt").unlink()
+    workbench.file("f-0004.txt", "fixed")
+    (workbench.source / "f-0003.txt").unlink()
+    ends(workbench, "enqueued")
+    second = workbench.status()
+    assert (second.state, second.files, second.round) == ("done", 5, 2)
+    assert (second.done, second.skipped, second.failed) == (4, 1, 0)
+    assert (workbench.target / "f-0001.txt").read_text() == "changed"
+    unchanged = workbench.target / "f-0000.txt"
+    assert unchanged.stat().st_mtime_ns == moments["f-0000.txt"]
+    assert workbench.failures() == {}
+
+
+def test_the_next_round_may_have_other_options_but_not_another_place(workbench: Workbench) -> None:
+    workbench.files(3)
+    ends(workbench, "enqueued")
+    assert workbench.enqueue(exclude=["f-0000.txt"], retries=7, timeout=5.0).how == "enqueued"
+    assert workbench.status().parameters.retries == 7
+    assert workbench.status().files == 2
+    Run(workbench.redis, "run").cancel(600)
+    with pytest.raises(RunError, match="another suffix"):
+        workbench.enqueue(suffix=".json")
+
+
+def test_what_a_cancelled_run_has_done_is_not_done_again_though_nobody_can_see_it(
+    workbench: Workbench,
+) -> None:
+    """Without an output directory there is nothing to look at."""
+    workbench.files(30)
+    workbench.settings["processor"] = "tests.processors:traced"
+    workbench.enqueue(target="-", buckets=3, files_per_job=10)
+    worker = workbench.worker()
+    for done in (3, 8):
+        until(lambda done=done: sum(workbench.finished().values()) >= done, "some files")  # type: ignore[misc]
+        Run(workbench.redis, "run").cancel(600)
+        workbench.file(f"new-{done}.txt", "new")
+        assert workbench.enqueue(target="-", buckets=3, files_per_job=10).how == "resumed"
+    now = workbench.ended()
+    assert (now.state, now.files, now.left) == ("done", 32, 0)
+    assert set(workbench.finished().values()) == {1}
+    assert len(workbench.finished()) == 32
+    worker.stop()
 
 
 @pytest.mark.parametrize(
@@ -256,7 +306,7 @@ def test_a_second_producer_waits_for_the_one_that_lists(
     code, output, _ = result(first, ["a", "b"])
     assert (code, output.splitlines()[0].split(":")[0]) == (0, "run run")
     code, output, _ = result(second, ["a", "b"])
-    assert (code, output.startswith("run run is there already: queued")) == (0, True)
+    assert (code, output.startswith("run run is on already: queued")) == (0, True)
     assert sorted(files_in_queue(workbench.redis)) == [b"a", b"b"]
 
 
@@ -282,7 +332,7 @@ def test_a_producer_killed_while_listing_leaves_nothing(
     process.kill()
     process.wait()
     assert nothing_to_see(workbench)
-    assert 0 < workbench.redis.ttl("imece:run:run") <= 10
+    assert 0 < workbench.redis.ttl(keys.claim("run")) <= 10
     forget_waiting(workbench)
     assert result(produce("--from-file", "-"), ["a", "b"])[0] == 0
     assert sorted(files_in_queue(workbench.redis)) == [b"a", b"b"]
@@ -294,7 +344,7 @@ def test_a_dead_producers_id_is_free_after_ten_seconds(
     process = produce.listing()
     process.kill()
     process.wait()
-    workbench.redis.expire("imece:run:run", 2)  # eight of them have passed
+    workbench.redis.expire(keys.claim("run"), 2)  # eight of them have passed
     assert result(produce("--from-file", "-"), ["a"])[0] == 0
     assert files_in_queue(workbench.redis) == [b"a"]
 
@@ -303,8 +353,8 @@ def test_a_producer_that_lists_for_long_keeps_its_run(
     workbench: Workbench, produce: Produce
 ) -> None:
     process = produce.listing()
-    workbench.redis.expire("imece:run:run", 5)
-    until(lambda: workbench.redis.ttl("imece:run:run") > 5, "a sign of life")
+    workbench.redis.expire(keys.claim("run"), 5)
+    until(lambda: workbench.redis.ttl(keys.claim("run")) > 5, "a sign of life")
     assert result(process, ["a"])[0] == 0
 
 
@@ -370,7 +420,7 @@ class Moments:
     def __init__(self, workbench: Workbench) -> None:
         self.workbench = workbench
         self.jobs = workbench.enqueue("whole", files_per_job=2, buckets=500).run.redis.llen(
-            pending_key("imece")
+            keys.pending("imece")
         )
         self.parameters = Run(workbench.redis, "whole").parameters()
         workbench.redis.flushall()
@@ -405,11 +455,11 @@ class Moments:
         process.communicate()
         redis, key = self.workbench.redis, f"imece:run:{run_id}"
         committed = redis.hget(key, "state") == b"queued"
-        assert redis.llen(pending_key("imece")) == (self.jobs if committed else 0)
+        assert redis.llen(keys.pending("imece")) == (self.jobs if committed else 0)
         assert redis.exists(f"{key}:jobs") == committed
-        left = set(self.workbench.immortal_keys()) - {pending_key("imece")}
+        left = set(self.workbench.immortal_keys()) - {keys.pending("imece")}
         assert left == set()
-        redis.delete(pending_key("imece"))
+        redis.delete(keys.pending("imece"))
         return committed
 
 
@@ -433,7 +483,7 @@ def test_a_producer_killed_at_any_moment_leaves_all_or_nothing(workbench: Workbe
         expected = [] if committed[moment] else [name.encode() for name in names]
         assert sorted(queued) == expected
         assert workbench.status(f"run-{moment}").files == 4000
-        workbench.redis.delete(pending_key("imece"))
+        workbench.redis.delete(keys.pending("imece"))
 
 
 # Cancelled or out of reach meanwhile
@@ -446,7 +496,7 @@ def test_a_run_cancelled_while_it_is_listed_never_begins(
     assert workbench.imece("cancel", "run").returncode == 0
     code, _, errors = result(process, ["a"])
     assert code == 2
-    assert errors == "imece: run run was cancelled, or taken over, while it was being listed\n"
+    assert errors == "imece: run run was cancelled, or taken over, while it was being enqueued\n"
     assert nothing_to_see(workbench)
     assert result(produce("--from-file", "-"), ["a"])[0] == 0
 
@@ -536,8 +586,8 @@ def test_a_commit_that_comes_after_its_producer_gave_up_does_nothing(
     worker.stop()
     run = Run(workbench.redis, "run")
     producer = Producer(workbench.redis, workbench.load())
-    answer = producer._commit(run, "0a1b2c3d", "retry", run.generation(), {})
-    assert answer == "without what was staged"
+    answer = producer._commit(run, "0a1b2c3d", run.snapshot(), {"files": 1})
+    assert answer == "withdrawn"
     assert workbench.status().state == "failed"
     assert workbench.check_books().failed == 1
 

@@ -10,6 +10,7 @@ import pytest
 from imece.errors import ListingError
 from imece.run import Run
 from tests.conftest import Workbench, until
+from worker import place
 
 ODD_NAMES = [
     b"new\nline",
@@ -235,39 +236,92 @@ def test_an_output_may_be_a_directory(workbench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_a_directory_takes_the_place_of_an_older_one_whole(
+def test_a_directory_takes_the_place_of_its_older_version_whole(
     workbench: Workbench, overwrite: bool
 ) -> None:
+    """Its input has changed since, or it is to be overwritten."""
     names = workbench.files(3)
+    workbench.settings["processor"] = "tests.processors:directory"
+    workbench.enqueue("first")
+    workbench.worker()
+    assert workbench.ended("first").done == 3
     for name in names:
-        older = workbench.target / name
-        older.mkdir(parents=True)
-        (older / "part-1").write_text("older")
-        (older / "part-2").write_text("older")
+        (workbench.target / name / "part-2").write_text("older")
         if not overwrite:
-            os.utime(older, (0, 0))
-    workbench.enqueue(overwrite=overwrite)
+            later = time.time() + 10
+            (workbench.source / name).write_text("changed")
+            os.utime(workbench.source / name, (later, later))
+    workbench.enqueue("second", overwrite=overwrite)
+    assert workbench.ended("second").done == 3
+    assert workbench.outputs() == [f"{name}/part-1" for name in names]
+    expected = names if overwrite else ["changed"] * 3
+    assert [(workbench.target / name / "part-1").read_text() for name in names] == expected
+    assert workbench.check_books("second").done == 3
+
+
+def test_a_directory_is_known_as_an_output_without_extended_attributes(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    parent = os.open(tmp_path, os.O_RDONLY)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("setxattr", "getxattr"):
+            patch.delattr(os, name)
+        assert not place.is_signed(parent, b"made", b"d/output")
+        place.sign(parent, b"made", b"d/output")
+        assert place.is_signed(parent, b"made", b"d/output")
+        assert not place.is_signed(parent, b"made", b"d/another")
+    os.close(parent)
+
+
+def a_users_directory(workbench: Workbench) -> Path:
+    """Where an output goes; older than the input."""
+    theirs = workbench.target / "f"
+    theirs.mkdir(parents=True)
+    (theirs / "precious").write_text("precious")
+    os.utime(theirs, (0, 0))
+    return theirs
+
+
+@pytest.mark.parametrize(
+    ("processor", "overwrite"), [("copy", False), ("copy", True), ("directory", False)]
+)
+def test_a_directory_that_imece_has_not_made_is_never_removed(
+    workbench: Workbench, processor: str, overwrite: bool
+) -> None:
+    workbench.file("f")
+    workbench.file("g")
+    theirs = a_users_directory(workbench)
+    workbench.enqueue(retries=1, overwrite=overwrite)
+    workbench.worker(processor=f"tests.processors:{processor}")
+    assert workbench.ended().state == "failed"
+    [(name, failure)] = workbench.failures().items()
+    assert name == "f"
+    assert "a directory lies where the output goes, f, and imece has not made it" in failure.cause
+    assert "move it away" in failure.cause
+    assert ("--overwrite" in failure.cause) == (processor == "directory")
+    assert (theirs / "precious").read_text() == "precious"
+    assert workbench.temporaries() == []
+    assert workbench.status().done == 1
+
+
+def test_with_overwrite_a_directory_takes_the_place_of_any_directory(workbench: Workbench) -> None:
+    workbench.file("f")
+    a_users_directory(workbench)
+    workbench.enqueue(overwrite=True)
     workbench.worker(processor="tests.processors:directory")
     assert workbench.ended().state == "done"
-    assert workbench.outputs() == [f"{name}/part-1" for name in names]
-    assert [(workbench.target / name / "part-1").read_text() for name in names] == names
-    assert workbench.check_books().done == 3
-
-
-def test_a_file_and_a_directory_may_take_each_others_place(workbench: Workbench) -> None:
-    workbench.file("f")
-    (workbench.target / "f").mkdir(parents=True)
-    (workbench.target / "f" / "older").touch()
-    workbench.enqueue("first", overwrite=True)
-    worker = workbench.worker(processor="tests.processors:copy")
-    assert workbench.ended("first").state == "done"
-    assert workbench.outputs() == ["f"]
-    worker.stop()
-    workbench.enqueue("second", overwrite=True)
-    workbench.worker(processor="tests.processors:directory")
-    assert workbench.ended("second").state == "done"
     assert workbench.outputs() == ["f/part-1"]
-    workbench.check_books("second")
+    assert workbench.check_books().done == 1
+
+
+def test_an_output_that_was_a_directory_may_become_a_file_and_back(workbench: Workbench) -> None:
+    workbench.file("f")
+    for number, processor in enumerate(("directory", "copy", "directory")):
+        workbench.enqueue(f"run-{number}", overwrite=True)
+        worker = workbench.worker(processor=f"tests.processors:{processor}")
+        assert workbench.ended(f"run-{number}").state == "done"
+        assert workbench.outputs() == ["f" if processor == "copy" else "f/part-1"]
+        workbench.check_books(f"run-{number}")
+        worker.stop()
 
 
 def test_no_half_written_output_is_ever_seen(workbench: Workbench) -> None:

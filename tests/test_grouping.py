@@ -88,3 +88,21 @@ def test_inputs_alike_in_different_directories_are_fine() -> None:
 
 def test_without_a_new_suffix_no_outputs_clash() -> None:
     listing.check_outputs([b"a.csv", b"a.tsv"], None)
+
+
+@pytest.mark.parametrize("below", [b"d/report.d/x.txt", b"d/report.d/e/f/x.txt"])
+def test_an_output_that_is_another_outputs_directory_is_refused(below: bytes) -> None:
+    said = (
+        rf"the output of 'd/report\.txt' would be 'd/report\.d', and the output of "
+        rf"'{below.decode()}' "
+        r"would lie in a directory of that name: take another --suffix, or leave one of them out"
+    )
+    for files in ([b"d/report.txt", below, b"a"], [below, b"a", b"d/report.txt"]):
+        with pytest.raises(ListingError, match=said):
+            listing.check_outputs(files, b".d")
+
+
+def test_outputs_beside_a_directory_of_a_similar_name_are_fine() -> None:
+    files = [b"report.txt", b"report.d/x.txt", b"d/report", b"report.dx/y", b"e/report.d/f/z"]
+    listing.check_outputs(files, b".e")
+    listing.check_outputs(files, None)

@@ -2,19 +2,23 @@
 
 import random
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
-from imece.connection import raw
+from imece import keys
+from imece.connection import is_outage, raw
 from imece.cursor import Cursor, Owed
 from imece.errors import RunError
 from imece.failure import Failure
 from imece.job import Reference
-from imece.lease import Action, Batch, Claimed, Lease, requeue_dead
-from imece.run import Run, leases_key, moving_key, pending_key
+from imece.lease import Action, Batch, Claimed, Lease
+from imece.rescue import elect, put_back_lost, requeue_dead
+from imece.run import Run
 from tests.conftest import Workbench, until
 
 QUEUE = "imece"
@@ -32,10 +36,9 @@ class Hand:
         self.number = 0
 
     def pop(self) -> None:
-        popped = self.redis.lmove(pending_key(QUEUE), moving_key(QUEUE), "LEFT", "RIGHT")
+        popped = self.redis.lmove(keys.pending(QUEUE), keys.moving(QUEUE), "LEFT", "RIGHT")
         assert isinstance(popped, bytes)
-        reference = Reference.read(self.redis, popped.decode())
-        assert reference is not None
+        reference = Reference.parse(popped)
         self.lease = Lease(self.redis, self.settings, reference, f"execution-of-{self.name}")
 
     def take(self) -> Claimed | str:
@@ -62,8 +65,9 @@ class Hand:
         number: int = 0,
         cursor: Cursor | None = None,
         batch: Batch | None = None,
+        reason: str = "",
     ) -> tuple[str, int]:
-        return self.lease.checkpoint(action, number, cursor, batch)
+        return self.lease.checkpoint(action, number, cursor, batch, reason)
 
     @property
     def member(self) -> str:
@@ -71,7 +75,7 @@ class Hand:
 
     def lapse(self) -> None:
         """Its lease runs out now."""
-        self.redis.zadd(leases_key(QUEUE), {self.member: 1.0}, xx=True)
+        self.redis.zadd(keys.leases(QUEUE), {self.member: 1.0}, xx=True)
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def hand(workbench: Workbench) -> Hand:
 
 
 def pending(redis: Redis) -> list[bytes]:
-    return [raw(job) for job in redis.lrange(pending_key(QUEUE), 0, -1)]
+    return [raw(job) for job in redis.lrange(keys.pending(QUEUE), 0, -1)]
 
 
 def bury(
@@ -106,7 +110,7 @@ def test_a_lease_comes_with_all_a_worker_has_to_know(workbench: Workbench, hand:
     assert claimed.cursor == Cursor(0, 10)
     assert claimed.earlier == []
     assert claimed.parameters == Run(workbench.redis, "run").parameters()
-    assert claimed.created == workbench.status().created
+    assert claimed.now == pytest.approx(workbench.status().now, abs=30)
     assert claimed.pending == 0
 
 
@@ -122,20 +126,20 @@ def test_a_taken_job_is_in_flight_and_its_run_running(workbench: Workbench, hand
 def test_a_job_in_the_queue_twice_is_held_once(workbench: Workbench, hand: Hand) -> None:
     """Whoever puts it there: two executions must never do the same files at once."""
     [job] = pending(workbench.redis)
-    workbench.redis.rpush(pending_key(QUEUE), job)
+    workbench.redis.rpush(keys.pending(QUEUE), job)
     other = Hand(workbench, "other")
     hand.hold()
     other.pop()
     assert other.take() == "lost"
     assert hand.record("finish", at=10, done=10)[0] == "held"
     assert workbench.status().state == "done"
-    assert workbench.redis.llen(moving_key(QUEUE)) == 0
+    assert workbench.redis.llen(keys.moving(QUEUE)) == 0
 
 
 def test_a_job_that_was_taken_out_of_our_hands_is_lost(workbench: Workbench, hand: Hand) -> None:
     """Between pop and take another worker has thought us dead."""
     hand.pop()
-    workbench.redis.lmove(moving_key(QUEUE), pending_key(QUEUE), "RIGHT", "LEFT")
+    workbench.redis.lmove(keys.moving(QUEUE), keys.pending(QUEUE), "RIGHT", "LEFT")
     assert hand.take() == "lost"
     assert workbench.status().backlog.in_flight == 0
 
@@ -144,14 +148,14 @@ def test_a_job_whose_run_is_gone_leaves_nothing(workbench: Workbench, hand: Hand
     hand.pop()
     workbench.redis.delete("imece:run:run")
     assert hand.take() == "gone"
-    assert not workbench.redis.exists(moving_key(QUEUE), f"rq:job:{hand.lease.reference.job_id}")
+    assert not workbench.redis.exists(keys.moving(QUEUE))
 
 
 def test_a_job_of_a_cancelled_run_is_not_taken(workbench: Workbench, hand: Hand) -> None:
     hand.pop()
     Run(workbench.redis, "run").cancel(600)
     assert hand.take() == "cancelled"
-    assert not workbench.redis.exists(moving_key(QUEUE), f"rq:job:{hand.lease.reference.job_id}")
+    assert not workbench.redis.exists(keys.moving(QUEUE))
 
 
 @pytest.mark.parametrize(
@@ -232,17 +236,17 @@ def test_a_sign_of_life_renews_the_lease_and_records_nothing(
     workbench: Workbench, hand: Hand
 ) -> None:
     hand.hold()
-    before = workbench.redis.zscore(leases_key(QUEUE), hand.member)
+    before = workbench.redis.zscore(keys.leases(QUEUE), hand.member)
     assert before is not None
-    workbench.redis.zadd(leases_key(QUEUE), {hand.member: before - 3})
+    workbench.redis.zadd(keys.leases(QUEUE), {hand.member: before - 3})
     assert hand.send("continue") == ("held", 0)
-    after = workbench.redis.zscore(leases_key(QUEUE), hand.member)
+    after = workbench.redis.zscore(keys.leases(QUEUE), hand.member)
     assert after is not None
     assert after >= before
     assert workbench.status().left == 10
 
 
-@pytest.mark.parametrize("action", ["continue", "finish", "return", "defer"])
+@pytest.mark.parametrize("action", ["continue", "finish", "return", "defer", "stall"])
 def test_a_lost_lease_records_nothing(workbench: Workbench, hand: Hand, action: Action) -> None:
     hand.hold()
     hand.lapse()
@@ -291,7 +295,7 @@ def test_the_last_job_that_is_finished_ends_the_run(workbench: Workbench) -> Non
     now = workbench.status()
     assert (now.state, now.jobs_left, now.backlog.in_flight) == ("done", 0, 0)
     assert now.ended is not None
-    assert list(workbench.redis.scan_iter("rq:job:*")) == []
+    assert list(workbench.redis.scan_iter("rq:*")) == [b"rq:queues"]
 
 
 def test_a_run_with_a_failed_file_ends_as_failed(workbench: Workbench, hand: Hand) -> None:
@@ -342,66 +346,28 @@ def test_only_holders_that_died_with_a_job_are_named_to_the_next(
 def test_a_holder_learns_that_the_run_was_cancelled(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
     Run(workbench.redis, "run").cancel(600)
-    assert hand.record(at=3, done=3)[0] == "cancelled"
-    assert hand.record("return", at=3)[0] == "cancelled"
+    assert hand.record(at=3, done=3)[0] == "stop"
+    assert hand.record("return", at=3)[0] == "stop"
     now = workbench.status()
     assert (now.state, now.done, now.left) == ("cancelled", 3, 7)
     assert (now.backlog.pending, now.backlog.in_flight) == (0, 0)
-    assert not workbench.redis.exists(f"rq:job:{hand.lease.reference.job_id}")
 
 
-def test_a_cancel_with_a_grace_ends_the_run_when_the_grace_is_over(
-    workbench: Workbench, hand: Hand
-) -> None:
-    run = Run(workbench.redis, "run")
-    hand.hold()
-    generation = run.attach()
-    assert generation is not None
-    run.cancel(600, generation, grace=0.3)
-    assert hand.record(at=3, done=3)[0] == "held"
-    assert run.state() == "running"
-    until(lambda: hand.send("continue")[0] == "cancelled", "the grace to be over")
-    assert run.state() == "cancelled"
-    assert hand.record("return", at=3)[0] == "cancelled"
-    assert workbench.enqueue(buckets=1, files_per_job=10).how == "resumed"
-    assert hand.hold().cursor.next == 3
-
-
-def test_a_cancel_with_a_grace_ends_a_run_nobody_works_on_at_the_next_take(
-    workbench: Workbench, hand: Hand
-) -> None:
-    run = Run(workbench.redis, "run")
-    run.cancel(600, grace=1e-6)
-    hand.pop()
-    assert hand.take() == "cancelled"
-    assert run.state() == "cancelled"
-    assert not workbench.redis.exists(f"rq:job:{hand.lease.reference.job_id}")
-
-
-def test_attaching_calls_a_cancel_off_that_is_not_due_or_comes_late(
+def test_attaching_makes_a_cancel_void_that_was_meant_for_an_earlier_generation(
     workbench: Workbench, hand: Hand
 ) -> None:
     run = Run(workbench.redis, "run")
     hand.hold()
     earlier = run.attach()
     assert earlier is not None
-    run.cancel(600, earlier, grace=1e-6)
     later = run.attach()
     assert later not in (None, earlier)
-    assert hand.record(at=1, done=1)[0] == "held"
     with pytest.raises(RunError, match="nothing to cancel"):
         run.cancel(600, earlier)
-    assert hand.record(at=2, done=1)[0] == "held"
-
-
-def test_no_cancel_is_left_over_for_what_comes_after_it(workbench: Workbench, hand: Hand) -> None:
-    run = Run(workbench.redis, "run")
-    run.cancel(600, grace=60)
-    run.cancel(600)
-    assert not workbench.redis.hexists(run.key, "cancelling")
-    run.redis.hset(run.key, "cancelling", "1 600")
-    assert workbench.enqueue(buckets=1, files_per_job=10).how == "resumed"
-    assert isinstance(hand.hold(), Claimed)
+    assert hand.record(at=1, done=1)[0] == "held"
+    assert later is not None
+    run.cancel(600, later)
+    assert hand.record(at=2, done=1)[0] == "stop"
 
 
 def test_nobody_attaches_to_a_run_that_is_not_on(workbench: Workbench, hand: Hand) -> None:
@@ -426,6 +392,7 @@ def test_a_holder_goes_on_when_its_run_is_resumed_meanwhile(
     assert workbench.enqueue(buckets=1, files_per_job=10).how == "resumed"
     assert pending(workbench.redis) == []
     assert hand.record(at=3, done=3)[0] == "held"
+    assert workbench.status().done == 3
     hand.record("return", at=3)
     assert Hand(workbench, "other").hold().cursor == Cursor(3, 10)
 
@@ -451,8 +418,144 @@ def test_a_holder_of_a_deleted_run_is_told_and_leaves_nothing(
     workbench.redis.delete(*workbench.redis.scan_iter("imece:run:run*"))
     assert hand.record("continue", at=3, done=3)[0] == "gone"
     assert list(workbench.redis.scan_iter("imece:run:run*")) == []
-    assert not workbench.redis.exists(leases_key(QUEUE))
-    assert not workbench.redis.exists(f"rq:job:{hand.lease.reference.job_id}")
+    assert not workbench.redis.exists(keys.leases(QUEUE))
+
+
+# What Redis has forgotten
+
+
+def test_a_gap_in_the_batches_loses_the_lease_and_puts_the_job_back(
+    workbench: Workbench, hand: Hand
+) -> None:
+    """The server came back as it was before the last batch: what it has lost is done again."""
+    hand.hold()
+    hand.record(at=3, done=3)
+    assert hand.send("continue", 3, Cursor(9, 10), Batch(done=4)) == ("lost", 0)
+    assert workbench.status().done == 3
+    assert Hand(workbench, "other").hold().cursor == Cursor(3, 10)
+
+
+def test_a_job_that_ends_after_a_gap_does_not_end_the_run(workbench: Workbench, hand: Hand) -> None:
+    hand.hold()
+    assert hand.send("finish", 2, Cursor(10, 10), Batch(done=5))[0] == "lost"
+    now = workbench.status()
+    assert (now.state, now.done, now.left, now.backlog.pending) == ("running", 0, 10, 1)
+
+
+def test_no_run_is_done_while_files_are_left(workbench: Workbench, hand: Hand) -> None:
+    hand.hold()
+    hand.record("finish", at=10, done=9)
+    now = workbench.status()
+    assert (now.state, now.left) == ("failed", 1)
+    assert now.trouble is not None
+    assert "1 files are neither done nor failed" in now.trouble
+
+
+# A job that cannot start
+
+
+def stall(hand: Hand, done: int = 0) -> None:
+    hand.hold()
+    hand.number += 1
+    hand.send("stall", hand.number, Cursor(done, 10), Batch(done=done), "no place")
+
+
+def skip_pause(redis: Redis) -> None:
+    redis.hset("imece:run:run", "not_before", "1")
+
+
+def test_a_job_that_stalls_goes_to_the_back_and_its_run_pauses(
+    workbench: Workbench, hand: Hand
+) -> None:
+    workbench.enqueue("other", buckets=1, files_per_job=10)
+    stall(hand)
+    now = workbench.status()
+    assert (now.state, now.trouble, now.backlog.in_flight) == ("running", "no place", 0)
+    other = Hand(workbench, "other")
+    assert isinstance(other.hold(), Claimed)
+    assert other.lease.reference.run == "other"
+    hand.pop()
+    assert hand.take() == "later"
+    assert len(pending(workbench.redis)) == 1, "an autoscaler has to see that work waits"
+
+
+def test_the_pauses_grow_and_then_the_run_is_held(workbench: Workbench, hand: Hand) -> None:
+    pauses = []
+    for _ in range(10):
+        stall(hand)
+        assert workbench.status().state == "running"
+        not_before = workbench.redis.hget("imece:run:run", "not_before")
+        assert not_before is not None
+        pauses.append(round(float(not_before) - workbench.status().now))
+        skip_pause(workbench.redis)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
+    stall(hand)
+    now = workbench.status()
+    assert (now.state, now.trouble) == ("held", "no place")
+    assert pending(workbench.redis) == []
+    assert workbench.redis.lrange("imece:run:run:waiting", 0, -1) == [
+        hand.lease.reference.field.encode()
+    ]
+
+
+def test_many_workers_that_meet_the_same_trouble_count_as_one(workbench: Workbench) -> None:
+    workbench.files(3)
+    workbench.enqueue(buckets=1, files_per_job=1)
+    hands = [Hand(workbench, str(number)) for number in range(3)]
+    for hand in hands:
+        hand.hold()
+    for hand in hands:
+        hand.send("stall", 1, Cursor(0, 1), Batch(), "no place")
+    assert workbench.redis.hget("imece:run:run", "pauses") == b"1"
+
+
+def test_progress_ends_the_trouble(workbench: Workbench, hand: Hand) -> None:
+    stall(hand)
+    skip_pause(workbench.redis)
+    hand.hold()
+    hand.record(at=1, done=1)
+    assert workbench.status().trouble is None
+    assert not workbench.redis.hexists("imece:run:run", "pauses")
+
+
+def test_a_worker_with_a_job_of_a_held_run_stops_and_the_job_waits(workbench: Workbench) -> None:
+    workbench.files(2)
+    workbench.enqueue(buckets=1, files_per_job=1)
+    one, other = Hand(workbench, "one"), Hand(workbench, "other")
+    one.hold()
+    other.hold()
+    assert Run(workbench.redis, "run").hold("for a reason")
+    assert one.record(at=0, stop=1)[0] == "stop"
+    one.record("return", at=0, stop=1)
+    other.record("finish", at=1, stop=1, done=1)
+    now = workbench.status()
+    assert (now.state, now.trouble, now.done, now.jobs_left) == ("held", "for a reason", 1, 1)
+    assert pending(workbench.redis) == []
+
+
+# What is not what it should be
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda redis: redis.set("imece:run:run:failures", "x"),
+        lambda redis: redis.set("imece:run:run:slowest", "x"),
+        lambda redis: redis.hset("imece:run:run", "done", "many"),
+    ],
+)
+def test_a_script_that_cannot_go_through_writes_nothing(
+    workbench: Workbench, hand: Hand, spoil: Callable[[Redis], None]
+) -> None:
+    """Else its first half would be repeated for as long as it is sent again."""
+    hand.hold()
+    hand.record(at=1, done=1)
+    spoil(workbench.redis)
+    before = everything(workbench.redis)
+    with pytest.raises(ResponseError) as raised:
+        hand.send("continue", 2, Cursor(4, 10), a_full_batch())
+    assert not is_outage(raised.value)
+    assert everything(workbench.redis) == before
 
 
 # Lifetimes
@@ -460,7 +563,7 @@ def test_a_holder_of_a_deleted_run_is_told_and_leaves_nothing(
 
 def lasting(workbench: Workbench) -> list[str]:
     """The keys without a TTL; those RQ keeps for a queue only while there is something in them."""
-    ours = {pending_key(QUEUE), moving_key(QUEUE), leases_key(QUEUE)}
+    ours = {keys.pending(QUEUE), keys.moving(QUEUE), keys.leases(QUEUE)}
     return sorted(set(workbench.immortal_keys()) - ours)
 
 
@@ -470,7 +573,7 @@ def a_full_batch() -> Batch:
     return Batch(1, 1, 1, 1, 1, 1, {3: 1}, failures, [(b"f-0001.txt", 5)])
 
 
-@pytest.mark.parametrize("action", ["continue", "finish", "return", "defer"])
+@pytest.mark.parametrize("action", ["continue", "finish", "return", "defer", "stall"])
 def test_every_key_of_a_run_has_a_ttl_at_every_moment(
     workbench: Workbench, hand: Hand, action: Action
 ) -> None:
@@ -486,11 +589,11 @@ def test_progress_lets_an_old_run_live_on(workbench: Workbench, hand: Hand) -> N
     settings = workbench.load()
     hand.hold()
     hand.send("continue", 1, Cursor(3, 10), a_full_batch())
-    keys = [*workbench.redis.scan_iter("imece:run:run*"), *workbench.redis.scan_iter("rq:job:*")]
-    for key in keys:
+    found = list(workbench.redis.scan_iter("imece:run:run*"))
+    for key in found:
         workbench.redis.expire(key, settings.run_ttl // 2 - 100)
     hand.send("continue", 2, Cursor(4, 10), a_full_batch())
-    ttls = {key: workbench.redis.ttl(key) for key in keys}
+    ttls = {key: workbench.redis.ttl(key) for key in found}
     assert min(ttls.values()) > settings.run_ttl - 100, ttls
 
 
@@ -507,7 +610,7 @@ def test_an_ended_run_is_kept_for_its_time_and_no_longer(workbench: Workbench, h
 
 def test_a_job_whose_lease_has_run_out_goes_to_the_front(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
-    workbench.redis.rpush(pending_key(QUEUE), "another")
+    workbench.redis.rpush(keys.pending(QUEUE), "another")
     hand.lapse()
     [line] = bury(workbench)
     job = hand.lease.reference.job_id
@@ -534,9 +637,9 @@ def test_a_worker_that_has_hung_up_is_dead_before_its_lease_runs_out(
 
 def test_a_silent_worker_that_is_connected_is_left_alone(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
-    expiry = workbench.redis.zscore(leases_key(QUEUE), hand.member)
+    expiry = workbench.redis.zscore(keys.leases(QUEUE), hand.member)
     assert expiry is not None
-    workbench.redis.zadd(leases_key(QUEUE), {hand.member: expiry - 2})  # silent for 2 s
+    workbench.redis.zadd(keys.leases(QUEUE), {hand.member: expiry - 2})  # silent for 2 s
     channel = workbench.redis.pubsub()  # type: ignore[no-untyped-call]
     channel.subscribe(f"rq:pubsub:{hand.name}")
     until(lambda: workbench.redis.pubsub_numsub(f"rq:pubsub:{hand.name}")[0][1], "the channel")
@@ -571,7 +674,7 @@ def test_a_lease_renewed_since_the_look_is_left_alone(workbench: Workbench, hand
     other.lapse()
     look = requeue_dead(workbench.redis, workbench.load(), {}, 0, LONG)
     next(look)
-    survivor = hand if workbench.redis.zscore(leases_key(QUEUE), hand.member) else other
+    survivor = hand if workbench.redis.zscore(keys.leases(QUEUE), hand.member) else other
     survivor.send("continue")
     assert list(look) == []
     assert len(pending(workbench.redis)) == 1
@@ -606,11 +709,84 @@ def test_a_job_that_nobody_took_after_it_was_popped_comes_back(
 
 def test_a_dead_workers_job_that_is_no_more_is_dropped(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
-    workbench.redis.delete(f"rq:job:{hand.lease.reference.job_id}")
+    workbench.redis.hdel("imece:run:run:jobs", hand.lease.reference.field)
     hand.lapse()
     assert bury(workbench) == []
     assert pending(workbench.redis) == []
     assert workbench.status().backlog.in_flight == 0
+
+
+def test_a_lease_without_a_sound_end_comes_back(workbench: Workbench, hand: Hand) -> None:
+    hand.hold()
+    workbench.redis.zadd(keys.leases(QUEUE), {hand.member: float("inf")})
+    assert len(bury(workbench)) == 1
+    assert workbench.status().backlog.in_flight == 0
+    assert len(pending(workbench.redis)) == 1
+
+
+def test_what_is_no_job_does_not_stay_between_queue_and_lease(
+    workbench: Workbench, hand: Hand
+) -> None:
+    workbench.redis.rpush(keys.moving(QUEUE), b"\xff\xfe", "nonsense")
+    workbench.redis.zadd(keys.leases(QUEUE), {b"\xff:\xfe": 1.0, "nonsense": float("inf")})
+    moving: dict[bytes, float] = {}
+    bury(workbench, moving, 0.0)
+    bury(workbench, moving, 1000.0)
+    assert workbench.redis.llen(keys.moving(QUEUE)) == 0
+    assert workbench.redis.zcard(keys.leases(QUEUE)) == 0
+
+
+def test_nothing_is_written_to_a_run_that_is_gone(workbench: Workbench, hand: Hand) -> None:
+    """A hash with a field or two would be taken for a run."""
+    hand.hold()
+    run = Run(workbench.redis, "run")
+    workbench.redis.delete(*workbench.redis.scan_iter("imece:run:run*"))
+    assert not run.hold("for a reason")
+    assert run.attach() is None
+    run.purge(QUEUE)
+    hand.send("stall", 1, Cursor(0, 10), Batch(), "no place")
+    hand.lapse()
+    bury(workbench)
+    assert list(workbench.redis.scan_iter("imece:run:*")) == []
+
+
+# Jobs that are in no list
+
+
+def look_for_lost(workbench: Workbench) -> list[str]:
+    suspects, lines = put_back_lost(workbench.redis, QUEUE, set())
+    assert lines == []
+    return put_back_lost(workbench.redis, QUEUE, suspects)[1]
+
+
+def test_jobs_that_somebody_took_out_of_the_queue_come_back(workbench: Workbench) -> None:
+    workbench.files(30)
+    workbench.enqueue(buckets=30, files_per_job=1)
+    held = Hand(workbench, "one")
+    held.hold()
+    workbench.redis.delete(keys.pending(QUEUE))
+    [line] = look_for_lost(workbench)
+    assert line.endswith("of run run are back: they were in no list")
+    waiting = pending(workbench.redis)
+    assert len(waiting) == len(set(waiting)) == 29
+    assert held.lease.reference.job_id.encode() not in waiting
+    assert look_for_lost(workbench) == []
+
+
+def test_nothing_is_put_back_that_is_somewhere(workbench: Workbench) -> None:
+    workbench.files(5)
+    workbench.enqueue(buckets=5, files_per_job=1)
+    Hand(workbench, "one").hold()
+    Hand(workbench, "two").pop()
+    assert look_for_lost(workbench) == []
+    assert len(pending(workbench.redis)) == 3
+
+
+def test_one_worker_looks_at_a_time(workbench: Workbench) -> None:
+    assert elect(workbench.redis, QUEUE, "one", 5)
+    assert not elect(workbench.redis, QUEUE, "two", 5)
+    assert elect(workbench.redis, QUEUE, "one", 0.01)
+    until(lambda: elect(workbench.redis, QUEUE, "two", 5), "the office to be free")
 
 
 # All of it together

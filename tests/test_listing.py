@@ -214,6 +214,16 @@ def test_absolute_names_may_go_through_a_link_to_the_input(tmp_path: Path) -> No
     assert names_in(text, tmp_path / "link") == [b"a", b"b"]
 
 
+@pytest.mark.parametrize("below", [b"a/b", b"a/c/d"])
+def test_a_name_in_a_list_that_is_anothers_directory_is_refused(
+    tmp_path: Path, below: bytes
+) -> None:
+    for text in (b"a\nx\n" + below, below + b"\nx\na"):
+        with pytest.raises(ListingError, match="names 'a' as a file, and as the directory of"):
+            names_in(text, tmp_path)
+    assert names_in(b"a\nab/c\n", tmp_path) == [b"a", b"ab/c"]
+
+
 def test_empty_lines_are_no_names(tmp_path: Path) -> None:
     assert names_in(b"\n\na\n\n", tmp_path) == [b"a"]
 
@@ -232,6 +242,7 @@ def test_a_list_longer_than_what_is_read_at_a_time_stays_whole(tmp_path: Path) -
         (b"a//b", "empty"),
         (b"d/", "empty"),
         (b"a\0b", "NUL"),
+        (b"a/.imece-0123456789ab/renames", "imece's own"),
     ],
 )
 def test_a_name_that_leaves_the_input_is_refused_by_name(

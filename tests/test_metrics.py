@@ -150,7 +150,7 @@ def test_a_second_worker_on_one_port_is_refused(workbench: Workbench) -> None:
 
 
 def test_libraries_are_not_loaded_unless_asked_for() -> None:
-    program = "import sys, worker.cli; print('kubernetes' in sys.modules, end=' ');"
+    program = "import sys, worker.command; print('kubernetes' in sys.modules, end=' ');"
     program += "print('prometheus_client' in sys.modules)"
     shown = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
     assert shown == "False False\n"

@@ -2,13 +2,16 @@
 
 import os
 import random
+import select
 import signal
+import socket
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Workbench, until, uptime
+from tests.conftest import Workbench, WorkerProcess, until, uptime
 
 SHORT, LONG = 1.0, 10.0
 
@@ -91,6 +94,8 @@ def test_idle_workers_wait_for_redis_and_then_work(
     workers = [workbench.worker().started() for _ in range(2)]
     until(lambda: workbench.redis.scard("rq:workers:imece") == 2, "both to be registered")
     redis_is_away_for(workbench, seconds, how)
+    for worker in workers:
+        until(lambda: worker.events("redis is back"), "word that it is back")  # noqa: B023
     workbench.enqueue(buckets=10)
     assert workbench.ended().state == "done"
     assert workbench.outputs() == names
@@ -278,3 +283,73 @@ def test_a_worker_that_redis_turns_away_at_first_tries_again(workbench: Workbenc
     assert workbench.ended().state == "done"
     assert workbench.check_books().done == 3
     assert workbench.status().backlog.workers == 1
+
+
+def a_closed_door(workbench: Workbench, seconds: float) -> int:
+    """In the place of Redis: takes each connection and closes it at once; how many came."""
+    workbench.server.socket.unlink(missing_ok=True)
+    came, end = 0, time.monotonic() + seconds
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(workbench.server.socket))
+        door.listen(1000)
+        while (left := end - time.monotonic()) > 0:
+            if select.select([door], [], [], left)[0]:
+                door.accept()[0].close()
+                came += 1
+    workbench.server.socket.unlink()
+    return came
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def moments(worker: WorkerProcess, event: str) -> list[float]:
+    return [datetime.fromisoformat(entry["time"]).timestamp() for entry in worker.events(event)]
+
+
+@pytest.mark.parametrize(
+    ("workers", "seconds"),
+    [
+        pytest.param(4, 6.0),
+        pytest.param(50, 60.0, marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
+    ],
+)
+def test_workers_cost_next_to_nothing_while_redis_is_away_and_come_back_one_by_one(
+    workbench: Workbench, workers: int, seconds: float
+) -> None:
+    """Half of them idle, half of them with a long file in hand."""
+    workbench.settings |= {"processor": "tests.processors:by_content", "log_format": "json"}
+    idle = [workbench.worker() for _ in range(workers // 2)]
+    for worker in idle:
+        until(lambda: worker.events("worker started"), "the start", 120)  # noqa: B023
+    workbench.files(workers // 2, b"sleep 600")
+    workbench.settings["queue"] = "other"
+    workbench.enqueue(files_per_job=1, buckets=workers // 2, timeout=3600)
+    jobs = workbench.status().backlog.pending
+    busy = [workbench.worker() for _ in range(jobs)]
+    for worker in busy:
+        until(lambda: worker.events("job taken"), "a job", 120)  # noqa: B023
+    workbench.server.stop()
+    everyone = idle + busy
+    for worker in everyone:
+        until(lambda: worker.events("redis out of reach"), "word of it", 60)  # noqa: B023
+    before = [processor_seconds(worker.pid) for worker in everyone]
+    came = a_closed_door(workbench, seconds)
+    spent = [
+        processor_seconds(worker.pid) - earlier
+        for worker, earlier in zip(everyone, before, strict=True)
+    ]
+    print(f"{came} connects, {sum(spent):.2f} s in all, {max(spent):.2f} s the most")
+    assert came < 1.5 * seconds * len(everyone)
+    assert max(spent) < 0.02 * seconds + 0.1
+    workbench.server.start()
+    for worker in everyone:
+        until(lambda: worker.events("redis is back"), "word that it is back", 60)  # noqa: B023
+    back = sorted(moments(worker, "redis is back")[-1] for worker in everyone)
+    print(f"back within {back[-1] - back[0]:.2f} s")
+    tenths = [sum(start <= at < start + 0.1 for at in back) for start in back]
+    assert back[-1] - back[0] < 15
+    assert max(tenths) <= max(2, len(everyone) // 4)

@@ -63,7 +63,8 @@ def test_a_commands_words_are_never_read_by_a_shell(workbench: Workbench) -> Non
     assert not list(workbench.folder.rglob("canary"))
     assert not Path("canary").exists()
     written = (workbench.target / name).read_text()
-    assert written == f"$(touch canary); {workbench.source}/{name}"
+    assert written.startswith("$(touch canary); /")
+    assert written.endswith(f"/in/{name}")
     assert workbench.check_books().done == 1
 
 

@@ -1,5 +1,7 @@
 """The promise: a stopped worker finishes the file in hand, gives the rest back, and exits 0."""
 
+import contextlib
+import os
 import random
 import signal
 import time
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Workbench, WorkerProcess, until
+from worker.stops import STOP_SIGNALS
 
 PROMPTLY = 3.0
 """Seconds a worker may take to leave here: its file takes 20 ms, but the machine may be busy."""
@@ -74,7 +77,7 @@ def test_two_hundred_stops_do_each_file_exactly_once(workbench: Workbench) -> No
     assert workbench.leaves_nothing_behind()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_an_idle_worker_leaves_at_once(workbench: Workbench, number: signal.Signals) -> None:
     worker = workbench.worker().started()
     worker.kill(number)
@@ -84,15 +87,18 @@ def test_an_idle_worker_leaves_at_once(workbench: Workbench, number: signal.Sign
     assert "worker stopped" in worker.log()
 
 
-def test_the_file_in_hand_is_finished_and_the_next_is_not_begun(workbench: Workbench) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_file_in_hand_is_finished_and_the_next_is_not_begun(
+    workbench: Workbench, number: signal.Signals
+) -> None:
     workbench.file("a", "sleep 1")
     workbench.file("b", "sleep 1")
     workbench.settings["processor"] = "tests.processors:by_content"
     workbench.enqueue(buckets=1, files_per_job=10)
     worker = workbench.worker()
     worker.horse()
-    worker.kill(signal.SIGTERM)
-    worker.kill(signal.SIGTERM)  # being asked twice changes nothing
+    worker.kill(number)
+    worker.kill(number)  # being asked twice changes nothing
     assert worker.wait() == 0
     assert workbench.outputs() in (["a"], [])  # [] if it was asked before it had begun
     now = workbench.check_books()
@@ -164,3 +170,187 @@ def test_a_stop_in_careful_mode_loses_nothing(workbench: Workbench) -> None:
     # The killed worker may have been at one file; that one was begun again, and no other.
     assert sum(workbench.begun().values()) <= 61
     assert workbench.check_books().done == 60
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it, parents first."""
+    found = [pid]
+    for member in found:
+        for children in Path(f"/proc/{member}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, children.read_text().split())
+    return found
+
+
+def signal_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+PROGRAM = """#!/bin/sh
+# Half an output, a pause, the other half; or whatever is asked for.
+{before}
+printf half > "$2"
+echo $$ > {folder}/began.new; mv {folder}/began.new {folder}/began
+i=0; while [ $i -lt 40 ]; do sleep 0.05; i=$((i+1)); done
+printf %s-and-half >> "$2"
+"""
+
+
+def a_program_at_work(workbench: Workbench, before: str = "", **settings: str) -> WorkerProcess:
+    """A worker with a program of two seconds that has just begun with its only file."""
+    program = workbench.folder / "program"
+    program.write_text(PROGRAM.format(before=before, folder=workbench.folder))
+    program.chmod(0o755)
+    workbench.files(1)
+    workbench.enqueue(retries=0)
+    if not settings:
+        del workbench.settings["processor"]
+        settings = {"command": f"{program} {{input}} {{output}}"}
+    worker = workbench.worker(**settings)
+    until((workbench.folder / "began").exists, "the program to begin")
+    return worker
+
+
+def is_given_back_and_not_charged(workbench: Workbench) -> bool:
+    now = workbench.check_books()
+    assert (now.left, now.failed, now.retried, now.backlog.pending) == (1, 0, 0, 1)
+    [cursor] = workbench.redis.hvals("imece:run:run:jobs")
+    assert b"{}" in cursor  # no try is owed
+    return workbench.outputs() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_function_goes_on_when_all_processes_of_its_worker_get_the_signal(
+    workbench: Workbench, number: signal.Signals
+) -> None:
+    """As from systemd, whose default is KillMode=control-group."""
+    workbench.file("a", "sleep 1")
+    workbench.file("b", "sleep 1")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, files_per_job=10, retries=0)
+    worker = workbench.worker().took()
+    worker.horse()
+    time.sleep(0.3)  # the first file is in hand; had it not begun, nothing would be done at all
+    for _ in range(3):
+        signal_all(family(worker.pid), number)
+    assert worker.wait() == 0
+    assert workbench.outputs() == ["a"]
+    now = workbench.check_books()
+    assert (now.done, now.failed, now.retried, now.backlog.pending) == (1, 0, 0, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "trap 'exit 1' TERM HUP INT",
+        "trap 'exit 0' TERM HUP INT",
+        "trap 'exit 143' TERM HUP INT",
+    ],
+    ids=["dies", "fails", "says it is well", "tells by its exit code"],
+)
+def test_a_program_that_gets_its_workers_signal_costs_its_file_no_try(
+    workbench: Workbench, before: str, number: signal.Signals
+) -> None:
+    worker = a_program_at_work(workbench, before)
+    signal_all(family(worker.pid), number)
+    assert worker.wait() == 0
+    assert is_given_back_and_not_charged(workbench)
+
+
+def test_a_program_that_dies_of_the_signal_before_its_worker_hears_of_it_costs_no_try(
+    workbench: Workbench,
+) -> None:
+    worker = a_program_at_work(workbench)
+    [program] = family(worker.horse())[1:2]
+    os.kill(program, signal.SIGTERM)
+    time.sleep(0.3)  # the worker takes that long to hear of it
+    assert worker.stop() == 0
+    assert is_given_back_and_not_charged(workbench)
+
+
+def test_a_program_that_somebody_ends_while_nobody_stops_the_worker_has_failed(
+    workbench: Workbench,
+) -> None:
+    worker = a_program_at_work(workbench)
+    os.kill(family(worker.horse())[1], signal.SIGTERM)
+    now = workbench.ended()
+    assert (now.state, now.failed) == ("failed", 1)
+    assert "was killed by signal 15" in workbench.failures()["f-0000.txt"].cause
+    assert worker.stop() == 0
+
+
+def test_a_program_within_a_function_that_gets_the_signal_costs_its_file_no_try(
+    workbench: Workbench,
+) -> None:
+    (workbench.folder / "calls.py").write_text(
+        "import subprocess\n"
+        "def it(source, target):\n"
+        f"    subprocess.run(['{workbench.folder}/program', source, target], check=True)\n"
+    )
+    os.environ["PYTHONPATH"] = str(workbench.folder)
+    try:
+        worker = a_program_at_work(workbench, processor="calls:it")
+    finally:
+        del os.environ["PYTHONPATH"]
+    signal_all(family(worker.pid), signal.SIGTERM)
+    assert worker.wait() == 0
+    assert is_given_back_and_not_charged(workbench)
+
+
+def test_a_function_that_lets_itself_be_killed_by_the_signal_costs_its_file_no_try(
+    workbench: Workbench,
+) -> None:
+    workbench.file("a", "sleep-and-die-of-sigterm")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(retries=0)
+    worker = workbench.worker()
+    until((workbench.folder / "began").exists, "the file to begin")
+    signal_all(family(worker.pid)[::-1], signal.SIGTERM)
+    assert worker.wait() == 0
+    assert is_given_back_and_not_charged(workbench)
+
+
+def test_sigquit_gives_the_file_in_hand_back_too(workbench: Workbench) -> None:
+    workbench.file("a", "sleep 600")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(retries=0, buckets=1)
+    worker = workbench.worker().took()
+    worker.horse()
+    asked = time.monotonic()
+    worker.kill(signal.SIGQUIT)
+    assert worker.wait() == 0
+    assert time.monotonic() - asked < PROMPTLY
+    assert is_given_back_and_not_charged(workbench)
+
+
+def test_nohup_is_heeded(workbench: Workbench) -> None:
+    names = workbench.files(3)
+    worker = workbench.worker(
+        before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None
+    ).started()
+    worker.kill(signal.SIGHUP)
+    workbench.enqueue()
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == names
+    assert worker.stop() == 0
+
+
+def catches_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_a_stop_in_a_workers_first_moments_is_not_lost_and_no_failure(
+    workbench: Workbench,
+) -> None:
+    chance = random.Random(5)
+    for _ in range(8):
+        worker = workbench.worker()
+        until(lambda: catches_sigterm(worker.pid), "it to listen at all")  # noqa: B023
+        time.sleep(chance.uniform(0, 0.1))  # the random moment: while it starts anew, or imports
+        assert worker.stop() == 0

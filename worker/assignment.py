@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from imece.cursor import Cursor
 from imece.run import Parameters
 from worker.place import Places
+from worker.retry import ServerClock
 
 _LENGTHS = struct.Struct("!QQ")
 
@@ -20,7 +21,6 @@ class Assignment:
 
     Attributes:
         first: index in the bucket of the first of `files`.
-        created: when the run was made, epoch seconds.
         untouched: see `Claimed`.
     """
 
@@ -28,9 +28,9 @@ class Assignment:
     files: Sequence[bytes]
     cursor: Cursor
     parameters: Parameters
-    created: float
     untouched: bool
     places: Places
+    clock: ServerClock
 
     def send(self, line: socket.socket) -> None:
         """Raises OSError if there is nobody to receive it."""
@@ -42,9 +42,10 @@ class Assignment:
                 "first": self.first,
                 "cursor": self.cursor.encode(),
                 "parameters": self.parameters.encode(),
-                "created": self.created,
                 "untouched": self.untouched,
+                "clock": self.clock.ahead,
                 "places": [os.fsdecode(places.source_root), target, suffix, places.execution],
+                "overwrite": places.overwrite,
             }
         ).encode()
         files = b"\0".join(self.files)
@@ -64,14 +65,15 @@ class Assignment:
             files=_read(line, files_length).split(b"\0"),
             cursor=Cursor.decode(head["cursor"]),
             parameters=Parameters.decode(head["parameters"]),
-            created=head["created"],
             untouched=head["untouched"],
             places=Places(
                 os.fsencode(source),
                 os.fsencode(target) if target is not None else None,
                 os.fsencode(suffix) if suffix is not None else None,
                 execution,
+                head["overwrite"],
             ),
+            clock=ServerClock(head["clock"]),
         )
 
 

@@ -21,6 +21,7 @@ from typing import NoReturn
 from imece.parent import follow_parent
 from imece.settings import Settings
 from worker import log
+from worker.stops import STOP_SIGNALS
 
 ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 IDLE, BUSY = 0, 1000
@@ -45,9 +46,13 @@ class DeletionCost:
     Args:
         line: to the patcher; None outside of a cluster.
         idle_after: seconds without a job that make a worker idle.
+        patcher: its process id.
     """
 
-    def __init__(self, line: socket.socket | None, idle_after: float) -> None:
+    def __init__(
+        self, line: socket.socket | None, idle_after: float, patcher: int | None = None
+    ) -> None:
+        self._patcher = patcher
         self._line = line
         self._idle_after = idle_after
         self._idle_since: float | None = None
@@ -76,6 +81,8 @@ class DeletionCost:
         except OSError:
             log.event("deletion cost left as it is: its process is gone", logging.WARNING)
             self._line = None
+            if self._patcher is not None:
+                os.waitpid(self._patcher, os.WNOHANG)
         self._wanted = cost
 
 
@@ -89,20 +96,21 @@ def start(settings: Settings) -> DeletionCost:
         return DeletionCost(None, settings.idle_after)
     ours, theirs = socket.socketpair()
     parent = os.getpid()
-    if os.fork() == 0:
+    patcher = os.fork()
+    if patcher == 0:
         ours.close()
         _run(theirs, settings, parent)
     theirs.close()
     ours.setblocking(False)
-    return DeletionCost(ours, settings.idle_after)
+    return DeletionCost(ours, settings.idle_after, patcher)
 
 
 def _run(line: socket.socket, settings: Settings, parent: int) -> NoReturn:
     """The child's side of the fork; does not come back."""
     try:
         follow_parent(parent, signal.SIGKILL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it ends with the worker
         os.nice(NICENESS)
         gc.freeze()  # what it shares with the worker stays shared
         _serve(line, settings)

@@ -10,32 +10,39 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from redis.exceptions import RedisError
 
 from imece import names
+from imece.connection import is_outage
 from imece.cursor import Cursor
 from imece.job import Reference
 from imece.lease import Action, Batch, Claimed, Verdict
 from imece.settings import Settings
-from worker import horse, log
+from worker import horse, log, stops
 from worker.assignment import Assignment
-from worker.place import PlaceError, Places, aside, existing, landing, remove
+from worker.outage import Outage
+from worker.place import PlaceError, Places
 from worker.progress import Progress
+from worker.retry import ServerClock
 from worker.stable import Stable
 from worker.table import NONE, Outcome
 from worker.tally import Tally
 from worker.wakeup import Wakeup
 
-Ending = Literal["finished", "returned", "deferred", "lost", "abandoned"]
+Ending = Literal["finished", "returned", "deferred", "stalled", "lost", "abandoned"]
 
 DUMP_PATIENCE = 0.2
 """Seconds a hanging horse is given to say where it hangs before it is killed."""
 
 OUTAGE_PATIENCE = 30.0
 """Seconds a worker that is to stop waits for Redis to come back, to record its last checkpoint."""
+
+MOST_SWEPT = 1000
+_swept: set[str] = set()
+"""The runs in whose output directories this worker has looked for what dead ones have left."""
 
 BARREN_HORSES = 3
 """How many horses in a row may die without a file in hand before the job is given back."""
@@ -49,6 +56,7 @@ class Workshop:
         name: the worker's.
         alive: shows that the worker lives; called at every sign of life.
         tally: told of what Redis has recorded.
+        outage: what the worker knows of Redis being away.
     """
 
     name: str
@@ -57,6 +65,7 @@ class Workshop:
     wakeup: Wakeup
     alive: Callable[[], None]
     tally: Tally
+    outage: Outage = field(default_factory=Outage)
 
 
 @dataclass
@@ -83,6 +92,7 @@ class Claim(Protocol):
         number: int = 0,
         cursor: Cursor | None = None,
         batch: Batch | None = None,
+        reason: str = "",
     ) -> tuple[Verdict, int]: ...
 
 
@@ -98,7 +108,10 @@ class Execution:
         self._first = min([claimed.cursor.next, *claimed.cursor.owed])
         self._table = self._stable.prepare(self._first, claimed.cursor.stop)
         self._table.others_wait = claimed.pending > 0
-        self._progress = Progress(claimed, self._table, self._stable.journal, workshop.name)
+        self._clock = ServerClock.at(claimed.now)
+        self._progress = Progress(
+            claimed, self._table, self._stable.journal, workshop.name, self._clock
+        )
         self._untouched = claimed.untouched or False
         if claimed.untouched is None and places.untouched():
             self._untouched = True
@@ -107,10 +120,14 @@ class Execution:
         self._unanswered: Unanswered | None = None
         self._checkpoint_due = time.monotonic() + workshop.settings.checkpoint
         self._lost = False
-        self._outage_since: float | None = None
 
     def run(self) -> Ending:
         """To the end, or until the worker is asked to stop."""
+        try:
+            self._places.occupy()
+        except PlaceError as error:
+            return self._stall(str(error))
+        self._sweep()
         self._take_over()
         barren = 0
         while not self._progress.finished():
@@ -123,54 +140,82 @@ class Execution:
                 return "lost"
             if outcome == horse.DEFERRED:
                 return self._end("defer", "deferred")
+            if outcome == horse.STALLED:
+                return self._stall(self._progress.stalled)
             if outcome == horse.STOPPED:
                 self._stable.dismiss()  # it may have left an answer unread
                 return self._end("return", "returned")
             if self._progress.finished():
                 break
             held = isinstance(outcome, int) and self._hold_to_account(outcome)
+            if self._progress.stalled:
+                return self._stall(self._progress.stalled)
             now = self._progress.cursor()
             got_on = (now.next, now.owed) != (before.next, before.owed)
             barren = 0 if held or got_on else barren + 1
             if barren == BARREN_HORSES:
-                log.event(
-                    "job given back: its processes die before their first file", logging.ERROR
-                )
-                return self._end("return", "returned")
+                reason = f"worker {self._shop.name}: its processes die before their first file"
+                return self._end("stall", "stalled", reason)
         return self._end("finish", "finished")
 
+    def _stall(self, reason: str) -> Ending:
+        """Gives the job back, because its directories cannot be used."""
+        about = {"run": self._lease.reference.run, "job": self._lease.reference.field}
+        log.event("directories cannot be used", logging.ERROR, **about, reason=reason)
+        return self._end("stall", "stalled", reason)
+
+    def _sweep(self) -> None:
+        """Once for each run: what dead workers have left in its output directory."""
+        run = self._lease.reference.run
+        if run not in _swept:
+            if len(_swept) >= MOST_SWEPT:
+                _swept.clear()
+            _swept.add(run)
+            self._places.sweep()
+
     def _take_over(self) -> None:
-        """Clears up after executions whose worker died with this job."""
+        """Clears up after executions whose worker died with this job. What they can prove to have
+        done is done; all else is done again."""
         claimed, progress = self._claimed, self._progress
         if not claimed.earlier:
             return
         progress.careful = True
         for execution in claimed.earlier:
+            self._count_proven(execution)
+        for execution in claimed.earlier:
+            self._places.restore(execution, claimed.files)
             self._places.clear(execution)
-            self._places.clear_landings(execution, claimed.files[self._first : claimed.cursor.stop])
-        cursor = claimed.cursor
-        if cursor.marked != NONE and not self._was_finished(cursor.marked):
-            self._blame(cursor.marked, "its worker died while at it (killed, out of memory?)", "")
+        progress.collect()
+        now, marked = progress.cursor(), claimed.cursor.marked
+        if marked != NONE and (marked >= now.next or marked in now.owed):
+            self._blame(marked, "its worker died while at it (killed, out of memory?)", "")
 
-    def _output(self, index: int) -> os.stat_result | None:
-        """The output that is in its place."""
-        target = self._places.target(self._claimed.files[index])
-        return existing(target) if target is not None else None
+    def _count_proven(self, execution: str) -> None:
+        cursor = self._progress.cursor()
+        for index, device, inode in self._places.proven(execution):
+            if not (cursor.next <= index < cursor.stop or index in cursor.owed):
+                continue
+            if self._table.outcomes[index - self._first] == Outcome.OPEN:
+                there = self._places.proof(self._claimed.files[index], device, inode)
+                if there is not None:
+                    self._table.begin(index)
+                    self._close_finished(index, there)
+                    self._places.renew_proof(index, device, inode)
 
-    def _was_finished(self, index: int) -> bool:
-        there = self._output(index)
-        return there is not None and there.st_ctime >= self._claimed.created
+    def _finished(self, index: int) -> os.stat_result | None:
+        """The output, if it can be proven that the horse has put it in its place."""
+        for proven, device, inode in self._places.proven(self._lease.execution):
+            if proven == index:
+                there = self._places.proof(self._claimed.files[index], device, inode)
+                if there is not None:
+                    return there
+        return None
 
-    def _close_finished(self, index: int) -> None:
+    def _close_finished(self, index: int, there: os.stat_result) -> None:
         """Does what the horse was killed before: notes that the output is in its place."""
-        there = self._output(index)
-        try:
-            bytes_in = self._places.look(self._places.source(self._claimed.files[index])).st_size
-        except PlaceError:  # the processor has consumed it
-            bytes_in = 0
-        bytes_out = there.st_size if there and not stat.S_ISDIR(there.st_mode) else 0
+        bytes_in = self._places.input_size(self._claimed.files[index])
+        bytes_out = 0 if stat.S_ISDIR(there.st_mode) else there.st_size
         self._table.end(index, Outcome.DONE, bytes_in, bytes_out)
-        self._progress.collect()
 
     def _gallop(self) -> int | bytes:
         """One horse, from the job's being given to it to its being through with it.
@@ -187,9 +232,9 @@ class Execution:
                 files=files,
                 cursor=cursor,
                 parameters=claimed.parameters,
-                created=claimed.created,
                 untouched=self._untouched,
                 places=self._places,
+                clock=self._clock,
             )
         )
         outcome = self._watch()
@@ -205,7 +250,9 @@ class Execution:
         beat_due = time.monotonic() + shop.settings.heartbeat
         lines = [stable.line] if stable.line is not None else []
         while True:
-            due = min(beat_due, self._checkpoint_due, self._deadline())
+            # A checkpoint that is due already waits for Redis to be asked again.
+            record_due = max(self._checkpoint_due, shop.outage.ask_at)
+            due = min(beat_due, record_due, self._deadline())
             if shop.wakeup.wait(due - time.monotonic(), *lines):
                 word = stable.hear()
                 if word == horse.MARK:
@@ -221,10 +268,10 @@ class Execution:
             if table.overdue == NONE and time.monotonic() >= self._deadline():
                 self._stop_overdue()
             now = time.monotonic()
-            if now >= min(beat_due, self._checkpoint_due):
+            if now >= min(beat_due, record_due):
                 beat_due = now + shop.settings.heartbeat
                 self._beat()
-            if self._lost:
+            if self._lost or shop.wakeup.at_once:
                 stable.dismiss()
                 return -signal.SIGKILL
 
@@ -259,23 +306,39 @@ class Execution:
         if index == NONE:
             log.event("process died without a file in hand", logging.WARNING, exit=code)
             return False
-        self._remove_current()
+        there = self._finished(index)
+        if there is None and index != self._table.overdue:
+            self._progress.stalled = self._places.fault(None) or ""
+        self._places.restore(self._lease.execution, self._claimed.files)
         if self._progress.last_failed == (index, self._table.began):
             self._table.end(index, Outcome.FAILED)  # it died after its last word on the file
             self._progress.collect()
             return True
-        if self._was_finished(index):
-            self._close_finished(index)
+        if there is not None:
+            self._close_finished(index, there)
+            self._progress.collect()
             return True
         self._table.drop_current()
+        if self._progress.stalled or self._was_stopped(code):
+            return True
         if index == self._table.overdue:
             limit = f"{self._claimed.parameters.timeout:g} s"
             how = f"took longer than its limit of {limit}, and was killed"
-            reason = f"{horse.captured(self._stable.capture)}\n{how}".strip()
+            reason = f"{self._stable.capture.text()}\n{how}".strip()
             self._blame(index, reason, "")
         else:
-            self._blame(index, _cause_of_death(code), horse.captured(self._stable.capture))
+            self._blame(index, _cause_of_death(code), self._stable.capture.text())
         return True
+
+    def _was_stopped(self, code: int) -> bool:
+        """Whether the horse died because the worker is to stop, and not of its file."""
+        wakeup = self._shop.wakeup
+        if stops.is_death_by_stop(code):
+            end = time.monotonic() + horse.STOP_PATIENCE
+            while not wakeup.stopping and (left := end - time.monotonic()) > 0:
+                wakeup.wait(left)
+            return wakeup.stopping
+        return wakeup.at_once
 
     def _blame(self, index: int, reason: str, output: str) -> None:
         tries = self._progress.blame(index, reason, output)
@@ -288,16 +351,6 @@ class Execution:
             reason=reason.splitlines()[-1],
         )
 
-    def _remove_current(self) -> None:
-        """What a horse has left of the file it had in hand."""
-        index = self._table.current
-        target = self._places.target(self._claimed.files[index]) if index != NONE else None
-        if target is not None:
-            path = self._places.temporary(target, index)
-            for left in (path, landing(path, target)):
-                remove(left)
-                remove(aside(left))
-
     def _mark(self) -> None:
         """Records that the horse is about to start a file, and lets it."""
         self._progress.collect()
@@ -306,7 +359,7 @@ class Execution:
             self._checkpoint_due = 0.0
             carries_mark = self._unanswered is None  # else an older batch goes first
             if not self._beat():
-                self._shop.wakeup.wait(self._shop.settings.heartbeat)
+                self._wait_for_redis()
             elif carries_mark:
                 break
         go = not (self._lost or self._table.stopping or self._shop.wakeup.stopping)
@@ -315,6 +368,9 @@ class Execution:
     def _beat(self) -> bool:
         """A sign of life, with a checkpoint if one is due. False if Redis is away."""
         self._shop.alive()
+        self._places.show_life()
+        if self._shop.outage.left():
+            return False
         if self._unanswered is None and time.monotonic() >= self._checkpoint_due:
             self._checkpoint_due = time.monotonic() + self._shop.settings.checkpoint
             self._progress.collect()
@@ -325,35 +381,41 @@ class Execution:
         self._number += 1
         return Unanswered(self._number, self._progress.cursor(), self._progress.take())
 
-    def _send(self, action: Action, batch: Unanswered | None) -> bool:
-        """False if Redis is away: then the same batch must be sent again."""
+    def _send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
+        """False if Redis is away: then the same batch must be sent again.
+
+        Raises:
+            RedisError: Redis refuses it, and would refuse it again.
+        """
         try:
             if batch is not None:
-                answer = self._lease.checkpoint(action, batch.number, batch.cursor, batch.batch)
+                answer = self._lease.checkpoint(
+                    action, batch.number, batch.cursor, batch.batch, reason
+                )
             else:
                 answer = self._lease.checkpoint(action)
         except RedisError as error:
             self._shop.tally.redis_errors += 1
-            if self._outage_since is None:
-                self._outage_since = time.monotonic()
-                log.event("redis out of reach", logging.WARNING, error=str(error))
+            if not is_outage(error):
+                self._stable.dismiss()
+                raise
+            self._shop.outage.noted(error)
             return False
-        if self._outage_since is not None:
-            log.event("redis is back", seconds=time.monotonic() - self._outage_since)
-            self._outage_since = None
+        self._shop.outage.over()
         self._unanswered = None
         verdict, pending = answer
-        if batch is not None and verdict in ("held", "cancelled"):
+        if batch is not None and verdict in ("held", "stop"):
             self._shop.tally.recorded(batch.batch)
         self._table.others_wait = pending > 0
-        if verdict == "cancelled":
+        if verdict == "stop":
             self._table.ask_to_stop()
         elif verdict != "held":
             self._lost = True
         return True
 
-    def _end(self, action: Action, ending: Ending) -> Ending:
+    def _end(self, action: Action, ending: Ending, reason: str = "") -> Ending:
         """Records the rest and gives the lease up, however long Redis is away."""
+        self._progress.marked = NONE  # nothing is in hand
         # Whoever sees the end sees no temporary file.
         if not self._places.clear(self._lease.execution):
             self._stable.dismiss()  # with what the processor has left running
@@ -365,19 +427,24 @@ class Execution:
                 through = self._send("continue", self._unanswered)
             else:
                 last = last or self._next_batch()
-                through = self._send(action, last)
+                through = self._send(action, last, reason)
                 if through:
                     # Lost at the second time of asking: the first has been recorded.
                     return "lost" if self._lost and not sent_before else ending
                 sent_before = True
             if self._lost:
                 return "lost"
-            if not through:
+            while self._shop.outage.left():
                 self._shop.alive()
-                self._shop.wakeup.wait(0.5)
-                away = time.monotonic() - (self._outage_since or time.monotonic())
-                if self._shop.wakeup.stopping and away > OUTAGE_PATIENCE:
+                self._wait_for_redis()
+                patience = 0.0 if self._shop.wakeup.at_once else OUTAGE_PATIENCE
+                if self._shop.wakeup.stopping and self._shop.outage.lasted() > patience:
                     return "abandoned"
+
+    def _wait_for_redis(self) -> None:
+        """Until it may be asked again; a signal, and the next sign of life, end the wait sooner."""
+        settings = self._shop.settings
+        self._shop.wakeup.wait(min(self._shop.outage.left(), settings.heartbeat))
 
 
 def _cause_of_death(code: int) -> str:

@@ -5,6 +5,7 @@ parent (worker/execution.py), so nothing is lost when a file kills it. A crash o
 """
 
 import faulthandler
+import gc
 import io
 import json
 import os
@@ -19,23 +20,27 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-from imece.cursor import Owed
-from imece.failure import LONGEST_OUTPUT, LONGEST_REASON, tail
+from imece.failure import LONGEST_REASON, tail
 from imece.parent import follow_parent
-from imece.run import Parameters
+from worker import descriptors, stops
 from worker.assignment import Assignment
-from worker.place import PlaceError, changed_since, commit, existing, remove
+from worker.capture import Capture
+from worker.place import PlaceError
 from worker.processor import CommandError, Processor
+from worker.retry import next_try
 from worker.scroll import Scroll
 from worker.table import Outcome, Table
 
-LONGEST_PAUSE = 60.0
 PATIENCE = 1.0
 """Seconds a horse that had nothing else to do sits out a pause although other jobs wait: so that
 workers do not pass jobs to each other whose pauses are not over."""
 
-MARK, FINISHED, STOPPED, DEFERRED = b"m", b"f", b"s", b"d"
-"""Horse to parent: the wish to have a file marked; how it is through with its job."""
+STOP_PATIENCE = 1.0
+"""Seconds a worker has to hear of a stop of which one of its processes may have died."""
+
+MARK, FINISHED, STOPPED, DEFERRED, STALLED = b"m", b"f", b"s", b"d", b"p"
+"""Horse to parent: the wish to have a file marked; how it is through with its job. Stalled: the
+run's directories cannot be used, and the journal says why."""
 
 GO, STOP = b"g", b"h"
 """Parent to horse, in answer to that wish."""
@@ -55,7 +60,7 @@ class Gear:
     processor: Processor
     table: Table
     journal: Scroll
-    capture: Scroll
+    capture: Capture
     line: socket.socket
     memory_limit: int | None
 
@@ -80,14 +85,14 @@ def _settle(gear: Gear, parent: int) -> None:
     follow_parent(parent, signal.SIGKILL)
     os.setpgrp()
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    stops.only_note()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     os.dup2(gear.capture.number, 1)
     os.dup2(gear.capture.number, 2)
+    _let_go(gear)
     # The parent asks where a file hangs by SIGUSR2; answered even from within C code.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a crash takes nothing said with it
@@ -98,20 +103,22 @@ def _settle(gear: Gear, parent: int) -> None:
     random.seed()
 
 
+def _let_go(gear: Gear) -> None:
+    """Closes what is the worker's alone: connections to Redis above all. What the processor opened
+    when it was imported stays its own."""
+    gc.freeze()  # no object of the worker's is to close a number that will be another file's
+    captures = (gear.capture, *gear.processor.captures)
+    kept = {0, 1, 2, gear.line.fileno(), gear.journal.number}
+    kept.update(capture.number for capture in captures)
+    descriptors.close_all_but(kept, gear.processor.files)
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
             pass  # the processor closed or replaced it, or the disk is full: nothing to keep then
-
-
-def next_try(tries: int, parameters: Parameters) -> Owed | None:
-    """What a file is owed after `tries` failed tries; None: quarantine."""
-    if tries > parameters.retries:
-        return None
-    pause = min(parameters.retry_pause * 2 ** (tries - 1), LONGEST_PAUSE)
-    return Owed(tries, time.time() + pause)
 
 
 class Horse:
@@ -126,29 +133,46 @@ class Horse:
         # To look for what is not there takes a quarter of a quick file's time in a large directory.
         self._looks_for_outputs = assignment.cursor.careful or not assignment.untouched
         self._tried_any = False
+        self._stalled = False
         self._pid = os.getpid()
 
     def work(self) -> bytes:
+        """To the end of the job, or until it cannot go on."""
+        try:
+            return self._work()
+        finally:
+            self._a.places.close()
+
+    def _work(self) -> bytes:
         """First each file once, then those that failed, when their pauses are over."""
         cursor = self._a.cursor
         for index in range(cursor.next, cursor.stop):
-            if self._table.stopping or not self._may_start(index):
-                return STOPPED
-            self._try(index)
+            if self._table.outcomes[index - self._a.first] == Outcome.DONE:
+                continue  # proven to be done by a worker that died
+            if (word := self._turn(index)) is not None:
+                return word
         while self._owed:
             index = min(self._owed, key=lambda owed: self._owed[owed].due)
             if (reason := self._sit_out(self._owed[index].due)) is not None:
                 return reason
             self._table.reopen(index)
-            if not self._may_start(index):
-                return STOPPED
-            self._try(index)
+            if (word := self._turn(index)) is not None:
+                return word
         return FINISHED
+
+    def _turn(self, index: int) -> bytes | None:
+        """One try of one file; how the job is left, if it is left with it."""
+        if self._table.stopping or not self._may_start(index):
+            return STOPPED
+        counts = self._try(index)
+        if self._stalled:
+            return STALLED
+        return None if counts else STOPPED
 
     def _sit_out(self, due: float) -> bytes | None:
         """Waits until a retry is due; gives way to a stop, and after a while to other jobs."""
         patience_ends = time.monotonic() + (0 if self._tried_any else PATIENCE)
-        while (left := due - time.time()) > 0:
+        while (left := due - self._a.clock.now()) > 0:
             if self._table.stopping:
                 return STOPPED
             if self._table.others_wait and time.monotonic() >= patience_ends:
@@ -167,14 +191,15 @@ class Horse:
                 return False
         return self._gear.line.recv(1) == GO
 
-    def _try(self, index: int) -> None:
+    def _try(self, index: int) -> bool:
+        """False if the try does not count."""
         table, name = self._table, self._a.files[index - self._a.first]
         self._tried_any = True
+        signals = stops.heard()
         table.begin(index)
-        target = self._a.places.target(name)
-        temporary = self._a.places.temporary(target, index) if target is not None else None
+        places = self._a.places
         try:
-            outcome, bytes_in, bytes_out = self._process(index, name, target, temporary)
+            outcome, bytes_in, bytes_out = self._process(index, name)
             _flush()
             self._owed.pop(index, None)
             table.end(index, outcome, bytes_in, bytes_out)
@@ -182,36 +207,60 @@ class Horse:
             self._end_copy()
             self._bow_to_the_limit(index)
             _flush()
-            if temporary is not None:
-                remove(temporary)
-            self._a.places.forget()  # no other file is to fail for a directory that is gone
-            self._record(index, _reason(error))
-            table.end(index, Outcome.FAILED)
+            stopped = self._was_stopped(error, signals)
+            fault = None if stopped else places.fault(error)
+            places.discard(index, name)
+            places.forget()  # no other file is to fail for a directory that is gone
+            if stopped:
+                table.drop_current()
+                return False
+            if fault is not None:
+                self._stall(fault)
+            else:
+                self._record(index, _reason(error))
+                table.end(index, Outcome.FAILED)
         if self._gear.capture.size():
             self._gear.capture.clear()
+        return True
 
-    def _process(
-        self, index: int, name: bytes, target: bytes | None, temporary: bytes | None
-    ) -> tuple[Outcome, int, int]:
+    def _was_stopped(self, error: BaseException, signals: int) -> bool:
+        """Whether a try failed, or may have, because all of the worker's processes were told to
+        stop: who can tell what a program, or a process that a function has started, made of it?
+
+        Args:
+            signals: how many this process had heard when the try was begun.
+        """
+        killed = isinstance(error, CommandError) and stops.is_death_by_stop(error.code)
+        if not killed and stops.heard() == signals:
+            return False
+        end = time.monotonic() + STOP_PATIENCE
+        while not self._table.stopping and time.monotonic() < end:
+            time.sleep(0.01)
+        return self._table.stopping
+
+    def _process(self, index: int, name: bytes) -> tuple[Outcome, int, int]:
         places = self._a.places
-        source = places.source(name)
-        found = places.look(source)
-        if target is not None:
-            if self._looks_for_outputs and (there := existing(target)) is not None:
-                # After a worker died, what it finished since its last checkpoint is done, not
-                # skipped.
-                if self._a.cursor.careful and there.st_ctime >= self._a.created:
-                    return Outcome.DONE, found.st_size, there.st_size
-                if not self._a.parameters.overwrite and there.st_mtime_ns >= found.st_mtime_ns:
-                    return Outcome.SKIPPED, 0, 0
-            places.prepare(target)
-        self._gear.processor(source, temporary)
+        found = places.look(name)
+        if (
+            self._looks_for_outputs
+            and not self._a.parameters.overwrite
+            and (there := places.existing(name)) is not None
+            and there.st_mtime_ns >= found.st_mtime_ns
+        ):
+            return Outcome.SKIPPED, 0, 0
+        target = places.prepare(index, name)
+        self._gear.processor(places.input.path, target)
         self._end_copy()
         self._bow_to_the_limit(index)
-        if changed_since(source, found):
+        if places.changed():
             raise PlaceError("the input changed while it was processed")
-        size = commit(temporary, target) if temporary is not None and target is not None else 0
-        return Outcome.DONE, found.st_size, size
+        return Outcome.DONE, found.st_size, places.commit(index, name)
+
+    def _stall(self, fault: str) -> None:
+        """The place is at fault: the file in hand is not charged a try."""
+        self._stalled = True
+        self._gear.journal.append(json.dumps({"stalled": fault}).encode() + b"\n")
+        self._table.drop_current()
 
     def _end_copy(self) -> None:
         """Ends a child that the processor has forked and not ended: one horse keeps the table."""
@@ -227,7 +276,7 @@ class Horse:
     def _record(self, index: int, reason: str) -> None:
         """One line in the journal; the parent takes it from there."""
         tries = self._owed[index].tries + 1 if index in self._owed else 1
-        owed = next_try(tries, self._a.parameters)
+        owed = next_try(tries, self._a.parameters, self._a.clock)
         if owed is None:
             self._owed.pop(index, None)
         else:
@@ -238,15 +287,9 @@ class Horse:
             "tries": tries,
             "due": owed.due if owed else None,
             "reason": reason,
-            "output": captured(self._gear.capture),
+            "output": self._gear.capture.text(),
         }
         self._gear.journal.append(json.dumps(line).encode() + b"\n")
-
-
-def captured(capture: Scroll) -> str:
-    """The tail of what has been printed since the file in hand was begun."""
-    printed = capture.read(max(0, capture.size() - 2 * LONGEST_OUTPUT))
-    return tail(printed.decode("utf-8", "replace"), LONGEST_OUTPUT)
 
 
 def _reason(error: BaseException) -> str:

@@ -10,16 +10,17 @@ import shlex
 import shutil
 import signal
 import subprocess
-import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from imece.errors import SettingsError
-from imece.failure import LONGEST_REASON, tail
+from imece.failure import LONGEST_REASON
 from imece.parent import follow_parent
 from imece.settings import Settings
+from worker import descriptors, stops
+from worker.capture import Capture
 
 
 class Processor(Protocol):
@@ -28,19 +29,37 @@ class Processor(Protocol):
     Args:
         source: path of the input.
         target: path to write the output to; None if the run wants no output.
+
+    Attributes:
+        captures: what takes in what it prints, beside the horse's own.
+        files: what it opened when it was loaded, and keeps open.
     """
+
+    captures: Sequence[Capture]
+    files: dict[int, descriptors.Identity]
 
     def __call__(self, source: bytes, target: bytes | None) -> None: ...
 
 
 class CommandError(Exception):
-    """The program failed; the text is the reason to keep."""
+    """The program failed; the text is the reason to keep.
+
+    Attributes:
+        code: its exit code, negative for a signal.
+    """
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class Function:
     """`package.module:function`, imported once, before any fork."""
 
+    captures: Sequence[Capture] = ()
+
     def __init__(self, spec: str) -> None:
+        before = descriptors.opened()
         module, _, attributes = spec.partition(":")
         try:
             found: object = importlib.import_module(module)
@@ -57,6 +76,11 @@ class Function:
         if not callable(found):
             raise SettingsError(f"IMECE_PROCESSOR={spec}: that is not a function")
         self._function: Callable[[str, str | None], object] = found
+        self.files = {
+            number: identity
+            for number, identity in descriptors.opened().items()
+            if before.get(number) != identity
+        }
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
         self._function(os.fsdecode(source), os.fsdecode(target) if target is not None else None)
@@ -81,32 +105,37 @@ class Command:
             raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]!r} here")
         self._words = [os.fsencode(word) for word in (program, *words[1:])]
         self.writes_output = "{output}" in template
+        self._errors = Capture()
+        self.captures: Sequence[Capture] = (self._errors,)
+        self.files: dict[int, descriptors.Identity] = {}
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
         values = {b"input": source, b"output": target or b""}
+        signals = stops.heard()
         words = [self._PLACES.sub(lambda place: values[place[1]], word) for word in self._words]
-        with tempfile.TemporaryFile() as errors:
-            # Standard output goes where the horse's own goes: into its capture.
-            ended = subprocess.run(
-                words,
-                stdin=subprocess.DEVNULL,
-                stderr=errors,
-                preexec_fn=partial(follow_parent, os.getpid(), signal.SIGKILL),
-                check=False,
-            )
-            if ended.returncode == 0:
-                return
-            size = errors.seek(0, os.SEEK_END)
-            errors.seek(max(0, size - 4 * LONGEST_REASON))
-            said = tail(errors.read().decode("utf-8", "replace"), LONGEST_REASON)
+        self._errors.clear()
+        # Standard output goes where the horse's own goes: into its capture.
+        ended = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stderr=self._errors.number,
+            preexec_fn=partial(follow_parent, os.getpid(), signal.SIGKILL),
+            check=False,
+        )
+        if ended.returncode == 0 and stops.heard() == signals:
+            return
+        said = self._errors.end(LONGEST_REASON)
         if ended.returncode < 0:
             how = f"was killed by signal {-ended.returncode}"
+        elif ended.returncode == 0:
+            how = "was told by a signal to stop, and may not have come to its end"
         else:
             how = f"ended with exit code {ended.returncode}"
         program = os.fsdecode(os.path.basename(words[0]))
         lines = said.splitlines()
         end = f"{program} {how}: {lines[-1]}" if lines else f"{program} {how}"
-        raise CommandError("\n".join([*lines, end]) if len(lines) > 1 else end)
+        reason = "\n".join([*lines, end]) if len(lines) > 1 else end
+        raise CommandError(reason, ended.returncode)
 
 
 def load(settings: Settings) -> Function | Command:

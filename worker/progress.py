@@ -8,7 +8,7 @@ from collections import Counter
 from imece.cursor import Cursor, Owed
 from imece.failure import Failure
 from imece.lease import Batch, Claimed
-from worker.horse import next_try
+from worker.retry import ServerClock, next_try, taken_over
 from worker.scroll import Scroll
 from worker.table import NONE, Outcome, Table
 
@@ -23,21 +23,27 @@ class Progress:
 
     Args:
         journal: the horses' failed tries, one JSON line each.
+        clock: what retries go by.
     """
 
-    def __init__(self, claimed: Claimed, table: Table, journal: Scroll, worker: str) -> None:
+    def __init__(
+        self, claimed: Claimed, table: Table, journal: Scroll, worker: str, clock: ServerClock
+    ) -> None:
         self._claimed = claimed
+        self._clock = clock
         self._table = table
         self._journal = journal
         self._read = 0
         self._worker = worker
         self._next = claimed.cursor.next
-        self._owed = dict(claimed.cursor.owed)
+        self._owed = taken_over(claimed.cursor.owed, claimed.parameters, clock)
         self._batch = Batch()
         self.careful = claimed.cursor.careful
         self.marked = NONE
         self.last_failed = (NONE, 0)
         """The last failed try a horse has put on record: which file, and when it was begun."""
+        self.stalled = ""
+        """What is wrong with the run's directories, if a horse has found that."""
 
     def finished(self) -> bool:
         return self._next == self._claimed.cursor.stop and not self._owed
@@ -59,6 +65,9 @@ class Progress:
         """Reads what the horse has written since the last call."""
         for line in self._new_lines():
             entry = json.loads(line)
+            if "stalled" in entry:
+                self.stalled = entry["stalled"]
+                continue
             owed = Owed(entry["tries"], entry["due"]) if entry["due"] is not None else None
             self._fail(entry["index"], entry["tries"], owed, entry["reason"], entry["output"])
             self.last_failed = (entry["index"], entry["began"])
@@ -82,7 +91,8 @@ class Progress:
     def blame(self, index: int, reason: str, output: str) -> int:
         """A try of this file killed its process; how often it has been tried now."""
         tries = self._owed[index].tries + 1 if index in self._owed else 1
-        self._fail(index, tries, next_try(tries, self._claimed.parameters), reason, output)
+        owed = next_try(tries, self._claimed.parameters, self._clock)
+        self._fail(index, tries, owed, reason, output)
         if index == self._next:
             self._next += 1
         return tries

@@ -11,7 +11,7 @@ class Scroll:
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as this
         self.number = self._file.fileno()
-        # Whoever writes, writes at the end: parent, horse and the programs it starts share it.
+        # Whoever writes, writes at the end: parent and horse share it.
         flags = fcntl.fcntl(self.number, fcntl.F_GETFL)
         fcntl.fcntl(self.number, fcntl.F_SETFL, flags | os.O_APPEND)
 

@@ -6,9 +6,11 @@ import socket
 import sys
 import time
 
-from worker import horse
+from worker import capture, horse
 from worker.assignment import Assignment
+from worker.capture import Capture
 from worker.horse import Gear
+from worker.orphans import Orphans
 from worker.processor import Processor
 from worker.scroll import Scroll
 from worker.table import Table
@@ -32,7 +34,10 @@ class Stable:
         self._processor = processor
         self._memory_limit = memory_limit * 2**20 if memory_limit is not None else None
         self.table = Table(FEWEST_ROWS)
-        self.journal, self.capture = Scroll(), Scroll()
+        self.journal, self.capture = Scroll(), Capture()
+        self._captures = [self.capture, *processor.captures]
+        self._drainer = 0
+        self._orphans = Orphans()
         self.line: socket.socket | None = None
         self._pid = 0
         self._born = 0.0
@@ -68,6 +73,7 @@ class Stable:
 
     def _fork(self) -> None:
         self.dismiss()
+        self._keep_draining()
         ours, theirs = socket.socketpair()
         gear = Gear(
             self._processor, self.table, self.journal, self.capture, theirs, self._memory_limit
@@ -81,10 +87,26 @@ class Stable:
             horse.run(gear, parent)
         theirs.close()
         self.line, self._pid, self._born = ours, pid, time.monotonic()
+        self._orphans.own.add(pid)
         try:
             os.setpgid(pid, pid)  # the horse does so itself; whoever is first
         except OSError:
             pass
+
+    def _keep_draining(self) -> None:
+        """Sees to it that there is a drainer."""
+        if self._drainer:
+            ended, _ = os.waitpid(self._drainer, os.WNOHANG)
+            if not ended:
+                return
+            self._orphans.own.discard(self._drainer)
+            for each in self._captures:
+                each.forget_drainer()
+        parent = os.getpid()
+        self._drainer = os.fork()
+        if self._drainer == 0:
+            capture.drain(self._captures, parent)
+        self._orphans.own.add(self._drainer)
 
     def hear(self) -> bytes:
         """A word of the horse; nothing if it has hung up."""
@@ -103,6 +125,8 @@ class Stable:
 
     def death(self) -> int | None:
         """The exit code of a horse that has ended, negative for a signal; else None."""
+        self._orphans.bury()
+        self._keep_draining()
         ended, status = os.waitpid(self._pid, os.WNOHANG)
         if not ended:
             return None
@@ -124,12 +148,16 @@ class Stable:
             self.kill()
             os.waitpid(self._pid, 0)
             self._forget()
+        else:
+            self._orphans.kill()  # as process 1: others' too
 
     def _forget(self) -> None:
         assert self.line is not None  # noqa: S101 - there was a horse
         self.line.close()
         self.line = None
+        self._orphans.own.discard(self._pid)
         _kill_group(self._pid)  # what the processor has left behind
+        self._orphans.kill()  # and what has left the group
 
 
 def _kill_group(pid: int) -> None:

@@ -7,7 +7,6 @@ recorded in Redis is counted here and logged.
 
 import logging
 import os
-import signal
 import socket
 import time
 import uuid
@@ -21,7 +20,7 @@ from imece.job import Reference
 from imece.lease import Action, Batch, Claimed, Verdict
 from imece.run import SEED, Parameters, text_path
 from imece.settings import Settings
-from worker import log, startup
+from worker import log, startup, stops
 from worker.execution import Execution, Workshop
 from worker.place import Places
 from worker.stable import Stable
@@ -44,7 +43,7 @@ def work(
     Raises:
         UsageError, SettingsError, ListingError: nothing can be processed as it stands.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(STOPPED))  # until Wakeup listens
+    stops.leave_with(STOPPED)  # until Wakeup listens
     if not 0 <= bucket < buckets:
         raise UsageError(f"--bucket-id {bucket}: takes 0 to {buckets - 1}, for {buckets} buckets")
     parameters = parameters_of(settings, buckets, include, suffix)
@@ -54,7 +53,9 @@ def work(
     tally = Tally()
     share = Share(bucket, len(files), tally)
     log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
-    places = Places.of(settings, parameters, share.execution)
+    # What a pod before this one has left is of no use to anybody: `kind` says whose it is.
+    kind = f"bucket {bucket} of {buckets}"
+    places = Places.of(settings, parameters, share.execution, kind)
     if trouble := places.trouble():
         raise SettingsError(trouble)
     stable = Stable(function, settings.memory_limit)
@@ -72,6 +73,8 @@ def work(
     ending = Execution(workshop, share, claimed, places).run() if files else "finished"
     stable.dismiss()
     share.report("bucket done" if ending == "finished" else "bucket stopped")
+    if ending == "stalled":
+        return FAILED
     if ending != "finished":
         return STOPPED
     return FAILED if tally.failed else 0
@@ -129,6 +132,7 @@ class Share:
         number: int = 0,
         cursor: Cursor | None = None,
         batch: Batch | None = None,
+        reason: str = "",
     ) -> tuple[Verdict, int]:
         for name, why in batch.failures if batch is not None else ():
             log.event(

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 
 from imece.lease import Batch
 
-ENDINGS = ("finished", "returned", "deferred", "lost", "abandoned", "trouble", "refused")
-"""How a job that was taken can end: as in worker/execution.py; `trouble` if its directories cannot
-be used, `refused` if it is malformed."""
+ENDINGS = ("finished", "returned", "deferred", "lost", "abandoned", "stalled", "refused")
+"""How a job that was taken can end: as in worker/execution.py; `refused` if it is malformed."""
 
 
 class Tally:

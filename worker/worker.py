@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import rq
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import RedisError
+from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry, register
 
-from imece import lease, names, scripts
-from imece.connection import connect, raw
-from imece.job import BucketJob, BucketQueue, MalformedJobError, Reference
+from imece import keys, names, rescue, scripts
+from imece.connection import connect, is_outage, raw
+from imece.job import MalformedJobError, Reference
 from imece.lease import Claimed, Lease
-from imece.run import leases_key, moving_key
 from imece.settings import Settings
 from worker import log
 from worker.deletioncost import DeletionCost
 from worker.execution import Execution, Workshop
+from worker.outage import Outage
 from worker.place import Places
 from worker.processor import Processor
 from worker.stable import Stable
@@ -38,7 +39,12 @@ POP_TIMEOUT = 0.25
 
 REFUSED_TTL = 7 * 86400
 REFUSED_KEPT = 100
-TROUBLE_PAUSE = 5.0
+
+LATER_PAUSE = 1.0
+"""Seconds a worker waits that finds in the queue nothing but jobs of runs that pause."""
+
+LOST_LOOK = 5.0
+"""Seconds between two looks for jobs that are in no list."""
 
 
 class Worker(rq.Worker):
@@ -52,19 +58,20 @@ class Worker(rq.Worker):
         self._tally = tally
         # No patience in the client: this class waits itself, so that no outage delays a signal.
         redis = connect(settings, retries=0, timeout=5.0)
-        self.queue = BucketQueue(settings.queue, redis)
+        # One queue: RQ pops several without an intermediate list, and a kill then loses the job
+        # (rq/queue.py, `dequeue_any`).
+        self.queue = rq.Queue(settings.queue, connection=redis, serializer=JSONSerializer)
         super().__init__(
             [self.queue],
             name=f"{names.slug(socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
             connection=redis,
-            queue_class=BucketQueue,
-            job_class=BucketJob,
-            serializer="json",
+            serializer=JSONSerializer,
             prepare_for_work=False,  # it would ask Redis, which may be away
         )
         self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
         self.wakeup = Wakeup()
         self.stable = Stable(processor, settings.memory_limit)
+        self._outage = Outage()
         self._shop = Workshop(
             name=self.name,
             settings=settings,
@@ -72,12 +79,15 @@ class Worker(rq.Worker):
             wakeup=self.wakeup,
             alive=self._show_life,
             tally=tally,
+            outage=self._outage,
         )
         self._moving: dict[bytes, float] = {}
+        self._suspects: set[str] = set()
+        self._looked_for_lost = time.monotonic()
+        self._put_off: set[str] = set()
         self._beat_at = float("-inf")
         self._gap_until = float("-inf")
         self._swept_at = time.monotonic()
-        self._outage_since: float | None = None
 
     def _set_connection(self, connection: Any) -> Any:
         return connection  # ours has its time-outs already
@@ -94,11 +104,11 @@ class Worker(rq.Worker):
                     self.subscribe()
                     registered = True
                 self._turn()
-                self._outage_over()
-            except (AuthenticationError, NoPermissionError):
-                raise  # no waiting mends these
+                self._outage.over()
             except RedisError as error:
-                self._outage(error)
+                if not is_outage(error):
+                    raise  # no waiting fixes these
+                self._wait_out(error)
         self.stable.dismiss()
         try:
             self.teardown()  # type: ignore[no-untyped-call]
@@ -122,22 +132,17 @@ class Worker(rq.Worker):
         else:
             self.perform(reference)
 
-    def _outage(self, error: RedisError) -> None:
+    def _wait_out(self, error: RedisError) -> None:
         """Waits a moment for Redis to come back."""
         self._touch()
         self.stable.dismiss()
         self._tally.redis_errors += 1
-        if self._outage_since is None:
-            self._outage_since = time.monotonic()
-            log.event("redis out of reach", logging.WARNING, error=str(error))
+        self._outage.noted(error)
         # What was not renewed during the outage looks dead and is not: wait until it has been.
         self._gap_until = time.monotonic() + self.settings.lease
-        self.wakeup.wait(0.5)
-
-    def _outage_over(self) -> None:
-        if self._outage_since is not None:
-            log.event("redis is back", seconds=time.monotonic() - self._outage_since)
-            self._outage_since = None
+        while self._outage.left() and not self.wakeup.stopping:
+            self.wakeup.wait(min(self._outage.left(), self.settings.heartbeat))
+            self._touch()
 
     # Signs of life
 
@@ -193,28 +198,37 @@ class Worker(rq.Worker):
             self.pubsub.close()
 
     def clean_registries(self) -> None:
-        """Puts the jobs of dead workers back, unless it may be us, or Redis, who was away."""
-        now = time.monotonic()
-        if now < self._gap_until:
+        """Puts the jobs of dead workers back, and lost ones; one worker of the queue does so.
+
+        Not if the others may seem dead only because we, or Redis, have been away.
+        """
+        now, settings = time.monotonic(), self.settings
+        office = 3 * settings.heartbeat
+        if now < self._gap_until or not rescue.elect(
+            self.connection, settings.queue, self.name, office
+        ):
+            self._moving.clear()
             return
-        if self._moving or self.connection.exists(*self._claims()):
+        if self._moving or self.connection.exists(
+            keys.leases(settings.queue), keys.moving(settings.queue)
+        ):
             uptime = self.connection.info("server")["uptime_in_seconds"]
-            for line in lease.requeue_dead(
-                self.connection, self.settings, self._moving, now, uptime
-            ):
+            for line in rescue.requeue_dead(self.connection, settings, self._moving, now, uptime):
                 log.event(line, logging.WARNING)
-        if now - self._swept_at >= self.settings.lease:
+        if now - self._looked_for_lost >= LOST_LOOK:
+            self._looked_for_lost = now
+            self._suspects, lines = rescue.put_back_lost(
+                self.connection, settings.queue, self._suspects
+            )
+            for line in lines:
+                log.event(line, logging.WARNING)
+        if now - self._swept_at >= settings.lease:
             self._swept_at = now
             self._sweep()
 
     def _sweep(self) -> None:
-        """Takes workers that were killed out of the list of workers; one of us, once a lease."""
-        done = f"imece:swept:{self.settings.queue}"
-        if self.connection.set(done, self.name, nx=True, ex=int(self.settings.lease)):
-            clean_worker_registry(self.queue)
-
-    def _claims(self) -> tuple[str, str]:
-        return leases_key(self.settings.queue), moving_key(self.settings.queue)
+        """Takes workers that were killed out of the list of workers."""
+        clean_worker_registry(self.queue)
 
     # Jobs
 
@@ -224,29 +238,26 @@ class Worker(rq.Worker):
         A malformed one is taken out of the way, with a record of what is wrong with it.
         """
         queue = self.settings.queue
-        found = self.connection.blmove(self.queue.key, moving_key(queue), POP_TIMEOUT)  # type: ignore[arg-type]
+        found = self.connection.blmove(self.queue.key, keys.moving(queue), POP_TIMEOUT)  # type: ignore[arg-type]
         if found is None:
+            self._put_off.clear()
             return None
         popped = raw(found)
         try:
-            reference = Reference.read(self.connection, popped.decode("utf-8", "replace"))
+            return Reference.parse(popped)
         except MalformedJobError as error:
             self._refuse(popped, str(error))
             return None
-        if reference is None:
-            self.connection.lrem(moving_key(queue), 1, popped)  # type: ignore[arg-type]
-        return reference
 
     def _refuse(self, job_id: bytes, why: str, member: str = "") -> None:
-        shown = names.shown(job_id)
+        shown = names.shown(job_id[:200])
         log.event("job refused", logging.ERROR, job=shown, reason=why)
         self._tally.ended("refused")
         record = json.dumps({"job": shown, "reason": why, "at": time.time()})
         queue = self.settings.queue
-        keys: list[str | bytes] = [moving_key(queue), f"imece:refused:{queue}"]
-        keys += [b"rq:job:" + job_id, leases_key(queue)]
+        where = [keys.moving(queue), keys.refused(queue), keys.leases(queue)]
         scripts.run(
-            "refuse", self.connection, keys, [job_id, record, REFUSED_TTL, REFUSED_KEPT, member]
+            "refuse", self.connection, where, [job_id, record, REFUSED_TTL, REFUSED_KEPT, member]
         )
 
     def perform(self, reference: Reference) -> None:
@@ -256,26 +267,49 @@ class Worker(rq.Worker):
         try:
             claimed = held.take(self.name)
         except (ValueError, TypeError) as error:
-            why = f"its run cannot be read: {error}"
-            self._refuse(reference.job_id.encode(), why, f"{reference.job_id}:{held.execution}")
-            held.note_trouble(f"job {reference.field} was refused: {error}")
+            self._give_up(held, f"its records in Redis cannot be read: {error}")
+            return
+        if claimed == "later":
+            self._put_off_job(reference)
             return
         if isinstance(claimed, str):
             log.event("job dropped", run=reference.run, job=reference.field, reason=claimed)
             return
+        self._put_off.clear()
         self.set_state(WorkerStatus.BUSY)
-        self._execute(held, claimed)
+        try:
+            self._execute(held, claimed)
+        except RedisError as error:
+            if is_outage(error):
+                raise
+            self.stable.dismiss()
+            self._give_up(held, f"its records in Redis cannot be used: {error}")
+
+    def _put_off_job(self, reference: Reference) -> None:
+        """Its run pauses. Who meets the same job again has seen all there is."""
+        if reference.job_id in self._put_off:
+            self._put_off.clear()
+            self._cost.idle()
+            self.wakeup.wait(LATER_PAUSE)
+        self._put_off.add(reference.job_id)
+
+    def _give_up(self, held: Lease, why: str) -> None:
+        """Takes a job out of the way that no worker can do, and lets its run wait for a person."""
+        reference = held.reference
+        self._refuse(reference.job_id.encode(), why, f"{reference.job_id}:{held.execution}")
+        if held.run.hold(why):
+            log.event("run held", logging.ERROR, run=reference.run, reason=why)
+            held.run.purge(self.settings.queue)
 
     def _execute(self, held: Lease, claimed: Claimed) -> None:
         reference = held.reference
         places = Places.of(self.settings, claimed.parameters, held.execution)
         about: dict[str, Any] = {"run": reference.run, "job": reference.field}
         if trouble := places.trouble():
-            held.note_trouble(f"worker {self.name}: {trouble}")
-            held.checkpoint("return")
-            log.event("job given back", logging.ERROR, **about, reason=trouble)
-            self._tally.ended("trouble")
-            self.wakeup.wait(TROUBLE_PAUSE)
+            held.checkpoint("stall", reason=f"worker {self.name}: {trouble}")
+            log.event("job stalled", logging.ERROR, **about, reason=trouble)
+            self._tally.ended("stalled")
+            self._purge_if_held(held)
             return
         began = time.monotonic()
         files = claimed.cursor.stop - claimed.cursor.next
@@ -285,6 +319,13 @@ class Worker(rq.Worker):
         self._tally.ended(ending)
         level = logging.INFO if ending in ("finished", "returned", "deferred") else logging.WARNING
         log.event(f"job {ending}", level, **about, seconds=time.monotonic() - began)
+        if ending == "stalled":
+            self._purge_if_held(held)
+
+    def _purge_if_held(self, held: Lease) -> None:
+        if held.run.state() == "held":
+            log.event("run held", logging.ERROR, run=held.reference.run)
+            held.run.purge(self.settings.queue)
 
 
 def touch(heartbeat_file: Path | None) -> None:

@@ -1,17 +1,22 @@
--- Begins a run: from here on its id is taken, for as long as its producer shows signs of life.
+-- Takes a run's id for a producer that is about to list, for as long as it shows signs of life.
+-- The run itself is touched by the commit alone.
 --
--- KEYS 1 run
+-- KEYS 1 run  2 claim
 -- ARGV 1 run id  2 token of the producer  3 seconds until the next sign of life is overdue
 --      4 parameters, JSON  5 TTL of the list of runs, s
--- Returns 1, or 0 if the id is taken.
-local run = KEYS[1]
-if redis.call('EXISTS', run) == 1 then
-  return 0
+-- Returns 'claimed'; 'listing' if another producer has it; or the state of a run that is on.
+local run, claim = KEYS[1], KEYS[2]
+local state = redis.call('HGET', run, 'state')
+if is_on(state) then
+  return state
+end
+if redis.call('EXISTS', claim) == 1 then
+  return redis.call('HGET', claim, 'token') == ARGV[2] and 'claimed' or 'listing'
 end
 local time = now()
-redis.call('HSET', run, 'state', 'listing', 'token', ARGV[2], 'parameters', ARGV[4],
-  'created', string.format('%.6f', time), 'generation', 0)
-redis.call('EXPIRE', run, ARGV[3])
+redis.call('HSET', claim, 'token', ARGV[2], 'parameters', ARGV[4],
+  'created', string.format('%.6f', time))
+redis.call('EXPIRE', claim, ARGV[3])
 redis.call('ZADD', 'imece:runs', time, ARGV[1])
 at_least('imece:runs', tonumber(ARGV[5]))
-return 1
+return 'claimed'

@@ -1,70 +1,97 @@
--- Makes what a producer has staged visible to workers, whole: the jobs, their run, its numbers.
+-- Makes what a producer has staged a run's next round, whole: jobs, numbers, the first of them in
+-- the queue. It takes as long for ten jobs as for a million: staged keys are renamed.
 --
--- KEYS 1 run  2 queue  3 leases (rq:wip)  4 RQ's set of queues  5 staged cursors {field: cursor}
--- ARGV 1 token of the producer; also names the part of the manifest that it staged
---      2 kind: new, retry (the failed files of an ended run), resume (a cancelled run)
---      3 generation the run must be in ('' for new)  4 run TTL, s
---      then pairs of field and value, set in the run's hash
--- Returns 'committed', or the state that forbids it ('' if there is no run).
-local run, queue, token, kind, ttl = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[4])
-local state, owner, generation, parts =
-  unpack(redis.call('HMGET', run, 'state', 'token', 'generation', 'parts'))
-if not state then
-  return ''
-end
-if owner == token and state ~= 'listing' then
+-- Jobs that a worker has in hand, or died with, go on in the new round ("kept"), so that the file in
+-- hand is not begun a second time; the producer has left their files out of what it staged.
+--
+-- KEYS 1 run  2 claim  3 queue  4 leases (rq:wip)  5 RQ's set of queues
+--      6 staged cursors {field: cursor}  7 their order, a list of fields
+-- ARGV 1 token of the producer  2 generation the run must be in ('': there must be no run)
+--      3 run TTL, s  4 count of kept jobs, then field and cursor of each
+--      then pairs of field and value, set in the run's hash; `parts` among them
+-- Returns 'committed'; 'changed': a kept job has moved, look again; 'withdrawn': the claim is gone.
+local run, claim, queue, leases, token = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
+must_fit(run)
+local owner, state, generation, parts =
+  unpack(redis.call('HMGET', run, 'token', 'state', 'generation', 'parts'))
+if owner == token then
   return 'committed' -- the answer to the same call was lost
 end
-if kind == 'new' then
-  if state ~= 'listing' or owner ~= token then
-    return state
-  end
-elseif generation ~= ARGV[3] then
-  return state
-elseif kind == 'retry' and state ~= 'failed' or kind == 'resume' and state ~= 'cancelled' then
-  return state
+if redis.call('HGET', claim, 'token') ~= token or is_on(state) then
+  return 'withdrawn'
 end
-if kind ~= 'resume' and redis.call('EXISTS', KEYS[5]) == 0 then
-  return 'without what was staged' -- the producer gave up while this call was on its way
+if (generation or '') ~= ARGV[2] then
+  return 'changed'
 end
 
-for index = 5, #ARGV, 2 do
-  redis.call('HSET', run, ARGV[index], ARGV[index + 1])
+local kept, count = {}, tonumber(ARGV[4])
+for index = 1, count do
+  kept[ARGV[3 + 2 * index]] = ARGV[4 + 2 * index]
 end
-redis.call('HSET', run, 'state', 'queued', 'token', token)
-redis.call('HINCRBY', run, 'generation', 1)
-redis.call('HDEL', run, 'ended', 'cancelling')
-if kind ~= 'resume' then
-  redis.call('HSET', run, 'parts', (parts and parts ~= '' and parts .. ',' or '') .. token)
-end
-if kind == 'retry' then
-  local failed = redis.call('HLEN', run .. ':failures')
-  redis.call('HINCRBY', run, 'failed', -failed)
-  redis.call('DEL', run .. ':failures', run .. ':outputs')
-end
-local staged = redis.call('HGETALL', KEYS[5])
-for index = 1, #staged, 2 do
-  redis.call('HSET', run .. ':jobs', staged[index], staged[index + 1])
-end
-redis.call('DEL', KEYS[5])
-
--- A job that a worker still holds (the run was cancelled and is resumed) goes on where it is.
+local holders = redis.call('HGETALL', run .. ':holders')
 local held = {}
-for _, member in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
-  held[string.match(member, '^[^:]*')] = true
-end
-local ids, places = {}, {}
-for _, field in ipairs(redis.call('HKEYS', run .. ':jobs')) do
-  local id = job_id(run, field)
-  if not held[id] then
-    local bucket, start = string.match(field, '(%d+)-(%d+)$')
-    ids[#ids + 1] = id
-    places[id] = tonumber(bucket) * 4294967296 + tonumber(start)
+for index = 1, #holders, 2 do
+  local field = holders[index]
+  if not string.find(field, ':', 1, true) then
+    local cursor = redis.call('HGET', run .. ':jobs', field)
+    if cursor and kept[field] ~= cursor then
+      return 'changed'
+    end
+    held[field] = cursor and holders[index + 1] or nil
   end
 end
-table.sort(ids, function(left, right) return places[left] < places[right] end)
-push(queue, ids)
-redis.call('SADD', KEYS[4], queue)
-at_least(KEYS[4], ttl)
-keep(run, ttl)
+for field, cursor in pairs(kept) do
+  if redis.call('HGET', run .. ':jobs', field) ~= cursor then
+    return 'changed'
+  end
+end
+if redis.call('EXISTS', KEYS[6]) == 0 and count == 0 then
+  return 'withdrawn' -- what was staged has expired
+end
+
+redis.call('UNLINK', run .. ':jobs', run .. ':waiting', run .. ':failures', run .. ':outputs',
+  run .. ':durations', run .. ':timeline', run .. ':slowest')
+redis.call('HDEL', run, 'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out', 'started',
+  'ended', 'untouched', 'pauses', 'not_before', 'trouble', 'trouble_at', 'window')
+local fields = {}
+for index = 5 + 2 * count, #ARGV do
+  fields[#fields + 1] = ARGV[index]
+end
+redis.call('HSET', run, unpack(fields))
+local time = now()
+redis.call('HSETNX', run, 'created', string.format('%.6f', time))
+redis.call('HSET', run, 'token', token, 'state', 'queued')
+redis.call('HINCRBY', run, 'generation', 1)
+redis.call('HINCRBY', run, 'round', 1)
+if redis.call('EXISTS', KEYS[6]) == 1 then
+  redis.call('RENAME', KEYS[6], run .. ':jobs')
+  redis.call('RENAME', KEYS[7], run .. ':waiting')
+end
+for index = 1, #holders, 2 do -- what is not kept is over
+  if not held[string.match(holders[index], '^[^:]*')] then
+    redis.call('HDEL', run .. ':holders', holders[index])
+  end
+end
+for field, cursor in pairs(kept) do
+  redis.call('HSET', run .. ':jobs', field, cursor)
+  local execution = held[field] and string.match(held[field], '[^,]*$')
+  if execution and redis.call('ZSCORE', leases, job_id(run, field) .. ':' .. execution) then
+    redis.call('HSET', run, 'state', 'running')
+    redis.call('HSETNX', run, 'started', time)
+  else
+    redis.call('LPUSH', run .. ':waiting', field)
+  end
+end
+local lives = redis.call('HGET', run, 'parts') or ''
+for part in string.gmatch(parts or '', '[^,]+') do
+  if not string.find(lives, part, 1, true) then
+    redis.call('UNLINK', run .. ':manifest:' .. part)
+  end
+end
+redis.call('DEL', claim)
+redis.call('ZADD', 'imece:runs', time, run_id(run))
+redis.call('SADD', KEYS[5], queue)
+at_least(KEYS[5], tonumber(ARGV[3]))
+refill(run, queue)
+keep(run, tonumber(ARGV[3]))
 return 'committed'

@@ -1,5 +1,13 @@
 -- Put in front of every script here. imece does not run on Redis Cluster, nor does RQ: the keys of
--- a run are made from the run's key, and those of its jobs from RQ's prefix.
+-- a run are made from the run's key.
+--
+-- Of a run's bucket jobs, at most WINDOW are in the queue; the rest wait in a list of the run. So a
+-- cancel or a pause touches few entries, and a large run does not keep a small one waiting. The
+-- run's field `window` counts its entries in the queue; a sweep puts it right (imece/rescue.py).
+
+local WINDOW = 1000
+local PAUSES = 10        -- so many fruitless tries in a row, and the run is held
+local LONGEST_PAUSE = 60 -- seconds
 
 local function now()
   local time = redis.call('TIME')
@@ -14,6 +22,10 @@ local function job_id(run, field)
   return run_id(run) .. '-' .. field
 end
 
+local function is_on(state)
+  return state == 'queued' or state == 'running'
+end
+
 local function at_least(key, ttl)
   if redis.call('TTL', key) < ttl then
     redis.call('EXPIRE', key, ttl)
@@ -21,12 +33,15 @@ local function at_least(key, ttl)
 end
 
 local suffixes = {
-  '', ':jobs', ':holders', ':failures', ':outputs', ':durations', ':timeline', ':slowest'
+  '', ':jobs', ':waiting', ':holders', ':failures', ':outputs', ':durations', ':timeline', ':slowest'
 }
 
 -- Lets what has come up since the last `keep` live as long as its run.
 local function keep_new(run)
   local ttl = redis.call('TTL', run)
+  if ttl < 0 then
+    return
+  end
   for _, suffix in ipairs(suffixes) do
     if redis.call('TTL', run .. suffix) == -1 then
       redis.call('EXPIRE', run .. suffix, ttl)
@@ -43,47 +58,63 @@ local function keep(run, ttl)
   for part in string.gmatch(parts, '[^,]+') do
     redis.call('EXPIRE', run .. ':manifest:' .. part, ttl)
   end
-  for _, field in ipairs(redis.call('HKEYS', run .. ':jobs')) do
-    redis.call('EXPIRE', 'rq:job:' .. job_id(run, field), ttl)
-  end
   at_least('imece:runs', ttl)
 end
 
--- Puts jobs into the queue, at its back.
-local function push(queue, ids)
-  for first = 1, #ids, 1000 do
-    redis.call('RPUSH', queue, unpack(ids, first, math.min(first + 999, #ids)))
+local function count_window(run, change)
+  local window = tonumber(redis.call('HGET', run, 'window') or 0) or 0
+  redis.call('HSET', run, 'window', math.max(0, window + change))
+end
+
+-- Fills the run's share of the queue up with jobs that wait.
+local function refill(run, queue)
+  local room = WINDOW - (tonumber(redis.call('HGET', run, 'window') or 0) or 0)
+  if room < 1 then
+    return
+  end
+  local fields = redis.call('LPOP', run .. ':waiting', room)
+  if fields then
+    local ids = {}
+    for index, field in ipairs(fields) do
+      ids[index] = job_id(run, field)
+    end
+    redis.call('RPUSH', queue, unpack(ids))
+    count_window(run, #ids)
   end
 end
 
--- Ends a run: its waiting jobs leave the queue; who holds one is told at the next checkpoint.
--- The cursors stay, so that the run can be resumed.
-local function cancel(run, queue, result_ttl)
-  redis.call('HSET', run, 'state', 'cancelled', 'ended', now())
-  redis.call('HDEL', run, 'cancelling')
-  keep(run, tonumber(result_ttl))
-  local ours = {}
-  for _, field in ipairs(redis.call('HKEYS', run .. ':jobs')) do
-    ours[job_id(run, field)] = true
+-- Puts a job back to where it is taken from. The fields of a held run wait until it goes on; those of
+-- a cancelled one have their cursors, and that is enough.
+local function put_back(run, queue, state, field, command)
+  if is_on(state) then
+    redis.call(command, queue, job_id(run, field))
+    count_window(run, 1)
+  elseif state == 'held' then
+    redis.call('LPUSH', run .. ':waiting', field)
+    keep_new(run)
   end
-  local others = {}
-  for _, id in ipairs(redis.call('LRANGE', queue, 0, -1)) do
-    if ours[id] then
-      redis.call('DEL', 'rq:job:' .. id)
-    else
-      others[#others + 1] = id
+end
+
+local function hold(run, reason, time)
+  redis.call('HSET', run, 'state', 'held', 'trouble', reason, 'trouble_at', time)
+end
+
+-- Whether a key may be used as a `kind`: it holds one, or nothing.
+local function fits(key, kind)
+  local found = redis.call('TYPE', key).ok
+  return found == kind or found == 'none'
+end
+
+-- Raises before anything is written: a script that fails half way would repeat what it has done.
+local function must_fit(run)
+  local kinds = {
+    [''] = 'hash', [':jobs'] = 'hash', [':waiting'] = 'list', [':holders'] = 'hash',
+    [':failures'] = 'hash', [':outputs'] = 'hash', [':durations'] = 'hash',
+    [':timeline'] = 'hash', [':slowest'] = 'zset'
+  }
+  for suffix, kind in pairs(kinds) do
+    if not fits(run .. suffix, kind) then
+      error({err = 'BROKEN ' .. run .. suffix .. ' holds something else than it should'})
     end
   end
-  redis.call('DEL', queue)
-  push(queue, others)
-end
-
--- Whether a cancel with a grace was asked for and the grace is over. If so, the run has ended now.
-local function cancel_if_due(run, queue)
-  local at, result_ttl = string.match(redis.call('HGET', run, 'cancelling') or '', '(%S+) (%S+)')
-  if not at or now() < tonumber(at) then
-    return false
-  end
-  cancel(run, queue, result_ttl)
-  return true
 end

@@ -1,21 +1,29 @@
 -- Puts a job of a dead worker back to the front of the queue, if nothing has changed since the
 -- caller looked: a lease with another expiry, or an id no longer where it was, is left alone.
 --
--- KEYS 1 queue  2 leases (rq:wip) or intermediate list  3 the job's hash
--- ARGV 1 job id  2 'lease' or 'moving'  3 member of the leases  4 its expiry, as read
+-- KEYS 1 run  2 queue  3 leases (rq:wip) or intermediate list
+-- ARGV 1 'lease' or 'moving'  2 the entry there: a member of the leases, a job id
+--      3 its expiry, as read  4 field of the job; '': it is no bucket job
 -- Returns 'requeued', 'dropped' (the job is no more) or 'changed'.
-if ARGV[2] == 'lease' then
-  local expiry = redis.call('ZSCORE', KEYS[2], ARGV[3])
-  if not expiry or tonumber(expiry) ~= tonumber(ARGV[4]) then
+local run, field = KEYS[1], ARGV[4]
+if ARGV[1] == 'lease' then
+  local expiry = redis.call('ZSCORE', KEYS[3], ARGV[2])
+  if not expiry or tonumber(expiry) ~= tonumber(ARGV[3]) then
     return 'changed'
   end
-  redis.call('ZREM', KEYS[2], ARGV[3])
-elseif redis.call('LREM', KEYS[2], 1, ARGV[1]) == 0 then
+  redis.call('ZREM', KEYS[3], ARGV[2])
+elseif redis.call('LREM', KEYS[3], 1, ARGV[2]) == 0 then
   return 'changed'
 end
-if redis.call('EXISTS', KEYS[3]) == 0 then
+if field == '' or not fits(run, 'hash') or not fits(run .. ':jobs', 'hash') then
   return 'dropped'
 end
-redis.call('HSET', KEYS[3], 'status', 'queued', 'worker_name', '')
-redis.call('LPUSH', KEYS[1], ARGV[1])
-return 'requeued'
+local state = redis.call('HGET', run, 'state')
+if not state or redis.call('HEXISTS', run .. ':jobs', field) == 0 then
+  return 'dropped'
+end
+if ARGV[1] == 'moving' then
+  count_window(run, -1) -- it was counted while it was in the queue
+end
+put_back(run, KEYS[2], state, field, 'LPUSH')
+return is_on(state) and 'requeued' or 'dropped'

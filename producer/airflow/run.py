@@ -48,10 +48,10 @@ FAILURES_DIR = TEMPORARY_PREFIX.decode() + "failures"
 class ImeceRunOperator(ImeceOperator):
     """Processes a folder: enqueues a run, or attaches to one, and waits in the triggerer.
 
-    A try that finds its run there attaches to it; if it was cancelled it goes on where it was, and
-    if it has failed, only the failed files are processed again. Killing the task (clear, mark as
-    failed, a timeout of the DAG run) cancels the run unless a later try attaches within
-    `cancel_grace` seconds.
+    A try that finds its run on attaches to it; if it has ended, this is its next round: what is
+    current is skipped, what is new, changed, failed or missing is processed. Killing the task
+    (clear, mark as failed, a timeout of the DAG run) cancels the run. A cleared task goes on with
+    it, and begins no file a second time.
 
     The XCom is `{"run", "output", "files", "done", "failed", "skipped"}`; each Asset among the
     outlets gets the run's figures as extra.
@@ -72,7 +72,7 @@ class ImeceRunOperator(ImeceOperator):
         failures_file: where the list of failed files goes, as JSON lines; None: below the output
             directory.
         redis_conn_id, kubernetes_conn_id: see `ImeceOperator`; the second for `max_replicas` only.
-        cancel_grace, poll_interval: seconds; see `ImeceRunTrigger`.
+        poll_interval: seconds; see `ImeceRunTrigger`.
     """
 
     template_fields: Sequence[str] = (
@@ -104,7 +104,6 @@ class ImeceRunOperator(ImeceOperator):
         max_replicas: int | str | None = None,
         allow_failed: float | str = 0,
         failures_file: str | None = None,
-        cancel_grace: float = 10.0,
         poll_interval: float = 2.0,
         **kwargs: Any,
     ) -> None:
@@ -127,7 +126,6 @@ class ImeceRunOperator(ImeceOperator):
         self.max_replicas = max_replicas
         self.allow_failed = allow_failed
         self.failures_file = failures_file
-        self.cancel_grace = cancel_grace
         self.poll_interval = poll_interval
         self._held: tuple[Settings, str] | None = None
 
@@ -151,7 +149,6 @@ class ImeceRunOperator(ImeceOperator):
                 queue=parameters.queue,
                 redis_conn_id=self.redis_conn_id,
                 generation=generation,
-                cancel_grace=self.cancel_grace,
                 poll_interval=self.poll_interval,
             ),
             method_name=self.resume.__name__,
@@ -180,12 +177,12 @@ class ImeceRunOperator(ImeceOperator):
         if self._held is None:
             return
         settings, generation = self._held
-        self._cancel(settings, generation, self.cancel_grace)
+        self._cancel(settings, generation)
 
-    def _cancel(self, settings: Settings, generation: str = "", grace: float = 0.0) -> None:
+    def _cancel(self, settings: Settings, generation: str = "") -> None:
         with troubles(settings, self.redis_conn_id), closing(connect(settings)) as redis:
             try:
-                Run(redis, self._id).cancel(settings.result_ttl, generation, grace)
+                Run(redis, self._id).cancel(settings.result_ttl, generation)
             except RunError as error:  # it has ended, or somebody else waits for it
                 self.log.info("%s", error)
 
@@ -221,11 +218,7 @@ class ImeceRunOperator(ImeceOperator):
             self.log.info("%s", display.enqueued(enqueued))
             if (generation := enqueued.run.attach()) is not None:
                 return generation
-            state = enqueued.run.state()
-            if state == "failed" and enqueued.how == "attached":
-                again = producer.retry(enqueued.run)
-                self.log.info("%s in the queue again", display.count(again, "failed file"))
-            elif state in ("done", "failed"):
+            if enqueued.run.state() in ("done", "failed", "held"):
                 return None
             # Cancelled just now, or expired: once more.
 
@@ -239,6 +232,11 @@ class ImeceRunOperator(ImeceOperator):
         run = Run(redis, self._id)
         last = status.read(run)
         self.log.info("%s", "\n".join(display.summary(last, last.seconds, [])))
+        if last.is_held:
+            raise AirflowFailException(
+                f"run {run.id} is held: {last.trouble}. When that is fixed, clear this task: "
+                "it goes on where it was"
+            )
         if last.state == "cancelled":
             raise AirflowFailException(
                 f"run {run.id} was cancelled with {display.count(last.left, 'file')} left: "

@@ -26,14 +26,14 @@ KILL_TIMEOUT = 1.0
 
 
 class ImeceRunTrigger(BaseTrigger):
-    """Ends when a run has ended: `{"run": id, "state": "done" | "failed" | "cancelled"}`, or
+    """Ends when a run has ended or waits for a person:
+    `{"run": id, "state": "done" | "failed" | "cancelled" | "held"}`, or
     `{"run": id, "error": why}`.
 
     Args:
         run_id, queue: the run's, and its queue.
         redis_conn_id: the Airflow connection; None: Redis as the environment names it.
         generation: the run's, as the task attached to it; see `imece.run.Run.attach`.
-        cancel_grace: seconds after which a killed task's run is cancelled if nobody has attached.
         poll_interval: seconds between two looks at the run.
         unknown: what another version of imece would say; both run while one is rolled out.
     """
@@ -44,7 +44,6 @@ class ImeceRunTrigger(BaseTrigger):
         queue: str,
         redis_conn_id: str | None = None,
         generation: str = "",
-        cancel_grace: float = 10.0,
         poll_interval: float = 2.0,
         **unknown: Any,
     ) -> None:
@@ -53,7 +52,6 @@ class ImeceRunTrigger(BaseTrigger):
         self.queue = queue
         self.redis_conn_id = redis_conn_id
         self.generation = generation
-        self.cancel_grace = cancel_grace
         self.poll_interval = poll_interval
         self._settings: Settings | None = None
 
@@ -64,7 +62,6 @@ class ImeceRunTrigger(BaseTrigger):
             "queue": self.queue,
             "redis_conn_id": self.redis_conn_id,
             "generation": self.generation,
-            "cancel_grace": self.cancel_grace,
             "poll_interval": self.poll_interval,
         }
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
@@ -98,7 +95,7 @@ class ImeceRunTrigger(BaseTrigger):
                     report.outage(error)
                 else:
                     report.progress(now)
-                    if now.has_ended:
+                    if now.has_stopped:
                         return now
                 await asyncio.sleep(self.poll_interval)
 
@@ -112,8 +109,8 @@ class ImeceRunTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """The task was cleared, or marked as failed or succeeded, or its DAG run timed out: which
-        of them, nobody says. So the run is cancelled after a grace, in which a cleared task has
-        come back and attached."""
+        of them, nobody says. So the run is cancelled: a task that was cleared goes on with it, and
+        begins no file a second time."""
         settings = await self._find_settings()
         async with aclosing(connect_async(settings, retries=0, timeout=KILL_TIMEOUT)) as redis:
             answer = await cancel_async(
@@ -122,13 +119,10 @@ class ImeceRunTrigger(BaseTrigger):
                 self.queue,
                 settings.result_ttl,
                 self.generation,
-                self.cancel_grace,
             )
         if answer == "cancelled":
             self.log.info(
-                "run %s will be cancelled in %g s, unless a task attaches to it",
-                self.run_id,
-                self.cancel_grace,
+                "run %s is cancelled; a task that is cleared goes on with it", self.run_id
             )
 
 
@@ -152,7 +146,7 @@ class Report:
         line = display.line(now) + (f"; trouble: {now.trouble}" if now.trouble else "")
         time_now = time.monotonic()
         pause = max(LOG_PAUSE, (time_now - self._began) / 100)
-        if line != self._said[0] and (now.has_ended or time_now - self._said[1] >= pause):
+        if line != self._said[0] and (now.has_stopped or time_now - self._said[1] >= pause):
             self._say("%s", line)
             self._said = (line, time_now)
 

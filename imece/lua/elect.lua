@@ -1,0 +1,12 @@
+#!lua flags=allow-oom
+-- Whether this worker is the one that looks for dead workers and lost jobs. Who has the office keeps
+-- it while it asks again in time.
+--
+-- KEYS 1 sweeper
+-- ARGV 1 worker  2 seconds the office lasts, in milliseconds
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1

@@ -1,0 +1,182 @@
+"""What becomes of the jobs of dead workers, and of jobs that are in no list any more.
+
+One worker of a queue looks at a time (`elect`). RQ's own clean-up takes up to 808 s to notice a
+dead worker, and runs jobs twice (rq/registry.py, `StartedJobRegistry.cleanup`).
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from redis import Redis
+
+from imece import keys, scripts
+from imece.connection import raw
+from imece.job import MalformedJobError, Reference
+from imece.run import ON, STEP, Run, recent
+from imece.settings import Settings
+
+
+def elect(redis: Redis, queue: str, worker: str, seconds: float) -> bool:
+    """Whether this worker is the one that looks, for so many seconds."""
+    arguments: list[str | bytes | int | float] = [worker, int(seconds * 1000)]
+    return bool(scripts.run("elect", redis, [keys.sweeper(queue)], arguments))
+
+
+def requeue_dead(
+    redis: Redis, settings: Settings, moving: dict[bytes, float], now: float, uptime: float
+) -> Iterator[str]:
+    """Puts the jobs of dead workers back into the queue; one line for each.
+
+    Dead is a worker whose lease has run out; sooner, one that has missed three signs of life and
+    whose channel has no subscriber.
+
+    Args:
+        moving: this caller's memory, kept by it: when an id was first seen between queue and lease.
+        now: a clock of the caller's that does not jump.
+        uptime: whole seconds since the server was started. Whoever was last heard before that may
+            still be alive: it has a lease's time to be heard again.
+    """
+    queue = settings.queue
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.time()
+        pipeline.zrange(keys.leases(queue), 0, -1, withscores=True)
+        pipeline.lrange(keys.moving(queue), 0, -1)
+        (seconds, microseconds), leases, between = pipeline.execute()
+    here = seconds + microseconds / 1e6
+    patience = 3 * settings.heartbeat
+    started = int(here) - uptime + 1  # at the latest: both count whole seconds
+
+    for member, expiry in leases:
+        job_id = member.rpartition(b":")[0]
+        if expiry > here + 2 * settings.lease:  # no worker of ours has written that
+            if _requeue(redis, queue, job_id, keys.leases(queue), ["lease", member, repr(expiry)]):
+                yield f"job {_shown(job_id)} is back in the queue: its lease had no sound end"
+            continue
+        heard = expiry - settings.lease
+        silent = here - heard
+        if silent < patience or (heard < started and uptime < settings.lease):
+            continue
+        if expiry > here and _listens(redis, job_id):
+            continue
+        if _requeue(redis, queue, job_id, keys.leases(queue), ["lease", member, repr(expiry)]):
+            why = f"its worker is silent for {silent:.1f} s"
+            yield f"job {_shown(job_id)} is back in the queue: {why}"
+
+    for job in set(moving) - set(between):
+        del moving[job]
+    for job in between:
+        silent = now - moving.setdefault(job, now)
+        if silent > patience and _requeue(
+            redis, queue, job, keys.moving(queue), ["moving", job, ""]
+        ):
+            yield f"job {_shown(job)} is back in the queue: nobody took it after it was popped"
+
+
+def _shown(job_id: bytes) -> str:
+    return job_id.decode("utf-8", "backslashreplace")
+
+
+def _reference(job_id: bytes) -> Reference | None:
+    try:
+        return Reference.parse(job_id)
+    except MalformedJobError:
+        return None
+
+
+def _listens(redis: Redis, job_id: bytes) -> bool:
+    """Whether the worker that holds the job is still connected."""
+    reference = _reference(job_id)
+    if reference is None:
+        return False
+    holders = f"{keys.run(reference.run)}:holders"
+    worker = raw(redis.hget(holders, f"{reference.field}:worker") or b"")
+    channel = keys.channel(worker.decode("utf-8", "replace"))
+    return bool(redis.pubsub_numsub(channel)[0][1])
+
+
+def _requeue(
+    redis: Redis, queue: str, job_id: bytes, place: str, arguments: list[str | bytes | int | float]
+) -> bool:
+    reference = _reference(job_id)
+    run, field = (keys.run(reference.run), reference.field) if reference else (keys.RUNS, "")
+    where = [run, keys.pending(queue), place]
+    return bool(scripts.run("requeue", redis, where, [*arguments, field]) == b"requeued")
+
+
+def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str], list[str]]:
+    """Puts jobs back that have a cursor and are in no list: somebody has emptied the queue, or a
+    worker of another kind has popped them.
+
+    The lists are read one after the other while jobs move between them. So a run is only suspected
+    when jobs are missed for the first time, and dealt with when they are missed again.
+
+    Args:
+        suspects: what the last call returned.
+
+    Returns:
+        The runs that miss jobs, and a line for each run that was dealt with.
+    """
+    places = Counter[str]()
+    queued = _places(redis, queue, places)
+    missing, lines = set(), []
+    for run in _runs_on(redis, queue):
+        with redis.pipeline() as pipeline:
+            pipeline.hlen(f"{run.key}:jobs")
+            pipeline.llen(f"{run.key}:waiting")
+            jobs, waiting = pipeline.execute()
+        if jobs <= waiting + places[run.id]:
+            continue
+        missing.add(run.id)
+        if run.id in suspects and (count := _restore(redis, queue, run, queued)):
+            missing.discard(run.id)
+            lines.append(f"{count} jobs of run {run.id} are back: they were in no list")
+    return missing, lines
+
+
+def _places(redis: Redis, queue: str, places: Counter[str]) -> set[bytes]:
+    """The ids in the queue; counts for each run those and the ones in the other two lists."""
+    queued: set[bytes] = set()
+    start = 0
+    while ids := redis.lrange(keys.pending(queue), start, start + STEP - 1):
+        queued.update(map(raw, ids))
+        start += STEP
+    moving = map(raw, redis.lrange(keys.moving(queue), 0, -1))
+    members: list[bytes] = redis.zrange(keys.leases(queue), 0, -1)  # type: ignore[assignment]
+    for job_id in (*queued, *moving, *(member.rpartition(b":")[0] for member in members)):
+        if (reference := _reference(job_id)) is not None:
+            places[reference.run] += 1
+    return queued
+
+
+def _runs_on(redis: Redis, queue: str) -> Iterator[Run]:
+    ids = recent(redis)
+    with redis.pipeline(transaction=False) as pipeline:
+        for run_id in ids:
+            pipeline.hget(keys.run(run_id), "state")
+        states = pipeline.execute(raise_on_error=False)
+    for run_id, state in zip(ids, states, strict=True):
+        if isinstance(state, bytes) and state.decode("utf-8", "replace") in ON:
+            run = Run(redis, run_id)
+            try:
+                if run.parameters().queue == queue:
+                    yield run
+            except Exception:  # noqa: S112 - an unreadable run is refused where it is taken
+                continue
+
+
+def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
+    """Waiting is made anew from the cursors: what is there twice does no harm (lua/take.lua)."""
+    redis.unlink(f"{run.key}:waiting")
+    prefix = run.id.encode() + b"-"
+    window = sum(1 for job_id in queued if job_id.startswith(prefix))
+    where = [run.key, keys.pending(queue), keys.leases(queue)]
+    restored = 0
+    position = 0
+    while True:
+        position, found = redis.hscan(f"{run.key}:jobs", position, count=STEP)
+        fields = [raw(field) for field in found if prefix + raw(field) not in queued]
+        if fields:
+            restored += scripts.run("restore", redis, where, [window, *fields])
+            window = min(window + len(fields), 1000)
+        if position == 0:
+            return restored

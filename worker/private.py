@@ -1,0 +1,159 @@
+"""The worker's private directory: paths for the processor that hold.
+
+A processor takes paths, and whoever may write to IN or OUT could swap what lies on the way. So it
+is given links in a directory that nobody else can write to, which lead to what has been opened
+already (/proc/PID/fd). They have the file's real name and ending.
+"""
+
+import atexit
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from functools import cache
+
+from imece import beneath
+
+PREFIX = "imece-worker-"
+LOCK = b"lock"
+_MADE_AFTER = 60.0
+"""Seconds a directory may be without a lock: it is being made."""
+
+
+@cache
+def directory() -> bytes | None:
+    """Made for this process and removed with it; None where descriptors have no paths."""
+    if not os.path.isdir("/proc/self/fd"):
+        return None
+    parent = tempfile.gettempdir()
+    _sweep(parent)
+    while True:
+        made = os.fsencode(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = os.open(made + b"/" + LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # never given back: it ends with this process
+        if os.fstat(lock).st_nlink > 0:  # else a sweeper was quicker
+            break
+        os.close(lock)
+    atexit.register(_remove, made, os.getpid())
+    trial = made + b"/trial"
+    os.symlink(b"/proc/self/fd/%d" % lock, trial)
+    if not os.path.exists(trial):  # links are not followed there
+        return None
+    os.unlink(trial)
+    return made
+
+
+def _remove(made: bytes, maker: int) -> None:
+    if os.getpid() == maker:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(parent: str) -> None:
+    """Removes what workers that were killed have left."""
+    number = os.open(parent, beneath.LISTED & ~os.O_NOFOLLOW)
+    try:
+        with os.scandir(number) as entries:
+            found = [entry.name for entry in entries if entry.name.startswith(PREFIX)]
+        for name in found:
+            _sweep_one(os.fsencode(name), number)
+    except OSError:
+        pass
+    finally:
+        os.close(number)
+
+
+def _sweep_one(name: bytes, parent: int) -> None:
+    try:
+        number = os.open(name, beneath.LISTED, dir_fd=parent)
+    except OSError:
+        return
+    lock = None
+    try:
+        about = os.fstat(number)
+        if about.st_uid != os.geteuid():
+            return
+        try:
+            lock = os.open(LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=number)
+        except FileNotFoundError:
+            if time.time() - about.st_mtime < _MADE_AFTER:
+                return
+        else:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        beneath.remove(name, parent)
+    except OSError:
+        pass  # its worker lives
+    finally:
+        os.close(number)
+        if lock is not None:
+            os.close(lock)
+
+
+class Desk:
+    """A work-horse's part of it, for one execution: the links to its input and to its outputs.
+
+    Args:
+        base: the worker's private directory.
+    """
+
+    def __init__(self, base: bytes, execution: str) -> None:
+        self._path = path_of(base, execution)
+        shutil.rmtree(self._path, ignore_errors=True)  # of a work-horse that died
+        os.mkdir(self._path, 0o700)
+        os.mkdir(self._path + b"/in", 0o700)
+        self._in = os.open(self._path + b"/in", beneath.LISTED)
+        self._prefix = self._path + b"/in/"
+        self._process = b"/proc/%d/fd/" % os.getpid()
+        self._number = -1
+        self._last = b""
+
+    def outputs(self, workplace: int) -> bytes:
+        """The path of the directory in which outputs are written."""
+        link = self._path + b"/out"
+        try:
+            os.unlink(link)
+        except FileNotFoundError:
+            pass
+        os.symlink(self._process + b"%d" % workplace, link)
+        return link
+
+    def input(self, number: int, name: bytes) -> tuple[int, bytes]:
+        """Makes the link lead to an open file, which is closed when the next one comes; where the
+        file is open from here on, and the path.
+
+        The one link there is gets another name: to make one for each file takes four times as long.
+        """
+        if self._number == -1:
+            self._number = number
+        elif number != self._number:
+            os.dup2(number, self._number, inheritable=False)
+            os.close(number)
+        leads_to = self._process + b"%d" % self._number
+        try:
+            os.rename(self._last, name, src_dir_fd=self._in, dst_dir_fd=self._in)
+            sound = os.readlink(name, dir_fd=self._in) == leads_to
+        except OSError:  # the processor has moved it away, or put something in its place
+            sound = False
+        if not sound:
+            beneath.remove(name, self._in)
+            os.symlink(leads_to, name, dir_fd=self._in)
+        self._last = name
+        return self._number, self._prefix + name
+
+    def close(self) -> None:
+        """Closes what is open; the parent removes the links."""
+        for number in (self._in, self._number):
+            try:
+                os.close(number)
+            except OSError:
+                pass  # there was no file, or the processor has closed it
+
+
+def path_of(base: bytes, execution: str) -> bytes:
+    return base + b"/" + execution[:12].encode()
+
+
+def clear(execution: str) -> None:
+    """Removes what an execution's horses had."""
+    if (base := directory()) is not None:
+        shutil.rmtree(path_of(base, execution), ignore_errors=True)
