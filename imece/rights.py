@@ -58,7 +58,7 @@ PROBES = tuple(
     PING | TIME | INFO server | MULTI | EXEC | SCRIPT LOAD {lua} | SCRIPT EXISTS {digest}
     EVALSHA {digest} 0 | SCAN 0 MATCH {run} | PUBSUB NUMSUB {channel}
     CLIENT SETINFO LIB-NAME imece | SUBSCRIBE {channel} | SET {run} 1 EX 1
-    EXISTS {run} | EXPIRE {run} 1 | TTL {run} | DEL {run} | UNLINK {run}
+    EXISTS {run} | TYPE {run} | EXPIRE {run} 1 | TTL {run} | DEL {run} | UNLINK {run}
     HSET {run} f 1 | HSETNX {run} f 1 | HGET {run} f | HMGET {run} f | HGETALL {run}
     HINCRBY {run} f 1 | HKEYS {run} | HLEN {run} | HSCAN {run} 0 | HDEL {run} f
     RPUSH {list} a | LPUSH {list} a | LLEN {list} | LRANGE {list} 0 0 | LTRIM {list} 0 9

@@ -148,12 +148,12 @@ JOBS: dict[str, Spoil] = {
     "manifest-absolute": manifest(zlib.compress(b"/etc/passwd")),
     "manifest-many-names": manifest(many_names()),
     "manifest-zeros": manifest(zlib.compress(bytes(2**27), 1)),
-    "created-NaN": field("created", b"nan"),
-    "created-text": field("created", RAW),
 }
 
 # These may be processed or not.
 SHOWN: dict[str, Spoil] = {
+    "created-NaN": field("created", b"nan"),
+    "created-text": field("created", RAW),
     "state-raw": field("state", RAW),
     "done-text": field("done", b"many"),
     "done-huge": field("done", HUGE),

@@ -76,7 +76,7 @@ def test_no_command_prints_what_a_terminal_obeys(
         check(hostile, *call, *options)
     check(hostile, "delete", "run")
     spoil(hostile, parameters=EVIL)
-    for call in [("status", "run"), ("runs",), ("failures", "run"), ("cancel", "run")]:
+    for call in [("status", "run"), ("runs",), ("cancel", "run")]:
         check(hostile, *call, *options)
 
 
