@@ -55,15 +55,16 @@ VERSIONS = {"keda.sh": "v1alpha1", "apps": "v1", "autoscaling": "v2", "authoriza
 PROBES = tuple(
     probe.strip()
     for probe in """
-    PING | TIME | INFO server | MULTI | EXEC | SCRIPT LOAD {lua} | SCRIPT EXISTS {digest}
-    EVALSHA {digest} 0 | SCAN 0 MATCH {run} | PUBSUB NUMSUB {channel}
-    CLIENT SETINFO LIB-NAME imece | SUBSCRIBE {channel} | SET {run} 1 EX 1
-    EXISTS {run} | EXPIRE {run} 1 | TTL {run} | DEL {run} | UNLINK {run}
-    HSET {run} f 1 | HSETNX {run} f 1 | HGET {run} f | HMGET {run} f | HGETALL {run}
-    HINCRBY {run} f 1 | HKEYS {run} | HLEN {run} | HSCAN {run} 0 | HDEL {run} f
-    RPUSH {list} a | LPUSH {list} a | LLEN {list} | LRANGE {list} 0 0 | LTRIM {list} 0 9
-    LREM {list} 0 b | BLMOVE {list} {list} LEFT LEFT 1 | DEL {list}
-    SADD {set} a | SCARD {set} | SMEMBERS {set} | SREM {set} a
+    PING | TIME | INFO server | MULTI | EXEC | SCRIPT LOAD {lua}
+    EVALSHA {digest} 0 | PUBSUB NUMSUB {channel}
+    CLIENT SETINFO LIB-NAME imece | SUBSCRIBE {channel} | SET {run} 1 EX 1 | GET {run} | DEL {run}
+    EXISTS {run} | TYPE {run} | RENAME {run} {run}
+    EXPIRE {run} 1 | TTL {run} | DEL {run} | UNLINK {run}
+    HSET {run} f 1 | HSETNX {run} f 1 | HGET {run} f | HEXISTS {run} f | HMGET {run} f
+    HGETALL {run} | HINCRBY {run} f 1 | HKEYS {run} | HLEN {run} | HSCAN {run} 0 | HDEL {run} f
+    RPUSH {list} a | LPUSH {list} a | LPOP {list} | LLEN {list} | LRANGE {list} 0 0
+    LTRIM {list} 0 9 | LREM {list} 0 b | BLMOVE {list} {list} LEFT LEFT 1 | DEL {list}
+    SADD {set} a | SMEMBERS {set} | SREM {set} a
     ZADD {sorted} 1 a | ZCARD {sorted} | ZSCORE {sorted} a | ZRANGE {sorted} 0 -1
     ZREVRANGE {sorted} 0 -1 | ZREM {sorted} a | ZREMRANGEBYRANK {sorted} 0 0
     HSET {job} f 1 | EXPIRE {job} 1 | DEL {job}

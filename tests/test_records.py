@@ -141,7 +141,7 @@ DIGITS = some.one_of(
 
 def _job_id(found: bytes) -> Reference:
     try:
-        return Reference.decode(found)
+        return Reference.parse(found)
     except MalformedJobError as error:
         raise ValueError(error) from None
 
@@ -165,7 +165,9 @@ KINDS = {
         Failure.encode,
     ),
     "job": Kind(
-        _json_of(json.loads(REFERENCE.encode())), _job_id, lambda job: job.encode().encode()
+        some.one_of(_broken(REFERENCE.job_id.encode()), some.binary(max_size=90)),
+        _job_id,
+        lambda job: job.job_id.encode(),
     ),
     "manifest": Kind(_manifests(), manifest.decode, manifest.encode),
     "counter": Kind(DIGITS, _with(records.whole), _number),

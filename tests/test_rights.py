@@ -7,7 +7,7 @@ recorded is held against imece/rights.py.
 import pytest
 from redis import Redis
 
-from imece import rights
+from imece import keys, rights
 from tests.conftest import Workbench, until
 
 ONLY_AFTER_A_WHILE = {"ping"}
@@ -57,7 +57,7 @@ def whole_life(workbench: Workbench, admin: Redis) -> None:
     worker = workbench.workers[-1]
     admin.client_kill_filter(_type="normal")
     until(lambda: "redis is back" in worker.log(), "the worker to notice")
-    until(lambda: workbench.redis.exists("imece:swept:imece"), "a sweep")
+    until(lambda: workbench.redis.exists(keys.sweeper("imece")), "a sweep")
     assert "bad.txt" in imece("failures", "run", "--full")
     imece("retry", "run")
     imece("cancel", "run")

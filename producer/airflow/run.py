@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from redis import Redis
 
 RUN_ID = (
-    "{{ dag.dag_id }}-{{ run_id }}-{{ task.task_id }}"
-    "{% if ti.map_index >= 0 %}-{{ ti.map_index }}{% endif %}"
+    "{{ dag.dag_id }}/{{ run_id }}/{{ task.task_id }}"
+    "{% if ti.map_index >= 0 %}/{{ ti.map_index }}{% endif %}"
 )
-"""The same for each try of a task, so that a later one finds what an earlier one has begun."""
+"""The same for each try of a task, so that a later one finds what an earlier one has begun. The ids
+of Airflow have no slash in them: with a dash between them those of two tasks could become one."""
 
 TIMED_OUT = "Trigger timeout"
 """What Airflow resumes a task with that has waited for too long (TriggerFailureReason)."""
