@@ -196,7 +196,7 @@ class Horse:
                 return False
             self._record(index, _reason(error))
             table.end(index, Outcome.FAILED)
-        if self._gear.capture.size():
+        if not self._gear.capture.silent():
             self._gear.capture.clear()
         return True
 
