@@ -1,5 +1,6 @@
 """A Redis-compatible server of our own, for local mode, the demo and the tests."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -18,6 +19,10 @@ from imece.errors import ServiceError, UsageError
 from imece.parent import follow_parent
 
 START_TIMEOUT = 10.0
+SOCKET_DIR = "imece-server-"
+"""How the names of directories for sockets begin."""
+LONGEST_SOCKET = 103
+"""Bytes of a socket's path: 107 on Linux (unix(7)), 103 on macOS."""
 
 
 def program() -> str:
@@ -50,8 +55,9 @@ class Server:
     def __init__(self, directory: Path, **options: str) -> None:
         self.directory = directory
         self._options = options
-        # Not in `directory`: a socket's path may have 107 bytes only (unix(7)).
-        self._socket_dir = Path(tempfile.mkdtemp(prefix="imece-"))
+        # Not in `directory`, whose path may be too long for it.
+        clear_socket_dirs()
+        self._socket_dir, self._lock = _socket_dir()
         self.socket = self._socket_dir / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,6 +87,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us; workers still have to hand back
+            pass_fds=[self._lock],  # its socket is in use for as long as it lives
             preexec_fn=partial(follow_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads yet
         )
         assert self._process.stdin is not None  # noqa: S101 - it is a pipe
@@ -116,6 +123,9 @@ class Server:
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self._socket_dir, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def __enter__(self) -> "Server":
         try:
@@ -127,3 +137,44 @@ class Server:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _parent() -> Path:
+    """Where directories for sockets are made."""
+    usual = tempfile.gettempdir()
+    longest = f"{usual}/{SOCKET_DIR}12345678/redis.sock"
+    return Path(usual if len(os.fsencode(longest)) <= LONGEST_SOCKET else "/tmp")  # noqa: S108
+
+
+def _socket_dir() -> tuple[Path, int]:
+    """A new directory that only its owner can enter, and a descriptor that keeps it locked: to free
+    it, whoever holds the descriptor need only be gone."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=SOCKET_DIR, dir=_parent()))
+        number = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        if _lock(number) and path.exists():
+            return path, number
+        os.close(number)  # somebody has just taken it for one that was left
+
+
+def clear_socket_dirs() -> None:
+    """Removes those of servers that were killed with whoever had started them."""
+    for path in _parent().glob(SOCKET_DIR + "*"):
+        try:
+            number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # another user's, or gone
+        try:
+            if os.fstat(number).st_uid == os.geteuid() and _lock(number):
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(number)
+
+
+def _lock(number: int) -> bool:
+    """False if somebody else holds it."""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

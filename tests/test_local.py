@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from producer import local
+from producer.embedded import Server, clear_socket_dirs
 from tests.conftest import ROOT, until
 
 
@@ -125,11 +127,15 @@ def test_failed_files_are_named_and_make_the_exit_code_one(folder: Folder) -> No
     assert "about to raise" in entry["output"]
 
 
-def test_ctrl_c_hands_back_and_the_same_call_goes_on(folder: Folder) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_hands_back_and_the_same_call_goes_on(
+    folder: Folder, number: signal.Signals
+) -> None:
+    """Ctrl-C, a service manager, a terminal that is closed."""
     folder.files(60)
     call = folder.start("--max-replicas", "2", processor="tests.processors:slow")
     until(lambda: folder.done() >= 5, "the first outputs")
-    call.process.send_signal(signal.SIGINT)
+    call.process.send_signal(number)
     code, output, errors = call.ends()
     assert code == 130
     assert "to go on, call the same again" in errors
@@ -204,6 +210,69 @@ def test_nothing_outlives_a_killed_call(folder: Folder) -> None:
     assert code == 0
     assert folder.done() == 50
     assert list(folder.target.rglob(".imece-*")) == []
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found |= {child, *descendants(child)}
+    return found
+
+
+def test_a_killed_call_ends_its_workers_in_the_middle_of_their_files(folder: Folder) -> None:
+    """Nobody waits for these, and Redis is gone: to go on would only cost."""
+    folder.files(2, "sleep 600")
+    call = folder.start("--max-replicas", "2", processor="tests.processors:by_content")
+    until(lambda: len(descendants(call.process.pid)) == 1 + 2 * 3, "two files in hand")
+    family = descendants(call.process.pid)  # the server; workers, horses, drainers
+    call.process.kill()
+    until(lambda: not any(map(alive, family)), "all to be gone", 10)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory with a path short enough for sockets below it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        yield Path(path)
+
+
+def test_a_temporary_directory_whose_path_is_too_long_for_a_socket_will_do(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    folder.files(3)
+    assert folder.start().ends()[0] == 0
+    assert folder.done() == 3
+
+
+def test_a_call_that_is_killed_leaves_its_socket_only_until_the_next_one(
+    folder: Folder, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(short))
+    folder.files(20)
+    for _ in range(2):
+        call = folder.start(processor="tests.processors:slow")
+        until(folder.on, "the local run to be announced")
+        family = call.family()
+        call.process.kill()
+        call.process.wait()
+        until(lambda: not any(map(alive, family)), "its server to be gone")  # noqa: B023
+        assert len(list(short.glob("imece-server-*"))) == 1
+    (short / "imece-server-link").symlink_to(folder.source)
+    assert folder.start(processor="tests.processors:slow").ends()[0] == 0
+    assert [path.name for path in short.glob("imece-server-*")] == ["imece-server-link"]
+    assert len(list(folder.source.iterdir())) == 20
+
+
+def test_the_sockets_of_others_that_run_are_left_alone(tmp_path: Path) -> None:
+    with Server(tmp_path / "one") as first, Server(tmp_path / "two") as second:
+        clear_socket_dirs()
+        assert first.socket.exists()
+        assert second.socket.exists()
+    assert not first.socket.parent.exists()
 
 
 def test_a_killed_worker_is_replaced(folder: Folder) -> None:

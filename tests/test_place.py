@@ -39,9 +39,7 @@ def gives_back(workbench: Workbench, trouble: str) -> None:
     """Waits until a worker has said why it can do nothing, and given the job back."""
     until(lambda: workbench.status().trouble, "trouble to be told")
     assert trouble in str(workbench.status().trouble)
-    until(
-        lambda: workbench.status().backlog.pending == workbench.status().jobs_left, "the job back"
-    )
+    until(lambda: workbench.status().backlog.in_flight == 0, "the job back")
     now = workbench.status()
     assert (now.done, now.failed, now.retried) == (0, 0, 0)
     assert now.backlog.in_flight == 0

@@ -10,9 +10,9 @@ import mmap
 import os
 import select
 import signal
-import struct
 import termios
 import time
+from array import array
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -38,10 +38,19 @@ class Capture:
     def __init__(self) -> None:
         self._reading, self.number = os.pipe()
         os.set_blocking(self._reading, False)
+        self._waiting = array("i", [0])  # bytes in the pipe, when last asked
         memory = memoryview(mmap.mmap(-1, 8 * self._WORDS + HEAD + TAIL))
         self._words = memory[: 8 * self._WORDS].cast("q")
         self._head = memory[8 * self._WORDS :][:HEAD]
         self._ring = memory[8 * self._WORDS + HEAD :][:TAIL]
+
+    def silent(self) -> bool:
+        """Whether nothing was printed since it was last cleared; quicker than `size`."""
+        fcntl.ioctl(self.number, termios.FIONREAD, self._waiting)
+        words = self._words  # in this order: what the drainer has in hand is not overlooked
+        return (
+            not (self._waiting[0] or words[self._BUSY]) and words[self._COUNT] == words[self._BASE]
+        )
 
     def size(self) -> int:
         """Bytes printed since it was last cleared."""
@@ -55,7 +64,8 @@ class Capture:
         end = None
         while True:
             count = self._words[self._COUNT]
-            waiting = _waiting(self.number)
+            fcntl.ioctl(self.number, termios.FIONREAD, self._waiting)
+            waiting = self._waiting[0]
             if not self._words[self._BUSY] and count == self._words[self._COUNT]:
                 return count + waiting
             # In between: the drainer has some of it in hand.
@@ -123,11 +133,6 @@ class Capture:
     def reading(self) -> int:
         """The drainer's end."""
         return self._reading
-
-
-def _waiting(number: int) -> int:
-    """Bytes in a pipe; either end tells."""
-    return int(struct.unpack("i", fcntl.ioctl(number, termios.FIONREAD, bytes(4)))[0])
 
 
 def drain(captures: Sequence[Capture], parent: int) -> NoReturn:

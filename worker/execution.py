@@ -65,7 +65,10 @@ class Workshop:
     wakeup: Wakeup
     alive: Callable[[], None]
     tally: Tally
-    outage: Outage = field(default_factory=Outage)
+    outage: Outage = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outage", Outage(self.settings.lease))  # it is frozen
 
 
 @dataclass

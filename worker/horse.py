@@ -219,7 +219,7 @@ class Horse:
             else:
                 self._record(index, _reason(error))
                 table.end(index, Outcome.FAILED)
-        if self._gear.capture.size():
+        if not self._gear.capture.silent():
             self._gear.capture.clear()
         return True
 

@@ -28,6 +28,8 @@ class Orphans:
 
     def bury(self) -> None:
         """Takes note of those that have ended. Nobody else's exit code is taken."""
+        if not _any_has_ended():
+            return
         for pid in children() - self.own:
             _bury(pid)
 
@@ -55,6 +57,16 @@ def children() -> set[int]:
     except OSError:
         pass  # a thread that has just ended, or a system that does not tell
     return found
+
+
+def _any_has_ended() -> bool:
+    """Whether there is an exit code to be taken, of any child; quicker than to look for all."""
+    if not hasattr(os, "waitid"):
+        return True
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _kill(pid: int) -> None:

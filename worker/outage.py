@@ -30,10 +30,15 @@ class Backoff:
 
 
 class Outage:
-    """What one worker knows of Redis being away; its log has one line for each end of it."""
+    """What one worker knows of Redis being away; its log has one line for each end of it.
 
-    def __init__(self) -> None:
-        self._backoff = Backoff()
+    Args:
+        lease: seconds. When Redis is back, others wait as long before they take a worker for dead
+            that they have not heard of; so it must ask well before.
+    """
+
+    def __init__(self, lease: float) -> None:
+        self._backoff = Backoff(longest=min(LONGEST, lease / 3))
         self._since: float | None = None
         self.ask_at = float("-inf")
         """When Redis may be asked again, on the monotonic clock."""
