@@ -433,13 +433,16 @@ def test_workplaces_of_the_dead_are_swept_and_those_of_the_living_kept(
 
 def test_old_workplaces_are_swept_by_the_next_worker(workbench: Workbench) -> None:
     [left] = workplaces_left(workbench)
-    os.utime(left / "lock", (0, 0))
+    reports = workbench.target / ".imece-failures"
+    reports.mkdir()
+    for path in (left / "lock", reports):
+        os.utime(path, (0, 0))
     workbench.redis.flushall()
     workbench.enqueue("second", overwrite=True)
     workbench.worker()
     assert workbench.ended("second").done == 40
     until(lambda: not left.exists(), "the old workplace to be gone")
-    assert workbench.temporaries() == []
+    assert workbench.temporaries() == [reports]
 
 
 def test_a_workplace_of_another_host_is_swept_when_it_has_been_silent(

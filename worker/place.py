@@ -11,6 +11,7 @@ that nobody who may write to them leads a worker out of them.
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import stat
@@ -401,15 +402,12 @@ class Places:
         finally:
             os.close(directory)
 
-    def sweep(self, keep: Collection[str] | None = None) -> int:
+    def sweep(self, keep: Collection[str] | None = None, patience: float = math.inf) -> int:
         """Removes workplaces that dead workers have left; see `workplace.sweep`."""
         if self.target_root is None:
             return 0
-        return workplace.sweep(
-            self.target_root,
-            [*keep, self.execution] if keep is not None else None,
-            self.kind or None,
-        )
+        kept = [*keep, self.execution] if keep is not None else None
+        return workplace.sweep(self.target_root, kept, self.kind or None, patience=patience)
 
     # The work-horse's
 

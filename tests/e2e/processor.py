@@ -15,7 +15,7 @@ def work(source: str, target: str) -> None:
     """
     name = Path(source).name
     # An output is made in a hidden directory within the one it is for.
-    output = next(folder for folder in Path(target).parents if folder.name[0] != ".")
+    output = next(folder for folder in Path(target).resolve().parents if folder.name[0] != ".")
     trace = output.parent / "trace"
     trace.mkdir(parents=True, exist_ok=True)
     _note(trace, name, "begun")
