@@ -32,6 +32,9 @@ CLAIM_TTL = 10
 ON = frozenset({"queued", "running"})
 ENDED = frozenset({"done", "failed", "cancelled"})
 
+SOUND_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+"""What a run's id is made of; see `names.slug`."""
+
 STEP = 1000
 """How many jobs or queue entries one command touches at the most: none takes 20 ms."""
 
@@ -307,7 +310,7 @@ class Run:
         """The quarantined files and why, in no order."""
         for name, record in self.redis.hscan_iter(f"{self.key}:failures", count=500):
             output = self.redis.hget(f"{self.key}:outputs", name)
-            yield name, Failure.decode(record, raw(output) if output is not None else None)
+            yield name, Failure.read(record, raw(output) if output is not None else None)
 
     def unfinished(self) -> dict[tuple[str, int], list[Cursor]]:
         """(part, bucket) -> the cursors of its unfinished bucket jobs."""
@@ -354,7 +357,8 @@ async def cancel_async(
 
 def recent(redis: Redis) -> list[str]:
     """The ids of all runs, newest first. Those that have expired are dropped from the list."""
-    ids = [text(run_id) for run_id in redis.zrevrange(keys.RUNS, 0, -1)]
+    found = (raw(run_id) for run_id in redis.zrevrange(keys.RUNS, 0, -1))
+    ids = [run_id.decode() for run_id in found if SOUND_ID.fullmatch(run_id)]
     with redis.pipeline(transaction=False) as pipeline:
         for run_id in ids:
             pipeline.exists(keys.run(run_id), keys.claim(run_id))

@@ -7,7 +7,9 @@ the worker holds for as long as it lives, `renames`, the proofs of what was put 
 
 import errno
 import fcntl
+import math
 import os
+import re
 import socket
 import stat
 import struct
@@ -17,6 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from imece import beneath, names
+
+NAME = re.compile(re.escape(names.TEMPORARY_PREFIX) + rb"[0-9a-f]{12}")
+"""Not all that starts like it is a workplace: reports of failed files may lie beside it."""
 
 CARRIED = b".carried"
 LOCK, RENAMES, LANDINGS = b"lock", b"renames", b"landings"
@@ -308,7 +313,11 @@ def _clear_landing(root: int, directory: bytes, name: bytes) -> None:
 
 
 def sweep(
-    root: bytes, keep: Collection[str] | None = None, kind: str | None = None, now: float = 0.0
+    root: bytes,
+    keep: Collection[str] | None = None,
+    kind: str | None = None,
+    now: float = 0.0,
+    patience: float = math.inf,
 ) -> int:
     """Removes workplaces that dead workers have left in an output directory; how many.
 
@@ -318,7 +327,8 @@ def sweep(
         keep: the executions whose jobs are held or will be taken over; None if that is not known,
             and then only what has been silent for long is removed.
         kind: remove those made for the same at once: their proofs are of no use to anybody.
-        now: by the clock of the file system; 0: this host's.
+        now: epoch seconds; 0: this moment.
+        patience: seconds after which to stop looking: a directory may have millions of entries.
     """
     try:
         number = os.open(root, beneath.LISTED)
@@ -327,16 +337,26 @@ def sweep(
     kept = {name_of(execution) for execution in keep or ()}
     removed = 0
     try:
-        with os.scandir(number) as entries:
-            found = [os.fsencode(entry.name) for entry in entries]
-        for name in found:
-            if name.startswith(names.TEMPORARY_PREFIX) and name not in kept:
+        for name in _found(number, time.monotonic() + patience):
+            if name not in kept:
                 removed += _sweep(number, name, keep is not None, kind, now or time.time())
     except OSError:
         pass  # it cannot be listed
     finally:
         os.close(number)
     return removed
+
+
+def _found(directory: int, end: float) -> list[bytes]:
+    """The names of workplaces."""
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if NAME.fullmatch(name := os.fsencode(entry.name)):
+                found.append(name)
+            if time.monotonic() > end:
+                break
+    return found
 
 
 def _sweep(root: int, name: bytes, known: bool, kind: str | None, now: float) -> bool:

@@ -158,6 +158,15 @@ def by_content(source: str, target: str) -> None:
         # Killed after the output is in its place, before that is on record.
         Path(argument).touch()
         die_at("end", os.getpid())
+    if word in ("die-before-it-is-in-place", "die-after-it-is-in-place"):
+        victim, _, died = argument.partition(" ")
+        if not Path(died).exists():
+            Path(died).touch()
+            process = os.getpid() if victim == "horse" else os.getppid()
+            if word == "die-before-it-is-in-place":
+                die_at("rename", process)
+            else:
+                die_at("end", process)
     if word == "end-at-the-limit":
         # Its time is up just when its output is being put in its place.
         stop_at("commit", wait_for_signal(signal.SIGUSR2))
@@ -277,3 +286,20 @@ def write_pid_slowly(source: str, target: str) -> None:
 def write_pid_and_die_after_the_job(source: str, target: str) -> None:
     write_pid(source, target)
     die_at("receive", os.getpid())
+
+
+def by_content_traced(source: str, target: str) -> None:
+    """As `by_content`, and notes what was begun, as `traced` does."""
+    trace = home(source) / "trace"
+    trace.mkdir(exist_ok=True)
+    with (trace / Path(source).name).open("a") as log:
+        log.write("begun\n")
+    by_content(source, target)
+
+
+def fail(source: str, target: str) -> None:
+    raise ValueError("no good")
+
+
+def write_source(source: str, target: str) -> None:
+    Path(target).write_text(source)

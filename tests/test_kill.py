@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from imece import workplace
 from tests.conftest import Workbench, WorkerProcess, until, uptime
 
 AS_SHIPPED = {"lease": "15", "heartbeat": "1", "checkpoint": "1"}
@@ -313,3 +314,167 @@ def test_a_worker_that_lost_its_lease_records_nothing_more(workbench: Workbench)
     assert (now.done, now.skipped, now.failed) == (100, 0, 0)
     assert frozen.process.poll() is None
     assert workbench.leaves_nothing_behind()
+
+
+# What is done is proven
+
+
+def test_outputs_that_were_there_are_made_anew_after_a_worker_died(workbench: Workbench) -> None:
+    """Their permissions change meanwhile: the time of the last change proves nothing."""
+    names = workbench.files(60)
+    workbench.target.mkdir()
+    for name in names:
+        (workbench.target / name).write_text("old")
+    workbench.settings |= {"processor": "tests.processors:slow", "lease": "3"}
+    workbench.enqueue(buckets=1, files_per_job=100, overwrite=True)
+    first = workbench.worker()
+    until(lambda: workbench.status().done >= 3, "the first files")
+    for name in names:
+        (workbench.target / name).chmod(0o640)
+    first.kill()
+    first.wait()
+    workbench.worker()
+    assert workbench.ended().state == "done"
+    assert [(workbench.target / name).read_text() for name in names] == names
+    now = workbench.check_books()
+    assert (now.done, now.skipped, now.failed) == (60, 0, 0)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("victim", ["horse", "worker"])
+def test_a_file_is_done_again_unless_its_output_was_put_in_place(
+    workbench: Workbench, moment: str, victim: str
+) -> None:
+    """Killed after the proof was written: right before the output is renamed, and right after."""
+    names = workbench.files(10)
+    workbench.target.mkdir()
+    for name in names:
+        (workbench.target / name).write_text("old")
+    workbench.file("f-0004.txt", f"die-{moment}-it-is-in-place {victim} {workbench.folder}/died")
+    workbench.settings |= {"processor": "tests.processors:by_content_traced", "lease": "3"}
+    workbench.enqueue(buckets=1, files_per_job=100, overwrite=True, retries=2)
+    workbench.worker()
+    until((workbench.folder / "died").exists, "the death")
+    if victim == "worker":
+        workbench.workers[0].wait()
+        workbench.worker()
+    assert workbench.ended().state == "done"
+    for name in names:
+        assert (workbench.target / name).read_bytes() == (workbench.source / name).read_bytes()
+    now = workbench.check_books()
+    assert (now.done, now.skipped, now.failed) == (10, 0, 0)
+    expected = dict.fromkeys(names, 1) | ({"f-0004.txt": 2} if moment == "before" else {})
+    assert workbench.begun() == expected
+    sizes = sum((workbench.source / name).stat().st_size for name in names)
+    assert (now.bytes_in, now.bytes_out) == (sizes, sizes)
+
+
+def test_half_a_proof_proves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "renames").write_bytes(
+        workplace.RENAME.pack(1, 2, 3) + workplace.RENAME.pack(4, 0, 6)[:-1]
+    )
+    number = os.open(tmp_path, os.O_RDONLY)
+    assert workplace.proofs(number) == {1: {(2, 3)}}
+    os.close(number)
+
+
+def test_a_directory_that_was_about_to_be_replaced_is_put_back(workbench: Workbench) -> None:
+    """Its worker is killed between the two renames, and what comes after that fails."""
+    workbench.files(1)
+    older = workbench.target / "f-0000.txt"
+    older.mkdir(parents=True)
+    (older / "older").touch()
+    workbench.settings |= {"processor": "tests.processors:directory_and_die_once", "lease": "3"}
+    workbench.enqueue(overwrite=True, retries=0)
+    workbench.worker()
+    until(lambda: workbench.workers[0].process.poll() is not None, "the worker to be killed")
+    assert not older.exists()
+    workbench.worker(processor="tests.processors:fail")
+    assert workbench.ended().state == "failed"
+    assert workbench.outputs() == ["f-0000.txt/older"]
+    assert workbench.temporaries() == []
+
+
+# What is left behind
+
+
+def workplaces_left(workbench: Workbench) -> list[Path]:
+    """As the kill of a worker with a job leaves it."""
+    workbench.files(40)
+    workbench.settings |= {"processor": "tests.processors:slow", "lease": "3"}
+    workbench.enqueue(buckets=1, files_per_job=100)
+    worker = workbench.worker()
+    until(lambda: workbench.status().done, "the first files")
+    horse = worker.horse()
+    worker.kill()
+    worker.wait()
+    until(lambda: not is_running(horse), "its horse to be gone")
+    return workbench.temporaries()
+
+
+def test_workplaces_of_the_dead_are_swept_and_those_of_the_living_kept(
+    workbench: Workbench,
+) -> None:
+    [left] = workplaces_left(workbench)
+    target = os.fsencode(workbench.target)
+    assert workplace.sweep(target) == 0, "its job may be taken over, who wants its proofs"
+    assert workplace.sweep(target, keep=[left.name.removeprefix(".imece-") + "0123"]) == 0
+    workbench.settings["processor"] = "tests.processors:slow"
+    workbench.enqueue("second", buckets=1, files_per_job=100, overwrite=True)
+    workbench.worker()
+    until(lambda: len(workbench.temporaries()) == 2 or not left.exists(), "a second workplace")
+    assert workplace.sweep(target, keep=[]) <= 1
+    assert not left.exists()
+    until(lambda: workbench.status("second").done, "the living one to go on")
+    [living] = workbench.temporaries()
+    assert workplace.sweep(target, keep=[], now=time.time() + 10**6) == 0
+    assert living.exists()
+
+
+def test_old_workplaces_are_swept_by_the_next_worker(workbench: Workbench) -> None:
+    [left] = workplaces_left(workbench)
+    reports = workbench.target / ".imece-failures"
+    reports.mkdir()
+    for path in (left / "lock", reports):
+        os.utime(path, (0, 0))
+    workbench.redis.flushall()
+    workbench.enqueue("second", overwrite=True)
+    workbench.worker()
+    assert workbench.ended("second").done == 40
+    until(lambda: not left.exists(), "the old workplace to be gone")
+    assert workbench.temporaries() == [reports]
+
+
+def test_a_workplace_of_another_host_is_swept_when_it_has_been_silent(
+    workbench: Workbench,
+) -> None:
+    [left] = workplaces_left(workbench)
+    (left / "lock").write_text("another host\n")
+    target = os.fsencode(workbench.target)
+    assert workplace.sweep(target, keep=[]) == 0
+    assert workplace.sweep(target, keep=[], now=time.time() + 61) == 1
+    assert not left.exists()
+
+
+def test_private_directories_of_killed_workers_are_removed_by_the_next(
+    workbench: Workbench,
+) -> None:
+    workbench.settings["processor"] = "tests.processors:write_source"
+    workbench.file("f")
+    workbench.enqueue()
+    worker = workbench.worker()
+    assert workbench.ended().done == 1
+    theirs = Path((workbench.target / "f").read_text()).parents[2]
+    assert theirs.name.startswith("imece-worker-")
+    assert theirs.stat().st_mode & 0o777 == 0o700
+    worker.kill()
+    worker.wait()
+    assert theirs.exists()
+    workbench.enqueue("second", overwrite=True)
+    second = workbench.worker()
+    assert workbench.ended("second").done == 1
+    assert not theirs.exists()
+    ours = Path((workbench.target / "f").read_text()).parents[2]
+    assert ours.exists()
+    second.stop()
+    assert not ours.exists()

@@ -129,6 +129,21 @@ def test_a_stopped_worker_finishes_its_file_and_does_not_look_done(folder: Path)
     assert not any(b".imece-" in name for name in left)
 
 
+def test_what_a_killed_worker_has_left_is_removed_by_the_next_one_of_its_bucket(
+    folder: Path,
+) -> None:
+    numbers = ("--bucket-id", "0", "--bucket-count", "1")
+    worker = start(folder, *numbers, processor="tests.processors:slow")
+    until(lambda: made(folder), "the first output")
+    worker.kill()
+    worker.communicate(timeout=30)
+    assert len(list((folder / "out").glob(".imece-*"))) == 1
+    code, _ = run(folder, 0, 1)
+    assert code == 0
+    assert len(outputs(folder)) == 40
+    assert list((folder / "out").glob(".imece-*")) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

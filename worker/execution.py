@@ -40,6 +40,9 @@ DUMP_PATIENCE = 0.2
 OUTAGE_PATIENCE = 30.0
 """Seconds a worker that is to stop waits for Redis to come back, to record its last checkpoint."""
 
+SWEEP_PATIENCE = 1.0
+"""Seconds a look for what dead workers have left may take: the lease has to be renewed."""
+
 MOST_SWEPT = 1000
 _swept: set[str] = set()
 """The runs in whose output directories this worker has looked for what dead ones have left."""
@@ -174,7 +177,7 @@ class Execution:
             if len(_swept) >= MOST_SWEPT:
                 _swept.clear()
             _swept.add(run)
-            self._places.sweep()
+            self._places.sweep(patience=SWEEP_PATIENCE)
 
     def _take_over(self) -> None:
         """Clears up after executions whose worker died with this job. What they can prove to have

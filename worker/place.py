@@ -11,6 +11,7 @@ that nobody who may write to them leads a worker out of them.
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import stat
@@ -152,7 +153,7 @@ def identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Input:
     """The file in hand, held open.
 
@@ -170,6 +171,23 @@ class Input:
 
 _left: dict[bytes, set[str]] = {}
 """Workplaces that this worker could not remove, by output directory: it may be read-only."""
+
+
+@dataclass(slots=True)
+class Target:
+    """Where the output of the file in hand goes.
+
+    Attributes:
+        there: the descriptor of the directory.
+        temporary: its name in the workplace.
+        output: its name, relative to the output directory.
+    """
+
+    directory: bytes
+    last: bytes
+    there: int
+    temporary: bytes
+    output: bytes
 
 
 class Places:
@@ -204,6 +222,7 @@ class Places:
         self._desk: private.Desk | None = None
         self._written = b""
         self._input: Input | None = None
+        self._target: Target | None = None
 
     @classmethod
     def of(
@@ -383,15 +402,12 @@ class Places:
         finally:
             os.close(directory)
 
-    def sweep(self, keep: Collection[str] | None = None) -> int:
+    def sweep(self, keep: Collection[str] | None = None, patience: float = math.inf) -> int:
         """Removes workplaces that dead workers have left; see `workplace.sweep`."""
         if self.target_root is None:
             return 0
-        return workplace.sweep(
-            self.target_root,
-            [*keep, self.execution] if keep is not None else None,
-            self.kind or None,
-        )
+        kept = [*keep, self.execution] if keep is not None else None
+        return workplace.sweep(self.target_root, kept, self.kind or None, patience=patience)
 
     # The work-horse's
 
@@ -453,10 +469,11 @@ class Places:
         except (OSError, PlaceError):
             return False
         found = held.found
-        return (identity(now), now.st_size, now.st_mtime_ns) != (
-            identity(found),
-            found.st_size,
-            found.st_mtime_ns,
+        return (
+            now.st_mtime_ns != found.st_mtime_ns
+            or now.st_size != found.st_size
+            or now.st_ino != found.st_ino
+            or now.st_dev != found.st_dev
         )
 
     def _stat_input(self, held: Input) -> os.stat_result:
@@ -492,9 +509,9 @@ class Places:
         if self._outputs is None:
             return None
         output = self._output(name)
-        directory = output.rpartition(b"/")[0]
+        directory, _, last = output.rpartition(b"/")
         try:
-            self._outputs.directory(directory, make=True)
+            there = self._outputs.directory(directory, make=True)
             if self._workplace is None:
                 self._workplace = Workplace.make(self._outputs.root, self.execution)
                 desk = self._private()
@@ -508,7 +525,9 @@ class Places:
             raise PlaceError(
                 f"the directory {names.shown(wanted)} cannot be made: {error.strerror}", error.errno
             ) from None
-        return self._written + b"/" + self._temporary(index, output)
+        temporary = self._temporary(index, output)
+        self._target = Target(directory, last, there, temporary, output)
+        return self._written + b"/" + temporary
 
     def _private(self) -> private.Desk | None:
         if self._desk is None and (base := private.directory()) is not None:
@@ -541,7 +560,7 @@ class Places:
         if self._outputs is None:
             return 0
         try:
-            return self._commit(index, self._output(name))
+            return self._commit(index)
         except OSError as error:
             if error.errno != errno.EBADF:
                 why = error.strerror or error
@@ -550,14 +569,15 @@ class Places:
         self.forget()  # the processor has closed what it has not opened
         self.prepare(index, name)
         try:
-            return self._commit(index, self._output(name))
+            return self._commit(index)
         except OSError as error:
             text = f"the output cannot be put in its place: {error.strerror}"
             raise PlaceError(text, error.errno) from None
 
-    def _commit(self, index: int, output: bytes) -> int:
-        assert self._outputs is not None and self._workplace is not None  # noqa: S101
-        temporary, place = self._temporary(index, output), self._workplace
+    def _commit(self, index: int) -> int:
+        outputs, place, target = self._outputs, self._workplace, self._target
+        assert outputs is not None and place is not None and target is not None  # noqa: S101
+        temporary = target.temporary
         try:
             found = os.lstat(temporary, dir_fd=place.number)
         except FileNotFoundError:
@@ -565,35 +585,27 @@ class Places:
         is_directory = stat.S_ISDIR(found.st_mode)
         if not (is_directory or stat.S_ISREG(found.st_mode)):
             raise PlaceError("the processor's output is neither a file nor a directory")
-        directory = output.rpartition(b"/")[0]
-        there = self._outputs.directory(directory)
         if is_directory:
-            sign(place.number, temporary, output)
+            sign(place.number, temporary, target.output)
         place.prove(index, self._device(found), found.st_ino)
         try:
-            self._rename(place.number, temporary, there, output)
+            os.rename(temporary, target.last, src_dir_fd=place.number, dst_dir_fd=target.there)
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            if error.errno in IN_THE_WAY:
+                self._replace(place.number, target)
+            elif error.errno == errno.EXDEV:
+                self._carry(index, is_directory, target)
+            else:
                 raise
-            self._carry(index, temporary, is_directory, there, output)
-        if not self._outputs.leads_to_held(directory):
+        if not outputs.leads_to_held(target.directory):
             raise PlaceError("the output's directory was moved away while it was put there")
         return 0 if is_directory else found.st_size
 
-    def _rename(self, source: int, temporary: bytes, there: int, output: bytes) -> None:
-        """In the place of what may be replaced."""
-        last = output.rpartition(b"/")[2]
-        try:
-            os.rename(temporary, last, src_dir_fd=source, dst_dir_fd=there)
-        except OSError as error:
-            if error.errno not in IN_THE_WAY:
-                raise
-            self._replace(source, temporary, there, output)
-
-    def _replace(self, source: int, temporary: bytes, there: int, output: bytes) -> None:
+    def _replace(self, source: int, target: "Target") -> None:
         """A directory goes for another, or for a file, or a file for a directory; not for one that
         somebody else has made."""
-        last, aside = output.rpartition(b"/")[2], temporary + ASIDE
+        temporary, last, there, output = target.temporary, target.last, target.there, target.output
+        aside = temporary + ASIDE
         older = os.lstat(last, dir_fd=there)
         if stat.S_ISDIR(older.st_mode):
             is_directory = stat.S_ISDIR(os.lstat(temporary, dir_fd=source).st_mode)
@@ -615,15 +627,13 @@ class Places:
             raise
         beneath.remove(aside, source)
 
-    def _carry(
-        self, index: int, temporary: bytes, is_directory: bool, there: int, output: bytes
-    ) -> None:
+    def _carry(self, index: int, is_directory: bool, target: "Target") -> None:
         """To another file system: copied to the output's side, into a directory that is for us
         alone as well, and renamed there when it is whole."""
         assert self._outputs is not None and self._workplace is not None  # noqa: S101
-        place = self._workplace
+        place, temporary, there = self._workplace, target.temporary, target.there
         name = place.name + workplace.CARRIED
-        directory = self._outputs.resolve(output.rpartition(b"/")[0])
+        directory = self._outputs.resolve(target.directory)
         beside = os.path.join(directory, name)
         place.note_landing(directory)
         beneath.remove(name, there)
@@ -637,10 +647,15 @@ class Places:
             else:
                 shutil.copy2(old, new)
             if is_directory:
-                sign(landing, temporary, output)
+                sign(landing, temporary, target.output)
             landed = os.lstat(temporary, dir_fd=landing)
             place.prove(index, self._device(landed), landed.st_ino)
-            self._rename(landing, temporary, there, output)
+            try:
+                os.rename(temporary, target.last, src_dir_fd=landing, dst_dir_fd=there)
+            except OSError as error:
+                if error.errno not in IN_THE_WAY:
+                    raise
+                self._replace(landing, target)
         finally:
             os.close(landing)
             beneath.remove(name, there)

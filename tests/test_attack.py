@@ -1,0 +1,261 @@
+"""The promise: who may write to the run's directories does not lead a worker out of them, neither
+by a link that is there nor by one that comes and goes."""
+
+# Each system call counts here.
+# ruff: noqa: PTH104, PTH108, PTH211
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from imece import beneath
+from tests.conftest import ROOT, Workbench, until
+
+FILES = 1500
+SECONDS = 3.0
+
+BOTH = pytest.mark.parametrize("module", ["tests.processors", "tests.processors_by_steps"])
+"""Directories opened by openat2, and step by step."""
+
+
+@pytest.fixture
+def elsewhere(workbench: Workbench) -> Path:
+    """Outside of the run's directories, with files of the names that are used inside."""
+    path = workbench.folder / "elsewhere"
+    path.mkdir()
+    for number in range(FILES):
+        for name in (f"f-{number:04d}.txt", f"{number}_.txt"):
+            (path / name).write_text("secret")
+    return path
+
+
+def is_unharmed(elsewhere: Path) -> bool:
+    paths = list(elsewhere.iterdir())
+    return len(paths) == 2 * FILES and all(path.read_text() == "secret" for path in paths)
+
+
+def no_secret(workbench: Workbench) -> bool:
+    real = [path for path in workbench.target.rglob("*") if path.is_file()]
+    return not any(path.read_bytes() == b"secret" for path in real if not path.is_symlink())
+
+
+def many(workbench: Workbench, folder: str = "sub") -> None:
+    (workbench.source / folder).mkdir(exist_ok=True)
+    for number in range(FILES):
+        (workbench.source / folder / f"f-{number:04d}.txt").write_bytes(b"fine")
+
+
+@BOTH
+def test_a_directory_of_inputs_replaced_while_a_job_is_on_leads_nowhere(
+    workbench: Workbench, elsewhere: Path, module: str
+) -> None:
+    many(workbench)
+    workbench.enqueue(buckets=1, files_per_job=FILES, retries=0)
+    workbench.worker(processor=f"{module}:slow")
+    until(lambda: workbench.status().done, "the first files")
+    (workbench.source / "sub").rename(workbench.folder / "moved")
+    (workbench.source / "sub").symlink_to(elsewhere)
+    before = workbench.status().done
+    until(lambda: workbench.status().done + workbench.status().failed > before + 20, "more files")
+    assert no_secret(workbench)
+
+
+@BOTH
+def test_a_directory_of_outputs_replaced_while_a_job_is_on_leads_nowhere(
+    workbench: Workbench, elsewhere: Path, module: str
+) -> None:
+    many(workbench)
+    workbench.enqueue(buckets=1, files_per_job=FILES, retries=0)
+    workbench.worker(processor=f"{module}:slow")
+    until(lambda: workbench.status().done, "the first files")
+    (workbench.target / "sub").rename(workbench.folder / "moved")
+    (workbench.target / "sub").symlink_to(elsewhere)
+    until(lambda: workbench.status().failed > 20, "files to fail")
+    assert is_unharmed(elsewhere)
+
+
+@BOTH
+def test_a_workplace_replaced_while_a_job_is_on_leads_nowhere(
+    workbench: Workbench, elsewhere: Path, module: str
+) -> None:
+    many(workbench)
+    workbench.enqueue(buckets=1, files_per_job=FILES, retries=0)
+    workbench.worker(processor=f"{module}:slow")
+    until(lambda: workbench.status().done, "the first files")
+    [workplace] = workbench.temporaries()
+    workplace.rename(workbench.target / "moved")
+    workplace.symlink_to(elsewhere)
+    before = workbench.status().done
+    until(lambda: workbench.status().done + workbench.status().failed > before + 20, "more files")
+    assert is_unharmed(elsewhere)
+
+
+# Attackers in a loop, as processes of their own
+
+
+def swap_directory(path: Path, elsewhere: Path) -> None:
+    real = path.with_name(path.name + ".real")
+    while True:
+        try:
+            os.rename(path, real)
+            os.symlink(elsewhere, path)
+            os.unlink(path)
+            os.rename(real, path)
+        except OSError:
+            if real.exists() and not real.is_symlink():
+                mend(path, real)
+
+
+def mend(path: Path, real: Path) -> None:
+    try:
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            for inner in path.iterdir():
+                os.rename(inner, real / inner.name)
+            path.rmdir()
+        os.rename(real, path)
+    except OSError:
+        pass
+
+
+def swap_files(directory: Path, elsewhere: Path) -> None:
+    chance = random.Random(5)
+    link, kept = directory / ".link", directory / ".kept"
+    while True:
+        path = directory / f"f-{chance.randrange(FILES):04d}.txt"
+        os.symlink(elsewhere / path.name, link)
+        os.rename(path, kept)
+        os.rename(link, path)
+        os.rename(kept, path)
+
+
+def swap_workplaces(target: Path, elsewhere: Path) -> None:
+    while True:
+        for path in target.glob(".imece-*"):
+            aside = target / "aside"
+            try:
+                os.rename(path, aside)
+                os.symlink(elsewhere, path)
+                time.sleep(0.001)
+                os.unlink(path)
+                os.rename(aside, path)
+            except OSError:
+                pass
+
+
+@contextmanager
+def attacker(attack: Callable[[Path, Path], None], *paths: Path) -> Iterator[None]:
+    code = (
+        "import sys, pathlib, tests.test_attack as t\n"
+        "getattr(t, sys.argv[1])(*map(pathlib.Path, sys.argv[2:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, attack.__name__, *map(str, paths)], cwd=ROOT
+    )
+    try:
+        yield
+        assert process.poll() is None, "the attacker has given up"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def under_attack(
+    workbench: Workbench, module: str, attack: Callable[[Path, Path], None], *paths: Path
+) -> None:
+    """Works for some seconds while an attacker is at it."""
+    workbench.settings |= {"retry_pause": "0.001"}
+    workbench.enqueue(buckets=3, files_per_job=FILES, retries=100, overwrite=True)
+    workbench.worker(processor=f"{module}:copy").started()
+    with attacker(attack, *paths):
+        end = time.monotonic() + SECONDS
+        until(lambda: workbench.status().has_ended or time.monotonic() > end, "some seconds")
+    for worker in workbench.workers:
+        worker.kill()
+
+
+@BOTH
+def test_a_directory_of_inputs_swapped_in_a_loop_gives_no_secret_away(
+    workbench: Workbench, elsewhere: Path, module: str
+) -> None:
+    many(workbench)
+    under_attack(workbench, module, swap_directory, workbench.source / "sub", elsewhere)
+    assert workbench.outputs()
+    assert no_secret(workbench)
+
+
+@BOTH
+def test_inputs_swapped_for_links_in_a_loop_give_no_secret_away(
+    workbench: Workbench, elsewhere: Path, module: str
+) -> None:
+    many(workbench)
+    under_attack(workbench, module, swap_files, workbench.source / "sub", elsewhere)
+    assert workbench.outputs()
+    assert no_secret(workbench)
+
+
+@BOTH
+def test_a_directory_of_outputs_swapped_in_a_loop_is_not_written_through(
+    workbench: Workbench, elsewhere: Path, module: str
+) -> None:
+    many(workbench)
+    (workbench.target / "sub").mkdir(parents=True)
+    under_attack(workbench, module, swap_directory, workbench.target / "sub", elsewhere)
+    assert workbench.outputs()
+    assert is_unharmed(elsewhere)
+
+
+@BOTH
+def test_a_workplace_swapped_in_a_loop_is_not_written_through(
+    workbench: Workbench, elsewhere: Path, module: str
+) -> None:
+    many(workbench)
+    workbench.target.mkdir()
+    under_attack(workbench, module, swap_workplaces, workbench.target, elsewhere)
+    assert workbench.status().done
+    assert is_unharmed(elsewhere)
+
+
+# Directories by descriptors
+
+
+@pytest.fixture(params=["openat2", "step by step"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "step by step":
+        monkeypatch.setattr(beneath, "openat2", None)
+    elif beneath.openat2 is None:
+        pytest.skip("the kernel has no openat2")
+
+
+@pytest.mark.usefixtures("way")
+def test_a_directory_is_opened_beneath_its_root_and_by_no_link(tmp_path: Path) -> None:
+    (tmp_path / "root" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "root" / "a" / "file").touch()
+    (tmp_path / "root" / "link").symlink_to("a")
+    (tmp_path / "root" / "a" / "out").symlink_to(tmp_path / "outside")
+    root = os.open(tmp_path / "root", os.O_RDONLY)
+    for path in (b"", b"a", b"a/b"):
+        number = beneath.open_directory(root, path)
+        assert os.fstat(number).st_ino == (tmp_path / "root" / os.fsdecode(path)).stat().st_ino
+        os.close(number)
+    for path in (b"link", b"link/b", b"a/out", b"..", b"a/../..", b"/etc", b"a/file", b"none"):
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        with pytest.raises(OSError):
+            os.close(beneath.open_directory(root, path))
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    with pytest.raises(OSError):
+        beneath.make_directories(root, b"a/out/new")
+    assert list((tmp_path / "outside").iterdir()) == []
+    os.close(beneath.make_directories(root, b"c/d/e"))
+    assert (tmp_path / "root" / "c" / "d" / "e").is_dir()
+    os.close(root)
