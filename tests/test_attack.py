@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from imece import beneath
+from imece import beneath, workplace
 from tests.conftest import ROOT, Workbench, until
 
 FILES = 1500
@@ -259,3 +259,43 @@ def test_a_directory_is_opened_beneath_its_root_and_by_no_link(tmp_path: Path) -
     os.close(beneath.make_directories(root, b"c/d/e"))
     assert (tmp_path / "root" / "c" / "d" / "e").is_dir()
     os.close(root)
+
+
+def test_where_descriptors_have_no_paths_the_processor_gets_the_real_ones(
+    workbench: Workbench,
+) -> None:
+    workbench.file("sub/f")
+    workbench.settings["processor"] = "tests.processors_without_proc:write_source"
+    workbench.enqueue()
+    workbench.worker()
+    assert workbench.ended().done == 1
+    assert (workbench.target / "sub" / "f").read_text() == str(workbench.source / "sub" / "f")
+    workbench.check_books()
+
+
+def test_the_processors_paths_lead_to_where_the_file_lies(workbench: Workbench) -> None:
+    workbench.file("sub/f.csv")
+    workbench.settings["processor"] = "tests.processors:write_source"
+    workbench.enqueue()
+    workbench.worker()
+    assert workbench.ended().done == 1
+    given = Path((workbench.target / "sub" / "f.csv").read_text())
+    assert given.name == "f.csv"
+    assert not given.is_relative_to(workbench.folder)
+
+
+def test_a_workplace_that_is_a_link_or_somebody_elses_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "ours").mkdir(mode=0o755)
+    parent = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(NotADirectoryError):
+        workplace.open_private(parent, b"link", make=True)
+    os.close(workplace.open_private(parent, b"ours", make=True))
+    assert (tmp_path / "ours").stat().st_mode & 0o777 == 0o700
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "real", 12345, 12345)
+        with pytest.raises(PermissionError):
+            workplace.open_private(parent, b"real", make=True)
+        assert list((tmp_path / "real").iterdir()) == []
+    os.close(parent)
