@@ -82,8 +82,11 @@ class Lease:
         self.execution = execution
         self.run = Run(redis, reference.run)
 
-    def take(self, worker: str) -> Claimed | str:
+    def take(self, worker: str, to_others: bool = False) -> Claimed | str:
         """Turns the popped job into a held one.
+
+        Args:
+            to_others: this worker leaves the run to others for now; the job goes to the back.
 
         Returns:
             What is claimed; or why not, and then the job is out of the way: lost (another worker
@@ -103,6 +106,7 @@ class Lease:
             reference.field,
             reference.part,
             reference.bucket,
+            int(to_others),
         ]
         try:
             answer = scripts.run("take", self.redis, where, arguments)

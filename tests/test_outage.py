@@ -343,7 +343,7 @@ def test_workers_cost_next_to_nothing_while_redis_is_away_and_come_back_one_by_o
         for worker, earlier in zip(everyone, before, strict=True)
     ]
     print(f"{came} connects, {sum(spent):.2f} s in all, {max(spent):.2f} s the most")
-    assert came < 1.5 * seconds * len(everyone)
+    assert came < 2.0 * seconds * len(everyone)
     assert max(spent) < 0.02 * seconds + 0.1
     workbench.server.start()
     for worker in everyone:

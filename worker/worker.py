@@ -27,7 +27,6 @@ from imece.settings import Settings
 from worker import log
 from worker.deletioncost import DeletionCost
 from worker.execution import Execution, Workshop
-from worker.outage import Outage
 from worker.place import Places
 from worker.processor import Processor
 from worker.stable import Stable
@@ -42,6 +41,11 @@ REFUSED_KEPT = 100
 
 LATER_PAUSE = 1.0
 """Seconds a worker waits that finds in the queue nothing but jobs of runs that pause."""
+
+LONGEST_STALL = 60.0
+"""Seconds a worker leaves a run to others at the most; first one, then two, then four."""
+
+MOST_STALLED = 1000
 
 LOST_LOOK = 5.0
 """Seconds between two looks for jobs that are in no list."""
@@ -71,7 +75,6 @@ class Worker(rq.Worker):
         self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
         self.wakeup = Wakeup()
         self.stable = Stable(processor, settings.memory_limit)
-        self._outage = Outage()
         self._shop = Workshop(
             name=self.name,
             settings=settings,
@@ -79,12 +82,12 @@ class Worker(rq.Worker):
             wakeup=self.wakeup,
             alive=self._show_life,
             tally=tally,
-            outage=self._outage,
         )
         self._moving: dict[bytes, float] = {}
         self._suspects: set[str] = set()
         self._looked_for_lost = time.monotonic()
         self._put_off: set[str] = set()
+        self._stalled: dict[str, tuple[int, float]] = {}
         self._beat_at = float("-inf")
         self._gap_until = float("-inf")
         self._swept_at = time.monotonic()
@@ -104,7 +107,7 @@ class Worker(rq.Worker):
                     self.subscribe()
                     registered = True
                 self._turn()
-                self._outage.over()
+                self._shop.outage.over()
             except RedisError as error:
                 if not is_outage(error):
                     raise  # no waiting fixes these
@@ -137,11 +140,11 @@ class Worker(rq.Worker):
         self._touch()
         self.stable.dismiss()
         self._tally.redis_errors += 1
-        self._outage.noted(error)
+        self._shop.outage.noted(error)
         # What was not renewed during the outage looks dead and is not: wait until it has been.
         self._gap_until = time.monotonic() + self.settings.lease
-        while self._outage.left() and not self.wakeup.stopping:
-            self.wakeup.wait(min(self._outage.left(), self.settings.heartbeat))
+        while self._shop.outage.left() and not self.wakeup.stopping:
+            self.wakeup.wait(min(self._shop.outage.left(), self.settings.heartbeat))
             self._touch()
 
     # Signs of life
@@ -155,7 +158,7 @@ class Worker(rq.Worker):
             pipe.hset(self.key, mapping=self.serialize())
             pipe.hset(self.key, "state", self.get_state())
             register(self, pipe)
-            for key in (self.redis_workers_keys, f"{self.redis_workers_keys}:{self.queue.name}"):
+            for key in (self.redis_workers_keys, keys.workers(self.queue.name)):
                 pipe.expire(key, ttl)
             pipe.execute()
         if self.pubsub is not None:
@@ -172,12 +175,18 @@ class Worker(rq.Worker):
         if now - self._beat_at < self.settings.heartbeat:
             return
         self._beat_at = now
-        try:
-            self.heartbeat()
-        except RedisError:
-            self._tally.redis_errors += 1
-            self._gap_until = now + self.settings.lease
-            self._touch()
+        outage = self._shop.outage
+        if not outage.left():
+            try:
+                self.heartbeat()
+                return
+            except RedisError as error:
+                if not is_outage(error):
+                    raise
+                self._tally.redis_errors += 1
+                outage.noted(error)
+        self._gap_until = now + self.settings.lease
+        self._touch()
 
     def _touch(self) -> None:
         touch(self.settings.heartbeat_file)
@@ -265,7 +274,7 @@ class Worker(rq.Worker):
         self._cost.busy()
         held = Lease(self.connection, self.settings, reference, uuid.uuid4().hex)
         try:
-            claimed = held.take(self.name)
+            claimed = held.take(self.name, to_others=self._leaves_to_others(reference.run))
         except (ValueError, TypeError) as error:
             self._give_up(held, f"its records in Redis cannot be read: {error}")
             return
@@ -293,6 +302,24 @@ class Worker(rq.Worker):
             self.wakeup.wait(LATER_PAUSE)
         self._put_off.add(reference.job_id)
 
+    def _leaves_to_others(self, run: str) -> bool:
+        """Whether this worker has lately been unable to do anything for a run. Others may be able
+        to: it may be this worker's volume that is missing. So they come first when the run's own
+        pause is over."""
+        _, until = self._stalled.get(run, (0, 0.0))
+        return time.monotonic() < until
+
+    def _note_stall(self, held: Lease) -> None:
+        run = held.reference.run
+        if len(self._stalled) > MOST_STALLED:
+            self._stalled.clear()
+        times, _ = self._stalled.get(run, (0, 0.0))
+        pause = min(2.0**times, LONGEST_STALL) + LATER_PAUSE
+        self._stalled[run] = (times + 1, time.monotonic() + pause)
+        if held.run.state() == "held":
+            log.event("run held", logging.ERROR, run=run)
+            held.run.purge(self.settings.queue)
+
     def _give_up(self, held: Lease, why: str) -> None:
         """Takes a job out of the way that no worker can do, and lets its run wait for a person."""
         reference = held.reference
@@ -309,7 +336,7 @@ class Worker(rq.Worker):
             held.checkpoint("stall", reason=f"worker {self.name}: {trouble}")
             log.event("job stalled", logging.ERROR, **about, reason=trouble)
             self._tally.ended("stalled")
-            self._purge_if_held(held)
+            self._note_stall(held)
             return
         began = time.monotonic()
         files = claimed.cursor.stop - claimed.cursor.next
@@ -320,12 +347,9 @@ class Worker(rq.Worker):
         level = logging.INFO if ending in ("finished", "returned", "deferred") else logging.WARNING
         log.event(f"job {ending}", level, **about, seconds=time.monotonic() - began)
         if ending == "stalled":
-            self._purge_if_held(held)
-
-    def _purge_if_held(self, held: Lease) -> None:
-        if held.run.state() == "held":
-            log.event("run held", logging.ERROR, run=held.reference.run)
-            held.run.purge(self.settings.queue)
+            self._note_stall(held)
+        else:
+            self._stalled.pop(reference.run, None)
 
 
 def touch(heartbeat_file: Path | None) -> None:

@@ -2,6 +2,7 @@
 --
 -- KEYS 1 run  2 intermediate list  3 leases (rq:wip)  4 queue
 -- ARGV 1 job id  2 execution  3 lease, s  4 worker  5 field of the job  6 part  7 bucket
+--      8 '1' if this worker leaves the run to others for now
 -- Returns {'held', cursor, earlier holders, parameters, manifest, length of the queue, untouched: '1'
 -- or '', or '?' if this is the round's first job and the worker is to look, server's time}, or
 -- {why not}: 'lost' (another worker has it), 'gone' (no such run or job), 'later' (the run pauses; the
@@ -32,6 +33,10 @@ local time = now()
 local earlier = redis.call('HGET', run .. ':holders', field) or ''
 if redis.call('ZSCORE', KEYS[3], ARGV[1] .. ':' .. string.match(earlier, '[^,]*$')) then
   return {'lost'} -- it was in the queue twice
+end
+if ARGV[8] == '1' then
+  put_back(run, queue, state, field, 'RPUSH')
+  return {'later'}
 end
 if time < (tonumber(not_before or 0) or 0) then
   -- One job of a run that pauses stays in the queue: an autoscaler has to see that work waits.
