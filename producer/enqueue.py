@@ -54,8 +54,7 @@ class Plan:
 
     @property
     def jobs(self) -> int:
-        cap = self.shape.files_per_job
-        return sum(1 for bucket in self.buckets for _ in grouping.slices(bucket.files, cap))
+        return grouping.jobs(self.buckets, self.shape.files_per_job)
 
 
 def plan(parameters: Parameters, found: Listing) -> Plan:
@@ -127,9 +126,9 @@ class Producer:
         """
         run = Run(self.redis, run_id)
         token = secrets.token_hex(4)
-        if not self._claim(run, parameters, token):
-            return Enqueued(run, "attached")
         with self._claimed(run, token):
+            if not self._claim(run, parameters, token):
+                return Enqueued(run, "attached")
             made = plan(parameters, list_files())
             state, again = self._next_round(run, token, parameters, made)
         how = "resumed" if state in ("cancelled", "held") else "enqueued"
@@ -150,9 +149,9 @@ class Producer:
             settings = self.settings.model_copy(update={"queue": parameters.queue})
             return Producer(self.redis, settings, self._say).again(run)
         token = secrets.token_hex(4)
-        if not self._claim(run, parameters, token):
-            raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
         with self._claimed(run, token):
+            if not self._claim(run, parameters, token):
+                raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
             files = list(_not_done(run))
             if not files:
                 raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
@@ -204,7 +203,8 @@ class Producer:
 
     @contextmanager
     def _claimed(self, run: Run, token: str) -> Iterator[None]:
-        """Keeps the claim alive while this process is busy; takes everything back if that fails."""
+        """Keeps the claim alive while this process is busy; takes everything back if that fails,
+        the claim too, which may be there though its answer never came."""
         over = threading.Event()
         redis = connect(self.settings, retries=0)
 
@@ -266,7 +266,8 @@ class Producer:
                 "buckets": shape.buckets,
                 "links_refused": made.listing.links_refused,
             }
-            answer = self._commit(run, token, before, fields)
+            jobs = grouping.jobs(buckets, shape.files_per_job)
+            answer = self._commit(run, token, before, jobs, fields)
             if answer == "committed":
                 return before.state, len(sorted_out.finished) + sorted_out.in_hand
             if answer != "changed":
@@ -333,7 +334,9 @@ class Producer:
                 pipeline.expire(keys.order(run.id, part), STAGED_TTL)
             pipeline.execute()
 
-    def _commit(self, run: Run, token: str, before: Snapshot, fields: dict[str, str | int]) -> str:
+    def _commit(
+        self, run: Run, token: str, before: Snapshot, jobs: int, fields: dict[str, str | int]
+    ) -> str:
         queue = self.settings.queue
         where = [
             run.key,
@@ -348,6 +351,8 @@ class Producer:
             token,
             before.generation,
             self.settings.run_ttl,
+            self.settings.result_ttl,
+            jobs,
             len(before.held),
             *chain.from_iterable(before.held.items()),
             *chain.from_iterable(fields.items()),
