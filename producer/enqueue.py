@@ -69,7 +69,7 @@ def plan(parameters: Parameters, found: Listing) -> Plan:
             f"there are no files to process in {parameters.input}"
             + (f" ({left_out})" if left_out else "")
         )
-    suffix = parameters.suffix.encode() if parameters.suffix is not None else None
+    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
     listing.check_outputs(found.files, suffix)
     return Plan(found, *_group(parameters, found.files))
 
