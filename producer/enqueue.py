@@ -13,7 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
-from imece import keys, listing, names, rescue, scripts
+from imece import keys, listing, rescue, scripts
 from imece.connection import connect, text
 from imece.cursor import Cursor
 from imece.errors import ListingError, RunError
@@ -116,9 +116,9 @@ class Producer:
     ) -> Enqueued:
         """Makes the run, or the next round of an ended one; attaches to it if it is on.
 
-        A next round lists again. Workers skip what is current, by looking at the outputs. What they
-        could not see there (no output directory, or --overwrite) and an unfinished round has done
-        is not done again.
+        A next round lists again. Workers skip what is current, by looking at the outputs. Where
+        there are none to see (no output directory), what an unfinished round has done is not done
+        again.
 
         Raises:
             RunError: the id is in use with other parameters, or the run went away meanwhile.
@@ -292,11 +292,9 @@ class Producer:
             count += len(open_files)
             in_hand.update(open_files)
         finished: set[bytes] = set()
-        unseen = parameters.output is None or parameters.overwrite
-        if unseen and not only_these and before.state in ("cancelled", "held", "failed"):
+        interrupted = before.state in ("cancelled", "held", "failed")
+        if parameters.output is None and interrupted and not only_these:
             finished = _done(run, before.parts).intersection(files) - in_hand
-            if parameters.output is not None:
-                finished = {name for name in finished if _has_output(parameters, name)}
         if not in_hand and not finished:
             return _Round(files, [], 0)
         left = [name for name in files if name not in in_hand and name not in finished]
@@ -397,15 +395,3 @@ def _done(run: Run, parts: tuple[str, ...]) -> set[bytes]:
             still_open |= open_files
             done.update(files)
     return done - still_open - {name for name, _ in run.failures()}
-
-
-def _has_output(parameters: Parameters, name: bytes) -> bool:
-    """Whether the output is there, and no older than the input."""
-    assert parameters.output is not None  # noqa: S101 - asked by the caller
-    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
-    target = os.path.join(os.fsencode(parameters.output), names.with_suffix(name, suffix))
-    source = os.path.join(os.fsencode(parameters.input), name)
-    try:
-        return os.lstat(target).st_mtime_ns >= os.stat(source).st_mtime_ns
-    except OSError:
-        return False
