@@ -186,9 +186,8 @@ class Run:
         """listing, queued, running, held, done, failed or cancelled; None if there is no such run.
         While a producer lists for the next round of an ended run, that is its state."""
         value, claimed = self._ask("state")
-        if claimed and (value is None or text(value) not in ON):
-            return "listing"
-        return text(value) if value is not None else None
+        state = _word(value)
+        return "listing" if claimed and state not in ON else state
 
     def parameters(self) -> Parameters:
         """Raises RunError if there is no such run."""
@@ -213,7 +212,7 @@ class Run:
         state, parameters = self.redis.hmget(self.key, "state", "parameters")
         if state is None or parameters is None:
             return None
-        return text(state), self.decode(raw(parameters))
+        return _word(raw(state)) or "", self.decode(raw(parameters))
 
     def decode(self, parameters: bytes) -> Parameters:
         """Raises RunError if they are not what this version of imece writes."""
@@ -235,9 +234,9 @@ class Run:
         fields = [field for field in holders if b":" not in field]
         cursors = self.redis.hmget(f"{self.key}:jobs", fields) if fields else []
         return Snapshot(
-            text(state) if state is not None else None,
-            text(generation or b""),
-            tuple(part for part in text(parts or b"").split(",") if part),
+            _word(state),
+            _word(generation) or "",
+            tuple(part for part in (_word(parts) or "").split(",") if part),
             {
                 field: raw(cursor)
                 for field, cursor in zip(fields, cursors, strict=True)
@@ -333,6 +332,11 @@ class Run:
         """The buckets of one part, each with its files."""
         for bucket, blob in self.redis.hscan_iter(keys.manifest(self.id, part), count=10):
             yield int(bucket), manifest.decode(blob)
+
+
+def _word(value: bytes | None) -> str | None:
+    """A word in a run's hash, whatever somebody has put there."""
+    return None if value is None else value.decode("utf-8", "backslashreplace")
 
 
 async def attach_async(redis: "AsyncRedis", run_id: str) -> str | None:
