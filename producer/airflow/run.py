@@ -59,7 +59,7 @@ class ImeceRunOperator(ImeceOperator):
     Args:
         input_dir, output_dir: as the workers see them too (or map them by IMECE_INPUT and
             IMECE_OUTPUT). The input directory is listed here. "-" for the output: the processor
-            keeps what it makes elsewhere.
+            keeps what it makes elsewhere; then the next round of a done run processes all again.
         run_id: by default made of the ids of DAG, DAG run and task.
         include, exclude, hidden, from_file, null, suffix, overwrite, buckets, files_per_job: as
             `imece enqueue` takes them. Globs are a list, or one a line.
