@@ -273,14 +273,18 @@ class Run:
         Raises:
             RunError: there is no such run, or it has ended.
         """
-        queue = self.parameters().queue
+        try:
+            queue = self.parameters().queue
+        except RunError:  # workers drop its jobs where they meet them
+            queue = None
         where = [self.key, keys.claim(self.id)]
         answer = text(scripts.run("cancel", self.redis, where, [generation, result_ttl]))
         if answer == "":
             raise self.missing()
         if answer != "cancelled":
             raise RunError(f"run {self.id} is {answer}: there is nothing to cancel")
-        self.purge(queue)
+        if queue is not None:
+            self.purge(queue)
 
     def purge(self, queue: str) -> None:
         """Takes the jobs of a run that is not on out of the queue, piece by piece."""

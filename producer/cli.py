@@ -50,6 +50,8 @@ from producer.options import (
 if TYPE_CHECKING:
     from redis import Redis
 
+    from imece.run import Parameters
+
 
 FAILED = 1
 INTERRUPTED = 130
@@ -386,11 +388,28 @@ def cancel(run_id: RunId, as_json: Json = False) -> None:
     settings = find_settings(run_id)
     with redis_of(settings) as redis:
         run = Run(redis, run_id)
+        parameters = readable_parameters(run)
         run.cancel(settings.result_ttl)
+        clear_output(run, parameters)
         if as_json:
             put_json({"run": run_id, "state": run.state()})
         else:
             put(f"run {run_id} is cancelled: files in hand are finished, no other is started")
+
+
+def readable_parameters(run: Run) -> "Parameters | None":
+    """None if there are none: a run that nobody can read can be cancelled and deleted, too."""
+    try:
+        return run.parameters()
+    except RunError:
+        return None
+
+
+def clear_output(run: Run, parameters: "Parameters | None") -> None:
+    from imece import rescue
+
+    if parameters is not None:
+        rescue.clear_output(run, parameters)
 
 
 @app.command()
@@ -398,7 +417,10 @@ def delete(run_id: RunId) -> None:
     """Forget an ended run. Its outputs stay."""
     settings = find_settings(run_id)
     with redis_of(settings) as redis:
-        Run(redis, run_id).delete()
+        run = Run(redis, run_id)
+        parameters = readable_parameters(run)
+        run.delete()
+        clear_output(run, parameters)
     put(f"run {run_id} is deleted; its outputs are where they were")
 
 

@@ -13,7 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
-from imece import keys, listing, names, rescue, scripts
+from imece import keys, listing, rescue, scripts
 from imece.connection import connect, text
 from imece.cursor import Cursor
 from imece.errors import ListingError, RunError
@@ -54,8 +54,7 @@ class Plan:
 
     @property
     def jobs(self) -> int:
-        cap = self.shape.files_per_job
-        return sum(1 for bucket in self.buckets for _ in grouping.slices(bucket.files, cap))
+        return grouping.jobs(self.buckets, self.shape.files_per_job)
 
 
 def plan(parameters: Parameters, found: Listing) -> Plan:
@@ -70,7 +69,7 @@ def plan(parameters: Parameters, found: Listing) -> Plan:
             f"there are no files to process in {parameters.input}"
             + (f" ({left_out})" if left_out else "")
         )
-    suffix = parameters.suffix.encode() if parameters.suffix is not None else None
+    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
     listing.check_outputs(found.files, suffix)
     return Plan(found, *_group(parameters, found.files))
 
@@ -117,9 +116,9 @@ class Producer:
     ) -> Enqueued:
         """Makes the run, or the next round of an ended one; attaches to it if it is on.
 
-        A next round lists again. Workers skip what is current, by looking at the outputs. What they
-        could not see there (no output directory, or --overwrite) and an unfinished round has done
-        is not done again.
+        A next round lists again. Workers skip what is current, by looking at the outputs. Where
+        there are none to see (no output directory), what an unfinished round has done is not done
+        again.
 
         Raises:
             RunError: the id is in use with other parameters, or the run went away meanwhile.
@@ -127,11 +126,12 @@ class Producer:
         """
         run = Run(self.redis, run_id)
         token = secrets.token_hex(4)
-        if not self._claim(run, parameters, token):
-            return Enqueued(run, "attached")
         with self._claimed(run, token):
+            if not self._claim(run, parameters, token):
+                return Enqueued(run, "attached")
             made = plan(parameters, list_files())
             state, again = self._next_round(run, token, parameters, made)
+        rescue.clear_output(run, parameters)
         how = "resumed" if state in ("cancelled", "held") else "enqueued"
         return Enqueued(run, how, made, again)
 
@@ -150,9 +150,9 @@ class Producer:
             settings = self.settings.model_copy(update={"queue": parameters.queue})
             return Producer(self.redis, settings, self._say).again(run)
         token = secrets.token_hex(4)
-        if not self._claim(run, parameters, token):
-            raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
         with self._claimed(run, token):
+            if not self._claim(run, parameters, token):
+                raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
             files = list(_not_done(run))
             if not files:
                 raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
@@ -204,7 +204,8 @@ class Producer:
 
     @contextmanager
     def _claimed(self, run: Run, token: str) -> Iterator[None]:
-        """Keeps the claim alive while this process is busy; takes everything back if that fails."""
+        """Keeps the claim alive while this process is busy; takes everything back if that fails,
+        the claim too, which may be there though its answer never came."""
         over = threading.Event()
         redis = connect(self.settings, retries=0)
 
@@ -266,7 +267,8 @@ class Producer:
                 "buckets": shape.buckets,
                 "links_refused": made.listing.links_refused,
             }
-            answer = self._commit(run, token, before, fields)
+            jobs = grouping.jobs(buckets, shape.files_per_job)
+            answer = self._commit(run, token, before, jobs, fields)
             if answer == "committed":
                 return before.state, len(sorted_out.finished) + sorted_out.in_hand
             if answer != "changed":
@@ -290,11 +292,9 @@ class Producer:
             count += len(open_files)
             in_hand.update(open_files)
         finished: set[bytes] = set()
-        unseen = parameters.output is None or parameters.overwrite
-        if unseen and not only_these and before.state in ("cancelled", "held", "failed"):
+        interrupted = before.state in ("cancelled", "held", "failed")
+        if parameters.output is None and interrupted and not only_these:
             finished = _done(run, before.parts).intersection(files) - in_hand
-            if parameters.output is not None:
-                finished = {name for name in finished if _has_output(parameters, name)}
         if not in_hand and not finished:
             return _Round(files, [], 0)
         left = [name for name in files if name not in in_hand and name not in finished]
@@ -333,7 +333,9 @@ class Producer:
                 pipeline.expire(keys.order(run.id, part), STAGED_TTL)
             pipeline.execute()
 
-    def _commit(self, run: Run, token: str, before: Snapshot, fields: dict[str, str | int]) -> str:
+    def _commit(
+        self, run: Run, token: str, before: Snapshot, jobs: int, fields: dict[str, str | int]
+    ) -> str:
         queue = self.settings.queue
         where = [
             run.key,
@@ -348,6 +350,8 @@ class Producer:
             token,
             before.generation,
             self.settings.run_ttl,
+            self.settings.result_ttl,
+            jobs,
             len(before.held),
             *chain.from_iterable(before.held.items()),
             *chain.from_iterable(fields.items()),
@@ -391,15 +395,3 @@ def _done(run: Run, parts: tuple[str, ...]) -> set[bytes]:
             still_open |= open_files
             done.update(files)
     return done - still_open - {name for name, _ in run.failures()}
-
-
-def _has_output(parameters: Parameters, name: bytes) -> bool:
-    """Whether the output is there, and no older than the input."""
-    assert parameters.output is not None  # noqa: S101 - asked by the caller
-    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
-    target = os.path.join(os.fsencode(parameters.output), names.with_suffix(name, suffix))
-    source = os.path.join(os.fsencode(parameters.input), name)
-    try:
-        return os.lstat(target).st_mtime_ns >= os.stat(source).st_mtime_ns
-    except OSError:
-        return False

@@ -75,3 +75,8 @@ def slices(files: int, files_per_job: int) -> Iterator[tuple[int, int]]:
     pieces = math.ceil(files / files_per_job)
     for piece in range(pieces):
         yield files * piece // pieces, files * (piece + 1) // pieces
+
+
+def jobs(buckets: Sequence[Bucket], files_per_job: int) -> int:
+    """Into how many bucket jobs the buckets are cut."""
+    return sum(math.ceil(bucket.files / files_per_job) for bucket in buckets)

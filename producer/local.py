@@ -381,7 +381,10 @@ def run_here(
                 display.put("\n".join(told))
     if interrupts.count and not last.has_ended:
         display.say(
-            "stopped; to go on, call the same again:\n  " + shlex.join(["imece", *sys.argv[1:]])
+            "stopped; to go on, call the same again"
+            + (" (with --overwrite that processes all files again)" if parameters.overwrite else "")
+            + ":\n  "
+            + shlex.join(["imece", *sys.argv[1:]])
         )
         return INTERRUPTED
     return 0 if last.state == "done" else FAILED

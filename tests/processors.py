@@ -184,7 +184,7 @@ def by_content(source: str, target: str) -> None:
             path.with_stem(f"{path.stem}{number}").write_text("a page")
     if word == "sleep-and-die-of-sigterm":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        (Path(source).parent.parent / "began").touch()
+        (Path(source).resolve().parent.parent / "began").touch()
         time.sleep(60)
     if word == "no-output":
         return

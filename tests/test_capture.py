@@ -71,7 +71,7 @@ def f(source, target):
         while rest:
             rest = rest[os.write(1, rest):]
     os.write(2, b"the last line\\n")
-    pathlib.Path(source).with_suffix(".printed").touch()
+    pathlib.Path(source).resolve().with_suffix(".printed").touch()
     {end}
 """
 MEGABYTES = 340

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,21 @@ def test_a_signal_hands_back_and_the_same_call_goes_on(
     assert after == before  # nothing was done twice
 
 
+def test_what_is_gone_is_made_again_by_the_call_that_goes_on(folder: Folder) -> None:
+    """Nothing counts as done at the end whose output is not there."""
+    folder.files(60)
+    call = folder.start("--max-replicas", "2", processor="tests.processors:slow")
+    until(lambda: folder.done() >= 16, "the first outputs")
+    call.process.send_signal(signal.SIGINT)
+    assert call.ends()[0] == 130
+    shutil.rmtree(folder.target)
+    (folder.source / "new.txt").write_text("new")
+    code, output, _ = folder.start("--max-replicas", "2", processor="tests.processors:slow").ends()
+    assert code == 0
+    assert "61 done, 0 failed, 0 skipped" in output
+    assert len(list(folder.target.glob("*.txt"))) == 61
+
+
 def test_the_same_call_after_the_end_takes_what_is_new(folder: Folder) -> None:
     folder.files(3)
     assert folder.start().ends()[0] == 0
@@ -163,7 +179,7 @@ def test_the_same_call_after_the_end_takes_what_is_new(folder: Folder) -> None:
 
 
 def test_the_limit_can_be_changed_while_it_is_on(folder: Folder) -> None:
-    folder.files(12, "sleep 0.5")
+    folder.files(40, "sleep 0.5")
     call = folder.start("--max-replicas", "1", "--json", processor="tests.processors:by_content")
     until(folder.on, "the local run to be announced")
     until(lambda: folder.done() >= 1, "the first output")

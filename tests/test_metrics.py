@@ -129,7 +129,7 @@ def test_jobs_that_cannot_be_worked_on_are_told_apart(workbench: Workbench) -> N
     workbench.redis.lpush("rq:queue:imece", "junk")
     workbench.redis.hset("rq:job:junk", "data", "junk")
     _, port = watched(workbench, input="/nowhere")
-    until(lambda: samples(port)["imece_jobs_total", "trouble"] >= 1, "the job to be given back")
+    until(lambda: samples(port)["imece_jobs_total", "stalled"] >= 1, "the job to be given back")
     until(lambda: samples(port)["imece_jobs_total", "refused"] == 1, "junk to be refused")
 
 

@@ -161,6 +161,7 @@ class Execution:
             barren = 0 if held or got_on else barren + 1
             if barren == BARREN_HORSES:
                 reason = f"worker {self._shop.name}: its processes die before their first file"
+                log.event("job cannot start", logging.ERROR, reason=reason)
                 return self._end("stall", "stalled", reason)
         return self._end("finish", "finished")
 

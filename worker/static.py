@@ -60,7 +60,7 @@ def work(
         raise SettingsError(trouble)
     stable = Stable(function, settings.memory_limit)
     workshop = Workshop(
-        name=f"{names.slug(socket.gethostname())}-{os.getpid()}",
+        name=f"{names.plain(socket.gethostname())}-{os.getpid()}",
         settings=settings,
         stable=stable,
         wakeup=wakeup,
@@ -109,7 +109,7 @@ def files_of(bucket: int, parameters: Parameters) -> list[bytes]:
     """The files of one bucket, sorted: those that `producer.grouping.group` would put there."""
     assert parameters.buckets is not None  # noqa: S101 - parameters_of has set it
     found = listing.walk(parameters.input_path, parameters.include).files
-    suffix = parameters.suffix.encode() if parameters.suffix is not None else None
+    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
     listing.check_outputs(found, suffix)
     return sorted(
         name for name in found if mmh3.hash(name, SEED, signed=False) % parameters.buckets == bucket

@@ -67,7 +67,7 @@ class Worker(rq.Worker):
         self.queue = rq.Queue(settings.queue, connection=redis, serializer=JSONSerializer)
         super().__init__(
             [self.queue],
-            name=f"{names.slug(socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+            name=f"{names.plain(socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
             connection=redis,
             serializer=JSONSerializer,
             prepare_for_work=False,  # it would ask Redis, which may be away

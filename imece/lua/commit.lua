@@ -7,8 +7,8 @@
 -- KEYS 1 run  2 claim  3 queue  4 leases (rq:wip)  5 RQ's set of queues
 --      6 staged cursors {field: cursor}  7 their order, a list of fields
 -- ARGV 1 token of the producer  2 generation the run must be in ('': there must be no run)
---      3 run TTL, s  4 count of kept jobs, then field and cursor of each
---      then pairs of field and value, set in the run's hash; `parts` among them
+--      3 run TTL, s  4 result TTL, s  5 count of staged jobs  6 count of kept jobs, then field and
+--      cursor of each, then pairs of field and value, set in the run's hash; `parts` among them
 -- Returns 'committed'; 'changed': a kept job has moved, look again; 'withdrawn': the claim is gone.
 local run, claim, queue, leases, token = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
 must_fit(run)
@@ -24,9 +24,9 @@ if (generation or '') ~= ARGV[2] then
   return 'changed'
 end
 
-local kept, count = {}, tonumber(ARGV[4])
+local kept, count = {}, tonumber(ARGV[6])
 for index = 1, count do
-  kept[ARGV[3 + 2 * index]] = ARGV[4 + 2 * index]
+  kept[ARGV[5 + 2 * index]] = ARGV[6 + 2 * index]
 end
 local holders = redis.call('HGETALL', run .. ':holders')
 local held = {}
@@ -45,7 +45,7 @@ for field, cursor in pairs(kept) do
     return 'changed'
   end
 end
-if redis.call('EXISTS', KEYS[6]) == 0 and count == 0 then
+if redis.call('HLEN', KEYS[6]) ~= tonumber(ARGV[5]) then
   return 'withdrawn' -- what was staged has expired
 end
 
@@ -54,7 +54,7 @@ redis.call('UNLINK', run .. ':jobs', run .. ':waiting', run .. ':failures', run 
 redis.call('HDEL', run, 'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out', 'started',
   'ended', 'untouched', 'pauses', 'not_before', 'trouble', 'trouble_at', 'window')
 local fields = {}
-for index = 5 + 2 * count, #ARGV do
+for index = 7 + 2 * count, #ARGV do
   fields[#fields + 1] = ARGV[index]
 end
 redis.call('HSET', run, unpack(fields))
@@ -92,6 +92,11 @@ redis.call('DEL', claim)
 redis.call('ZADD', 'imece:runs', time, run_id(run))
 redis.call('SADD', KEYS[5], queue)
 at_least(KEYS[5], tonumber(ARGV[3]))
+if redis.call('EXISTS', run .. ':jobs') == 0 then -- there is nothing to do
+  redis.call('HSET', run, 'state', 'done', 'started', time, 'ended', time)
+  keep(run, tonumber(ARGV[4]))
+  return 'committed'
+end
 refill(run, queue)
 keep(run, tonumber(ARGV[3]))
 return 'committed'
