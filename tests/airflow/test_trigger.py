@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -93,6 +94,18 @@ def test_it_ends_with_the_run(workbench: Workbench, state: str) -> None:
     else:
         workbench.worker()
     assert within(first(trigger())) == {"run": "run", "state": state}
+
+
+def test_it_gives_the_scheduler_time_to_hear_that_the_task_was_deferred(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.airflow.trigger.SHORTEST_WAIT", 1.0)
+    workbench.files(1)
+    workbench.enqueue()
+    Run(workbench.redis, "run").cancel(600)
+    began = time.monotonic()
+    assert within(first(trigger())) == {"run": "run", "state": "cancelled"}
+    assert time.monotonic() - began >= 1.0
 
 
 def test_a_run_that_is_not_there_is_an_error_not_an_exception(workbench: Workbench) -> None:
