@@ -51,7 +51,7 @@ class ImeceRunOperator(ImeceOperator):
     A try that finds its run on attaches to it; if it has ended, this is its next round: what is
     current is skipped, what is new, changed, failed or missing is processed. Killing the task
     (clear, mark as failed, a timeout of the DAG run) cancels the run. A cleared task goes on with
-    it, and begins no file a second time.
+    it, and begins no file a second time; with `overwrite`, none of those in hand.
 
     The XCom is `{"run", "output", "files", "done", "failed", "skipped"}`; each Asset among the
     outlets gets the run's figures as extra.
