@@ -23,8 +23,9 @@ says how far the run is.
 | `run` | lists the files, enqueues them, waits |
 | `report` | writes the run's figures into its log |
 
-**Some files failed?** The log of `run` says which and why. Mend the cause and clear `run`: only the
-failed files are processed again. **Stop a run**: mark `run` as failed. **Go on with it**: clear it.
+**Some files failed?** The log of `run` says which and why. Mend the cause and clear `run`: what is
+current is skipped; what failed, is new or has changed is processed. **Stop a run**: mark `run` as
+failed; files in hand are finished. **Go on with it**: clear it.
 
 Needs the connections `imece_redis` and, for limit and processor, `imece_kubernetes`.
 """
@@ -50,7 +51,8 @@ with DAG(
             minLength=1,
             title="Output directory",
             description="Files get their inputs' relative paths. "
-            "- if the processor keeps what it makes elsewhere.",
+            "- if the processor keeps what it makes elsewhere: then a task that is cleared after "
+            "success processes all files again.",
         ),
         "include": Param(
             None,

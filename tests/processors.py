@@ -174,6 +174,9 @@ def by_content(source: str, target: str) -> None:
         wait_for_signal(signal.SIGUSR2)()
     if word == "remove-the-directory":
         shutil.rmtree(Path(target).parent.resolve())
+    if word == "wait-for":
+        while not Path(argument).exists():
+            time.sleep(0.02)
     if word == "pages":
         path = Path(target)
         for number in range(20):

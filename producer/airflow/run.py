@@ -51,7 +51,7 @@ class ImeceRunOperator(ImeceOperator):
     A try that finds its run on attaches to it; if it has ended, this is its next round: what is
     current is skipped, what is new, changed, failed or missing is processed. Killing the task
     (clear, mark as failed, a timeout of the DAG run) cancels the run. A cleared task goes on with
-    it, and begins no file a second time.
+    it, and begins no file a second time; with `overwrite`, none of those in hand.
 
     The XCom is `{"run", "output", "files", "done", "failed", "skipped"}`; each Asset among the
     outlets gets the run's figures as extra.
@@ -59,7 +59,7 @@ class ImeceRunOperator(ImeceOperator):
     Args:
         input_dir, output_dir: as the workers see them too (or map them by IMECE_INPUT and
             IMECE_OUTPUT). The input directory is listed here. "-" for the output: the processor
-            keeps what it makes elsewhere.
+            keeps what it makes elsewhere; then the next round of a done run processes all again.
         run_id: by default made of the ids of DAG, DAG run and task.
         include, exclude, hidden, from_file, null, suffix, overwrite, buckets, files_per_job: as
             `imece enqueue` takes them. Globs are a list, or one a line.

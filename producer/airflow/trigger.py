@@ -21,6 +21,11 @@ from producer.airflow.connection import settings_of
 LOG_PAUSE = 5.0
 """Seconds between two lines of progress at least; or a hundredth of the time waited, if more."""
 
+SHORTEST_WAIT = 5.0
+"""Seconds a trigger waits at least. Airflow's scheduler must first hear that its task was deferred.
+Else it marks the task as failed when it goes on ("finished with state success, but the task
+instance's state attribute is running"), and the next try is one more round."""
+
 KILL_TIMEOUT = 1.0
 """Seconds the write of a cancel may take: a triggerer has not much longer for it."""
 
@@ -68,12 +73,15 @@ class ImeceRunTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Looks at the run until it has ended, however long Redis is away."""
+        earliest = time.monotonic() + SHORTEST_WAIT
         try:
             last = await self._wait()
         except ImeceError as error:
-            yield TriggerEvent({"run": self.run_id, "error": str(error)})
+            event = {"run": self.run_id, "error": str(error)}
         else:
-            yield TriggerEvent({"run": self.run_id, "state": last.state})
+            event = {"run": self.run_id, "state": last.state}
+        await asyncio.sleep(max(0.0, earliest - time.monotonic()))
+        yield TriggerEvent(event)
 
     async def _wait(self) -> Status:
         settings = await self._find_settings()

@@ -43,6 +43,14 @@ def airflow_database() -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def no_shortest_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dag.test()` has no scheduler that a trigger should give time to."""
+    from producer.airflow import trigger
+
+    monkeypatch.setattr(trigger, "SHORTEST_WAIT", 0.0)
+
+
 @pytest.fixture
 def connected(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workbench]:
     """A workbench that Airflow knows by the connection imece_redis."""

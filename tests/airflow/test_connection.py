@@ -81,7 +81,6 @@ def task(workbench: Workbench) -> ImeceRunOperator:
         run_id="run",
         input_dir=str(workbench.source),
         output_dir=str(workbench.target),
-        cancel_grace=60,
     )
 
 
@@ -95,16 +94,28 @@ def test_a_wait_that_takes_too_long_takes_the_run_with_it(connected: Workbench) 
         task(connected).resume({}, {"run": "run", "state": "cancelled"})
 
 
-def test_a_process_told_to_end_cancels_after_the_grace(connected: Workbench) -> None:
+def test_a_process_told_to_end_cancels_its_run(connected: Workbench) -> None:
     connected.files(1)
     connected.enqueue()
     run = Run(connected.redis, "run")
     killed = task(connected)
     killed.on_kill()
-    assert not connected.redis.hexists(run.key, "cancelling")
+    assert run.state() == "queued"  # it had not attached to it yet
     generation = run.attach()
     assert generation is not None
     killed._held = (connected.load(), generation)
     killed.on_kill()
+    assert run.state() == "cancelled"
+
+
+def test_a_process_told_to_end_leaves_a_run_that_another_waits_for(connected: Workbench) -> None:
+    connected.files(1)
+    connected.enqueue()
+    run = Run(connected.redis, "run")
+    killed = task(connected)
+    generation = run.attach()
+    assert generation is not None
+    killed._held = (connected.load(), generation)
+    run.attach()
+    killed.on_kill()
     assert run.state() == "queued"
-    assert connected.redis.hexists(run.key, "cancelling")

@@ -61,10 +61,14 @@ def each_file_was_done_once(bench: Workbench, names: list[str]) -> bool:
     return True
 
 
+def generation(bench: Workbench, run_id: str) -> int:
+    return int(Run(bench.redis, run_id).snapshot().generation or 0)
+
+
 def waited_for(bench: Workbench, run_id: str, done: int = 20) -> None:
     """Waits until the triggerer has taken over (the task attaches, then the trigger) and so many
     files are done. Before that Airflow tells nobody of a task that is killed."""
-    until(lambda: int(Run(bench.redis, run_id).generation()) >= 3, "the trigger", 60)
+    until(lambda: generation(bench, run_id) >= 3, "the trigger", 60)
     until(lambda: len(bench.finished()) >= done, f"{done} files", 60)
 
 
@@ -89,7 +93,7 @@ def test_a_form_s_run_ends_with_an_asset_event_and_the_dag_that_waits_for_it(
     until(lambda: [one for one in followers() if one["state"] == "success"], "the follower", 60)
 
 
-def test_a_task_cleared_while_it_waits_attaches_and_nothing_is_done_twice(
+def test_a_task_cleared_while_it_waits_goes_on_and_nothing_is_done_twice(
     airflow: Deployment, bench: Workbench
 ) -> None:
     names = bench.files(900)
@@ -97,12 +101,51 @@ def test_a_task_cleared_while_it_waits_attaches_and_nothing_is_done_twice(
     run = airflow.trigger("one_run", conf(bench, run_id="cleared"))
     run.reaches("deferred")
     waited_for(bench, "cleared")
-    before = int(Run(bench.redis, "cleared").generation())
+    before = generation(bench, "cleared")
     run.clear()
-    until(lambda: int(Run(bench.redis, "cleared").generation()) > before, "the next try", 60)
+    until(lambda: generation(bench, "cleared") > before, "the next try", 60)
     assert run.ended() == "success", run.log(attempt=2)
     assert each_file_was_done_once(bench, names)
     assert run.task()["try_number"] == 2
+
+
+def test_a_task_cleared_with_long_files_in_hand_begins_none_a_second_time(
+    airflow: Deployment, bench: Workbench
+) -> None:
+    bench.settings["processor"] = "tests.processors:by_content_traced"
+    go = bench.folder / "go"
+    names = bench.files(6, f"wait-for {go}\n".encode())
+    for _ in range(2):
+        bench.worker()
+    run = airflow.trigger("one_run", conf(bench, run_id="in_hand", buckets=3))
+    run.reaches("deferred")
+    waited_for(bench, "in_hand", done=0)
+    until(lambda: len(bench.begun()) == 2, "files in hand", 60)
+    before = generation(bench, "in_hand")
+    run.clear()
+    # The cancel, the next round of the next try, its task and its trigger.
+    until(lambda: generation(bench, "in_hand") >= before + 2, "the next try", 60)
+    assert len(bench.begun()) == 2
+    assert not set(names).intersection(bench.outputs())
+    go.touch()
+    assert run.ended() == "success", run.log(attempt=2)
+    assert each_file_was_done_once(bench, names)
+    assert run.task()["try_number"] == 2
+
+
+def test_the_next_dag_run_of_the_same_run_id_takes_the_new_files_alone(
+    airflow: Deployment, bench: Workbench
+) -> None:
+    names = bench.files(10)
+    bench.worker()
+    first = airflow.trigger("one_run", conf(bench, run_id="nightly"))
+    assert first.ended() == "success", first.log()
+    bench.file("new.txt")
+    second = airflow.trigger("one_run", conf(bench, run_id="nightly"))
+    assert second.ended() == "success", second.log()
+    assert each_file_was_done_once(bench, [*names, "new.txt"])
+    now = bench.status("nightly")
+    assert (now.round, now.files, now.done, now.skipped) == (2, 11, 1, 10)
 
 
 def test_marking_a_task_failed_cancels_its_run_within_seconds(

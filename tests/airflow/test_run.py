@@ -1,12 +1,13 @@
 """One task for one run: `dag.test()` with real workers and a real server."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from imece.run import Run
 from tests.airflow.conftest import dag_named, listed
-from tests.conftest import Workbench
+from tests.conftest import Workbench, until
 
 pytestmark = pytest.mark.usefixtures("airflow_database")
 
@@ -61,7 +62,7 @@ def test_failed_files_fail_the_task_and_are_named_and_listed(
     assert task.state == "success"
     assert not file.exists()
     now = connected.status()
-    assert (now.done, now.failed, now.skipped) == (7, 0, 0)
+    assert (now.files, now.done, now.failed, now.skipped) == (7, 2, 0, 5)
 
 
 def test_some_files_may_be_allowed_to_fail(connected: Workbench) -> None:
@@ -75,13 +76,57 @@ def test_some_files_may_be_allowed_to_fail(connected: Workbench) -> None:
     assert run(connected, allow_failed="0.01").state == "failed"
 
 
-def test_a_task_attaches_to_a_run_that_is_done(connected: Workbench) -> None:
-    connected.files(3)
+def test_another_dag_run_with_the_same_run_id_is_the_next_round(connected: Workbench) -> None:
+    connected.settings["processor"] = "tests.processors:traced"
+    names = connected.files(3)
+    connected.worker()
+    assert run(connected, run_id="nightly").state == "success"
+    connected.file("new.txt")
+    task = run(connected, run_id="nightly")
+    assert task.state == "success"
+    assert task.xcom_pull(task_ids="run") == {
+        "run": "nightly",
+        "output": str(connected.target),
+        "files": 4,
+        "done": 1,
+        "failed": 0,
+        "skipped": 3,
+    }
+    assert connected.begun() == dict.fromkeys([*names, "new.txt"], 1)
+    assert connected.status("nightly").round == 2
+
+
+def test_a_next_round_without_an_output_directory_processes_all_again(
+    connected: Workbench,
+) -> None:
+    connected.settings["processor"] = "tests.processors:traced"
+    names = connected.files(3)
+    connected.worker()
+    for _ in range(2):
+        task = run(connected, output="-")
+        assert task.state == "success"
+        assert task.xcom_pull(task_ids="run")["done"] == 3
+    assert connected.begun() == dict.fromkeys(names, 2)
+
+
+def test_a_held_run_fails_the_task_with_its_reason_and_goes_on_when_that_is_cleared(
+    connected: Workbench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = connected.files(3)
+    held = Run(connected.redis, "run")
+    reason = "the output directory is read-only"
+    with ThreadPoolExecutor() as another:
+        holding = another.submit(until, lambda: held.hold(reason), "the run")
+        task = run(connected)
+        assert holding.result()
+    assert task.state == "failed"
+    assert task.try_number == 1
+    said = capfd.readouterr().out
+    assert f"run run is held: {reason}. When that is fixed, clear this task" in said
+
     connected.worker()
     assert run(connected).state == "success"
-    before = Run(connected.redis, "run").generation()
-    assert run(connected).state == "success"
-    assert Run(connected.redis, "run").generation() == before
+    assert connected.outputs() == names
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -55,14 +56,32 @@ def within(what: Awaitable[Any], seconds: float = 20) -> Any:
 
 
 def test_it_comes_back_as_it_was_whatever_another_version_says(workbench: Workbench) -> None:
-    path, arguments = trigger(generation="7", cancel_grace=3.0).serialize()
+    path, arguments = trigger(generation="7").serialize()
     assert path == "producer.airflow.trigger.ImeceRunTrigger"
     again = ImeceRunTrigger(**arguments, something_new=1)
     assert again.serialize() == (path, arguments)
     assert arguments["generation"] == "7"
 
 
-@pytest.mark.parametrize("state", ["done", "failed", "cancelled"])
+def test_one_that_an_older_version_has_stored_is_loaded_and_waits(workbench: Workbench) -> None:
+    workbench.files(1)
+    workbench.enqueue()
+    workbench.worker()
+    stored: dict[str, Any] = {
+        "run_id": "run",
+        "queue": "imece",
+        "redis_conn_id": None,
+        "generation": "1",
+        "cancel_grace": 10.0,
+        "poll_interval": 0.05,
+    }
+    loaded = ImeceRunTrigger(**stored)
+    del stored["cancel_grace"]
+    assert loaded.serialize()[1] == stored
+    assert within(first(loaded)) == {"run": "run", "state": "done"}
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "cancelled", "held"])
 def test_it_ends_with_the_run(workbench: Workbench, state: str) -> None:
     workbench.settings["processor"] = "tests.processors:by_content"
     workbench.settings["retries"] = "0"
@@ -70,9 +89,23 @@ def test_it_ends_with_the_run(workbench: Workbench, state: str) -> None:
     workbench.enqueue()
     if state == "cancelled":
         Run(workbench.redis, "run").cancel(600)
+    elif state == "held":
+        assert Run(workbench.redis, "run").hold("the output directory is read-only")
     else:
         workbench.worker()
     assert within(first(trigger())) == {"run": "run", "state": state}
+
+
+def test_it_gives_the_scheduler_time_to_hear_that_the_task_was_deferred(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.airflow.trigger.SHORTEST_WAIT", 1.0)
+    workbench.files(1)
+    workbench.enqueue()
+    Run(workbench.redis, "run").cancel(600)
+    began = time.monotonic()
+    assert within(first(trigger())) == {"run": "run", "state": "cancelled"}
+    assert time.monotonic() - began >= 1.0
 
 
 def test_a_run_that_is_not_there_is_an_error_not_an_exception(workbench: Workbench) -> None:
@@ -86,7 +119,7 @@ def test_it_sits_out_an_outage(workbench: Workbench, caplog: pytest.LogCaptureFi
     async def act() -> Any:
         task = asyncio.create_task(first(trigger()))
         run = Run(workbench.redis, "run")
-        while run.generation() == "1":
+        while run.snapshot().generation == "1":
             await asyncio.sleep(0.02)
         workbench.server.stop()
         while "out of reach" not in caplog.text:
@@ -108,36 +141,59 @@ def test_a_wrong_password_is_not_waited_for(
     assert "does not accept the user or password" in within(first(trigger()))["error"]
 
 
-def test_a_killed_task_s_run_is_cancelled_after_the_grace(workbench: Workbench) -> None:
-    workbench.settings["processor"] = "tests.processors:slow"
+def test_a_killed_task_s_run_is_cancelled_at_once_without_any_worker(workbench: Workbench) -> None:
     workbench.files(400)
-    workbench.enqueue()
-    workbench.worker().took()
+    workbench.enqueue(files_per_job=1)
     run = Run(workbench.redis, "run")
-    kill_once(trigger(cancel_grace=0.5), lambda: run.generation() == "2")
-    assert run.state() == "running"
-    until(lambda: run.state() == "cancelled", "the run to be cancelled")
+    kill_once(trigger(), lambda: run.snapshot().generation == "2")
+    assert run.state() == "cancelled"
+    assert workbench.status().backlog.pending == 0  # an autoscaler has nothing to count
 
 
-def test_a_killed_task_s_run_goes_on_when_another_attaches(workbench: Workbench) -> None:
-    workbench.settings["processor"] = "tests.processors:slow"
-    workbench.files(60)
-    workbench.enqueue()
-    workbench.worker().took()
+def test_a_killed_task_s_run_goes_on_and_begins_no_file_a_second_time(
+    workbench: Workbench,
+) -> None:
+    """The cancel and the next round both come while the workers have files in hand."""
+    workbench.settings["processor"] = "tests.processors:by_content_traced"
+    go = workbench.folder / "go"
+    names = workbench.files(6, f"wait-for {go}\n".encode())
+    workbench.enqueue(buckets=3)
+    for _ in range(2):
+        workbench.worker()
+    until(lambda: len(workbench.begun()) == 2, "files in hand")
     run = Run(workbench.redis, "run")
-    earlier = trigger(cancel_grace=0.3)
-    kill_once(earlier, lambda: run.generation() == "2")
+    kill_once(trigger(), lambda: run.snapshot().generation == "2")
+    assert run.state() == "cancelled"
+    assert workbench.enqueue(buckets=3).how == "resumed"
+    assert not set(names).intersection(workbench.outputs())
+    go.touch()
     assert within(first(trigger())) == {"run": "run", "state": "done"}
-    assert workbench.status().done == 60
+    assert workbench.begun() == dict.fromkeys(names, 1)
+    assert workbench.outputs() == names
 
 
 def test_a_late_kill_does_not_touch_a_run_another_has_attached_to(workbench: Workbench) -> None:
     workbench.files(1)
     workbench.enqueue()
     run = Run(workbench.redis, "run")
-    earlier = trigger(cancel_grace=0.0)
-    kill_once(earlier, lambda: run.generation() == "2" and run.attach() == "3")
+    kill_once(trigger(), lambda: run.snapshot().generation == "2" and run.attach() == "3")
     assert run.state() == "queued"
+
+
+def test_a_late_kill_does_not_touch_the_next_round_of_a_cancelled_run(workbench: Workbench) -> None:
+    workbench.files(1)
+    workbench.enqueue()
+    run = Run(workbench.redis, "run")
+
+    def is_in_its_next_round() -> bool:
+        if run.snapshot().generation != "2":
+            return False
+        run.cancel(600)
+        return workbench.enqueue().how == "resumed"
+
+    kill_once(trigger(), is_in_its_next_round)
+    assert run.state() == "queued"
+    assert workbench.status().round == 2
 
 
 def test_progress_is_told_on_change_and_not_too_often(workbench: Workbench) -> None:

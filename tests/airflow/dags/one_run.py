@@ -45,15 +45,12 @@ def run_in(kind: type[ImeceRunOperator], **fields: Any) -> None:
         suffix="{{ none }}",
         overwrite="{{ false }}",
         poll_interval=0.2,
-        cancel_grace=CANCEL_GRACE,
         retries=1,
         retry_delay=timedelta(seconds=1),
         outlets=[Asset("imece-one-run")],
         **fields,
     )
 
-
-CANCEL_GRACE = 8.0
 
 with DAG("one_run", schedule=None, params=PARAMS):
     run_in(ImeceRunOperator, run_id="{{ params.run_id }}")
