@@ -248,6 +248,7 @@ class Promises(RuleBasedStateMachine):
         for worker in self.one_of(which, self.alive()):
             self.say(f"kill -9 of {worker.pid}, {whole_group=}")
             worker.signal(signal.SIGKILL, whole_group)
+            worker.ended()
             self.is_calm = False
 
     @rule(which=WHICH)
