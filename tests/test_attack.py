@@ -156,27 +156,32 @@ def swap_workplaces(target: Path, elsewhere: Path) -> None:
 def attacker(attack: Callable[[Path, Path], None], *paths: Path) -> Iterator[None]:
     code = (
         "import sys, pathlib, tests.test_attack as t\n"
+        "print('at it', flush=True)\n"
         "getattr(t, sys.argv[1])(*map(pathlib.Path, sys.argv[2:]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, attack.__name__, *map(str, paths)], cwd=ROOT
+        [sys.executable, "-c", code, attack.__name__, *map(str, paths)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
     )
+    assert process.stdout is not None
     try:
+        assert process.stdout.readline() == b"at it\n"
         yield
         assert process.poll() is None, "the attacker has given up"
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
 
 
 def under_attack(
     workbench: Workbench, module: str, attack: Callable[[Path, Path], None], *paths: Path
 ) -> None:
-    """Works for some seconds while an attacker is at it."""
+    """Works for some seconds while an attacker is at it, who begins before the first file."""
     workbench.settings |= {"retry_pause": "0.001"}
     workbench.enqueue(buckets=3, files_per_job=FILES, retries=100, overwrite=True)
-    workbench.worker(processor=f"{module}:copy").started()
     with attacker(attack, *paths):
+        workbench.worker(processor=f"{module}:copy").started()
         end = time.monotonic() + SECONDS
         until(lambda: workbench.status().has_ended or time.monotonic() > end, "some seconds")
     for worker in workbench.workers:

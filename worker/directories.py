@@ -42,7 +42,8 @@ class Tree:
 
     @property
     def device(self) -> int:
-        self.root  # noqa: B018 - opens it
+        if self._root is None:
+            self.root  # noqa: B018 - opens it
         return self._identity[0]
 
     def directory(self, path: bytes, make: bool = False) -> int:
@@ -56,7 +57,7 @@ class Tree:
         if held is not None:
             return held
         if not path:
-            return self.root
+            return self._root if self._root is not None else self.root
         try:
             number = self._open(path, make)
         except OSError as error:

@@ -16,7 +16,7 @@ import time
 from imece import beneath, names, workplace
 from imece.workplace import Workplace
 from worker.directories import PlaceError, Tree, identity
-from worker.private import Desk
+from worker.private import Desk, path_by
 from worker.signature import is_signed, sign
 
 ASIDE = b".old"
@@ -114,7 +114,7 @@ class Outputs:
     def _open_workplace(self) -> None:
         self.workplace = Workplace.make(self.tree.root, self._execution)
         if self._desk.is_there:
-            self._written = self._desk.outputs(self.workplace.number) + b"/"
+            self._written = path_by(self.workplace.number) + b"/"
         else:
             self._written = os.path.join(self.tree.path, self.workplace.name, b"")
 
@@ -232,7 +232,7 @@ class Outputs:
     def _path(self, number: int, path: bytes) -> bytes:
         """Of a directory in the output directory."""
         if self._desk.is_there:
-            return b"/proc/self/fd/%d" % number
+            return path_by(number)
         return os.path.join(self.tree.path, path)
 
     def discard(self, index: int, name: bytes) -> None:

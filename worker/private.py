@@ -2,7 +2,8 @@
 
 A processor takes paths, and whoever may write to IN or OUT could swap what lies on the way. So it
 is given links in a directory that nobody else can write to, which lead to what has been opened
-already (/proc/PID/fd). They have the file's real name and ending.
+already (/proc/PID/fd). They have the file's real name and ending. A processor that puts something
+else in the place of a link has not changed its input.
 """
 
 import atexit
@@ -96,14 +97,13 @@ def _sweep_one(name: bytes, parent: int) -> None:
 
 
 class Desk:
-    """A work-horse's part of it, for one execution: the links to its input and to its outputs. Made
-    when it is first needed; where descriptors have no paths it is not there."""
+    """A work-horse's part of it, for one execution: the link to its input. Made when it is first
+    needed; where descriptors have no paths it is not there."""
 
     def __init__(self, execution: str) -> None:
         self._execution = execution
         self._in = -1
-        self._path = self._prefix = self._process = b""
-        self._leads_to = b""
+        self._prefix = self._leads_to = b""
         self._number = -1
         self._last = b""
 
@@ -114,24 +114,12 @@ class Desk:
     def _make(self) -> bool:
         if (base := directory()) is None:
             return False
-        self._path = path_of(base, self._execution)
-        shutil.rmtree(self._path, ignore_errors=True)  # of a work-horse that died
-        os.mkdir(self._path, 0o700)
-        os.mkdir(self._path + b"/in", 0o700)
-        self._prefix = self._path + b"/in/"
-        self._process = b"/proc/%d/fd/" % os.getpid()
-        self._in = os.open(self._path + b"/in", beneath.LISTED)
+        path = path_of(base, self._execution)
+        shutil.rmtree(path, ignore_errors=True)  # of a work-horse that died
+        os.mkdir(path, 0o700)
+        self._prefix = path + b"/"
+        self._in = os.open(path, beneath.LISTED)
         return True
-
-    def outputs(self, workplace: int) -> bytes:
-        """The path of the directory in which outputs are written."""
-        link = self._path + b"/out"
-        try:
-            os.unlink(link)
-        except FileNotFoundError:
-            pass
-        os.symlink(self._process + b"%d" % workplace, link)
-        return link
 
     def input(self, number: int, name: bytes) -> bytes:
         """Makes the link lead to an open file, which is the desk's from here on and is closed when
@@ -141,7 +129,7 @@ class Desk:
         """
         here = self._in
         if self._number == -1:
-            self._number, self._leads_to = number, self._process + b"%d" % number
+            self._number, self._leads_to = number, path_by(number)
         else:
             os.dup2(number, self._number, inheritable=False)
             os.close(number)
@@ -165,6 +153,11 @@ class Desk:
                 except OSError:
                     pass  # the processor has closed it
         self._in = self._number = -1
+
+
+def path_by(number: int) -> bytes:
+    """Of what is open in this process by this descriptor; for the programs it starts, too."""
+    return b"/proc/%d/fd/%d" % (os.getpid(), number)
 
 
 def path_of(base: bytes, execution: str) -> bytes:
