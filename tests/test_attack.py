@@ -175,13 +175,13 @@ def attacker(attack: Callable[[Path, Path], None], *paths: Path) -> Iterator[Non
 
 
 def under_attack(
-    workbench: Workbench, module: str, attack: Callable[[Path, Path], None], *paths: Path
+    workbench: Workbench, processor: str, attack: Callable[[Path, Path], None], *paths: Path
 ) -> None:
     """Works for some seconds while an attacker is at it, who begins before the first file."""
     workbench.settings |= {"retry_pause": "0.001"}
     workbench.enqueue(buckets=3, files_per_job=FILES, retries=100, overwrite=True)
     with attacker(attack, *paths):
-        workbench.worker(processor=f"{module}:copy").started()
+        workbench.worker(processor=processor).started()
         end = time.monotonic() + SECONDS
         until(lambda: workbench.status().has_ended or time.monotonic() > end, "some seconds")
     for worker in workbench.workers:
@@ -193,7 +193,8 @@ def test_a_directory_of_inputs_swapped_in_a_loop_gives_no_secret_away(
     workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
-    under_attack(workbench, module, swap_directory, workbench.source / "sub", elsewhere)
+    processor = f"{module}:copy_after_many_reads"
+    under_attack(workbench, processor, swap_directory, workbench.source / "sub", elsewhere)
     assert workbench.outputs()
     assert no_secret(workbench)
 
@@ -203,7 +204,8 @@ def test_inputs_swapped_for_links_in_a_loop_give_no_secret_away(
     workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
-    under_attack(workbench, module, swap_files, workbench.source / "sub", elsewhere)
+    processor = f"{module}:copy_after_many_reads"
+    under_attack(workbench, processor, swap_files, workbench.source / "sub", elsewhere)
     assert workbench.outputs()
     assert no_secret(workbench)
 
@@ -214,7 +216,7 @@ def test_a_directory_of_outputs_swapped_in_a_loop_is_not_written_through(
 ) -> None:
     many(workbench)
     (workbench.target / "sub").mkdir(parents=True)
-    under_attack(workbench, module, swap_directory, workbench.target / "sub", elsewhere)
+    under_attack(workbench, f"{module}:copy", swap_directory, workbench.target / "sub", elsewhere)
     assert workbench.outputs()
     assert is_unharmed(elsewhere)
 
@@ -225,7 +227,7 @@ def test_a_workplace_swapped_in_a_loop_is_not_written_through(
 ) -> None:
     many(workbench)
     workbench.target.mkdir()
-    under_attack(workbench, module, swap_workplaces, workbench.target, elsewhere)
+    under_attack(workbench, f"{module}:copy", swap_workplaces, workbench.target, elsewhere)
     assert workbench.status().done
     assert is_unharmed(elsewhere)
 
