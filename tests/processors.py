@@ -25,6 +25,14 @@ def copy(source: str, target: str) -> None:
     Path(target).write_bytes(Path(source).read_bytes())
 
 
+def copy_after_many_reads(source: str, target: str) -> None:
+    """Copies the first content that is another than that of the files of tests/test_attack.py."""
+    for _ in range(200):
+        if (data := Path(source).read_bytes()) != b"fine":
+            break
+    Path(target).write_bytes(data)
+
+
 def digest(source: str, target: str) -> None:
     Path(target).write_text(hashlib.sha256(Path(source).read_bytes()).hexdigest())
 

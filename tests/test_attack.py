@@ -156,27 +156,32 @@ def swap_workplaces(target: Path, elsewhere: Path) -> None:
 def attacker(attack: Callable[[Path, Path], None], *paths: Path) -> Iterator[None]:
     code = (
         "import sys, pathlib, tests.test_attack as t\n"
+        "print('at it', flush=True)\n"
         "getattr(t, sys.argv[1])(*map(pathlib.Path, sys.argv[2:]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, attack.__name__, *map(str, paths)], cwd=ROOT
+        [sys.executable, "-c", code, attack.__name__, *map(str, paths)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
     )
+    assert process.stdout is not None
     try:
+        assert process.stdout.readline() == b"at it\n"
         yield
         assert process.poll() is None, "the attacker has given up"
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
 
 
 def under_attack(
-    workbench: Workbench, module: str, attack: Callable[[Path, Path], None], *paths: Path
+    workbench: Workbench, processor: str, attack: Callable[[Path, Path], None], *paths: Path
 ) -> None:
-    """Works for some seconds while an attacker is at it."""
+    """Works for some seconds while an attacker is at it, who begins before the first file."""
     workbench.settings |= {"retry_pause": "0.001"}
     workbench.enqueue(buckets=3, files_per_job=FILES, retries=100, overwrite=True)
-    workbench.worker(processor=f"{module}:copy").started()
     with attacker(attack, *paths):
+        workbench.worker(processor=processor).started()
         end = time.monotonic() + SECONDS
         until(lambda: workbench.status().has_ended or time.monotonic() > end, "some seconds")
     for worker in workbench.workers:
@@ -188,7 +193,8 @@ def test_a_directory_of_inputs_swapped_in_a_loop_gives_no_secret_away(
     workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
-    under_attack(workbench, module, swap_directory, workbench.source / "sub", elsewhere)
+    processor = f"{module}:copy_after_many_reads"
+    under_attack(workbench, processor, swap_directory, workbench.source / "sub", elsewhere)
     assert workbench.outputs()
     assert no_secret(workbench)
 
@@ -198,7 +204,8 @@ def test_inputs_swapped_for_links_in_a_loop_give_no_secret_away(
     workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
-    under_attack(workbench, module, swap_files, workbench.source / "sub", elsewhere)
+    processor = f"{module}:copy_after_many_reads"
+    under_attack(workbench, processor, swap_files, workbench.source / "sub", elsewhere)
     assert workbench.outputs()
     assert no_secret(workbench)
 
@@ -209,7 +216,7 @@ def test_a_directory_of_outputs_swapped_in_a_loop_is_not_written_through(
 ) -> None:
     many(workbench)
     (workbench.target / "sub").mkdir(parents=True)
-    under_attack(workbench, module, swap_directory, workbench.target / "sub", elsewhere)
+    under_attack(workbench, f"{module}:copy", swap_directory, workbench.target / "sub", elsewhere)
     assert workbench.outputs()
     assert is_unharmed(elsewhere)
 
@@ -220,7 +227,7 @@ def test_a_workplace_swapped_in_a_loop_is_not_written_through(
 ) -> None:
     many(workbench)
     workbench.target.mkdir()
-    under_attack(workbench, module, swap_workplaces, workbench.target, elsewhere)
+    under_attack(workbench, f"{module}:copy", swap_workplaces, workbench.target, elsewhere)
     assert workbench.status().done
     assert is_unharmed(elsewhere)
 

@@ -10,7 +10,7 @@ import pytest
 from imece.errors import ListingError
 from imece.run import Run
 from tests.conftest import Workbench, until
-from worker import place
+from worker import signature
 
 ODD_NAMES = [
     b"new\nline",
@@ -265,10 +265,10 @@ def test_a_directory_is_known_as_an_output_without_extended_attributes(tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("setxattr", "getxattr"):
             patch.delattr(os, name)
-        assert not place.is_signed(parent, b"made", b"d/output")
-        place.sign(parent, b"made", b"d/output")
-        assert place.is_signed(parent, b"made", b"d/output")
-        assert not place.is_signed(parent, b"made", b"d/another")
+        assert not signature.is_signed(parent, b"made", b"d/output")
+        signature.sign(parent, b"made", b"d/output")
+        assert signature.is_signed(parent, b"made", b"d/output")
+        assert not signature.is_signed(parent, b"made", b"d/another")
     os.close(parent)
 
 

@@ -23,8 +23,9 @@ from imece.lease import Action, Batch, Claimed, Verdict
 from imece.settings import Settings
 from worker import horse, log, stops
 from worker.assignment import Assignment
+from worker.directories import PlaceError
 from worker.outage import Outage
-from worker.place import PlaceError, Places
+from worker.place import Places
 from worker.progress import Progress
 from worker.retry import ServerClock
 from worker.stable import Stable

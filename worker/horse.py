@@ -25,7 +25,7 @@ from imece.parent import follow_parent
 from worker import descriptors, stops
 from worker.assignment import Assignment
 from worker.capture import Capture
-from worker.place import PlaceError
+from worker.directories import PlaceError
 from worker.processor import CommandError, Processor
 from worker.retry import next_try
 from worker.scroll import Scroll
@@ -131,7 +131,10 @@ class Horse:
         self._table.look_at(assignment.first, assignment.first + len(assignment.files))
         self._owed = dict(assignment.cursor.owed)
         # To look for what is not there takes a quarter of a quick file's time in a large directory.
-        self._looks_for_outputs = assignment.cursor.careful or not assignment.untouched
+        self._looks_for_outputs = not assignment.parameters.overwrite and (
+            assignment.cursor.careful or not assignment.untouched
+        )
+        self._inputs, self._outputs = assignment.places.inputs, assignment.places.outputs
         self._tried_any = False
         self._stalled = False
         self._pid = os.getpid()
@@ -209,7 +212,8 @@ class Horse:
             _flush()
             stopped = self._was_stopped(error, signals)
             fault = None if stopped else places.fault(error)
-            places.discard(index, name)
+            if self._outputs is not None:
+                self._outputs.discard(index, name)
             places.forget()  # no other file is to fail for a directory that is gone
             if stopped:
                 table.drop_current()
@@ -239,22 +243,25 @@ class Horse:
         return self._table.stopping
 
     def _process(self, index: int, name: bytes) -> tuple[Outcome, int, int]:
-        places = self._a.places
-        found = places.look(name)
-        if (
-            self._looks_for_outputs
-            and not self._a.parameters.overwrite
-            and (there := places.existing(name)) is not None
-            and there.st_mtime_ns >= found.st_mtime_ns
-        ):
-            return Outcome.SKIPPED, 0, 0
-        target = places.prepare(index, name)
-        self._gear.processor(places.input.path, target)
+        inputs, outputs = self._inputs, self._outputs
+        found = inputs.look(name)
+        if outputs is None:
+            target = None
+        else:
+            if (
+                self._looks_for_outputs
+                and (there := outputs.existing(name)) is not None
+                and there.st_mtime_ns >= found.st_mtime_ns
+            ):
+                return Outcome.SKIPPED, 0, 0
+            target = outputs.prepare(index, name)
+        self._gear.processor(inputs.path, target)
         self._end_copy()
         self._bow_to_the_limit(index)
-        if places.changed():
+        if inputs.changed():
             raise PlaceError("the input changed while it was processed")
-        return Outcome.DONE, found.st_size, places.commit(index, name)
+        bytes_out = outputs.commit(index, name) if outputs is not None else 0
+        return Outcome.DONE, found.st_size, bytes_out
 
     def _stall(self, fault: str) -> None:
         """The place is at fault: the file in hand is not charged a try."""

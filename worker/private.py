@@ -2,7 +2,8 @@
 
 A processor takes paths, and whoever may write to IN or OUT could swap what lies on the way. So it
 is given links in a directory that nobody else can write to, which lead to what has been opened
-already (/proc/PID/fd). They have the file's real name and ending.
+already (/proc/PID/fd). They have the file's real name and ending. A processor that puts something
+else in the place of a link has not changed its input.
 """
 
 import atexit
@@ -96,63 +97,67 @@ def _sweep_one(name: bytes, parent: int) -> None:
 
 
 class Desk:
-    """A work-horse's part of it, for one execution: the links to its input and to its outputs.
+    """A work-horse's part of it, for one execution: the link to its input. Made when it is first
+    needed; where descriptors have no paths it is not there."""
 
-    Args:
-        base: the worker's private directory.
-    """
-
-    def __init__(self, base: bytes, execution: str) -> None:
-        self._path = path_of(base, execution)
-        shutil.rmtree(self._path, ignore_errors=True)  # of a work-horse that died
-        os.mkdir(self._path, 0o700)
-        os.mkdir(self._path + b"/in", 0o700)
-        self._in = os.open(self._path + b"/in", beneath.LISTED)
-        self._prefix = self._path + b"/in/"
-        self._process = b"/proc/%d/fd/" % os.getpid()
-        self._leads_to = b""
+    def __init__(self, execution: str) -> None:
+        self._execution = execution
+        self._in = -1
+        self._prefix = self._leads_to = b""
         self._number = -1
         self._last = b""
 
-    def outputs(self, workplace: int) -> bytes:
-        """The path of the directory in which outputs are written."""
-        link = self._path + b"/out"
-        try:
-            os.unlink(link)
-        except FileNotFoundError:
-            pass
-        os.symlink(self._process + b"%d" % workplace, link)
-        return link
+    @property
+    def is_there(self) -> bool:
+        return self._in != -1 or self._make()
 
-    def input(self, number: int, name: bytes) -> tuple[int, bytes]:
-        """Makes the link lead to an open file, which is closed when the next one comes; where the
-        file is open from here on, and the path.
+    def _make(self) -> bool:
+        if (base := directory()) is None:
+            return False
+        path = path_of(base, self._execution)
+        shutil.rmtree(path, ignore_errors=True)  # of a work-horse that died
+        os.mkdir(path, 0o700)
+        self._prefix = path + b"/"
+        self._in = os.open(path, beneath.LISTED)
+        return True
+
+    def input(self, number: int, name: bytes) -> bytes:
+        """Makes the link lead to an open file, which is the desk's from here on and is closed when
+        the next one comes; the path.
 
         The one link there is gets another name: to make one for each file takes four times as long.
         """
+        here = self._in
         if self._number == -1:
-            self._number, self._leads_to = number, self._process + b"%d" % number
-        elif number != self._number:
+            self._number, self._leads_to = number, path_by(number)
+        else:
             os.dup2(number, self._number, inheritable=False)
             os.close(number)
         try:
-            os.rename(self._last, name, src_dir_fd=self._in, dst_dir_fd=self._in)
-            sound = os.readlink(name, dir_fd=self._in) == self._leads_to
+            os.rename(self._last, name, src_dir_fd=here, dst_dir_fd=here)
+            sound = os.readlink(name, dir_fd=here) == self._leads_to
         except OSError:  # the processor has moved it away, or put something in its place
             sound = False
         if not sound:
-            beneath.remove(name, self._in)
-            os.symlink(self._leads_to, name, dir_fd=self._in)
+            beneath.remove(name, here)
+            os.symlink(self._leads_to, name, dir_fd=here)
         self._last = name
-        return self._number, self._prefix + name
+        return self._prefix + name
 
     def close(self) -> None:
         """Closes what is open; the parent removes the links."""
         for number in (self._in, self._number):
-            try:
-                os.close(number)
-            except OSError:
-                pass  # there was no file, or the processor has closed it
+            if number != -1:
+                try:
+                    os.close(number)
+                except OSError:
+                    pass  # the processor has closed it
+        self._in = self._number = -1
+
+
+def path_by(number: int) -> bytes:
+    """Of what is open in this process by this descriptor; for the programs it starts, too."""
+    return b"/proc/%d/fd/%d" % (os.getpid(), number)
 
 
 def path_of(base: bytes, execution: str) -> bytes:

@@ -1,0 +1,260 @@
+"""The outputs of a job: each is written in the execution's workplace, a directory of its own in the
+output directory (imece/workplace.py), and renamed when it is whole; carried first, where its place
+is on another file system.
+
+Written beside their places, outputs would make workers wait for each other: a directory takes one
+new name at a time (bench/process.py). And what an execution leaves behind is removed in one go.
+What is moved away with its directory after it was put there is not followed.
+"""
+
+import errno
+import os
+import shutil
+import stat
+import time
+
+from imece import beneath, names, workplace
+from imece.workplace import Workplace
+from worker.directories import PlaceError, Tree, identity
+from worker.private import Desk, path_by
+from worker.signature import is_signed, sign
+
+ASIDE = b".old"
+"""What a temporary output's name ends in while the older output it replaces lies beside it."""
+
+LONGEST_ENDING = 32
+IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
+"""A directory takes the place of nothing but an empty directory, and a file of no directory."""
+
+LOOK_PAUSE = 0.01
+"""Seconds for which the directory that outputs are put in is not looked for again. Outputs that are
+put there between its being moved away and the next look go with it, as those before them do."""
+
+
+class Outputs:
+    """The output directory's.
+
+    Args:
+        suffix: see `names.with_suffix`.
+        execution: names the workplace, so that no other execution writes to the same.
+        overwrite: whether a directory output takes the place of any directory.
+
+    Attributes:
+        workplace: while it is open.
+    """
+
+    def __init__(
+        self, root: bytes, suffix: bytes | None, execution: str, overwrite: bool, desk: Desk
+    ) -> None:
+        self.tree = Tree(root)
+        self.workplace: Workplace | None = None
+        self._suffix = suffix
+        self._execution = execution
+        self._overwrite = overwrite
+        self._desk = desk
+        self._written = b""  # the path of the workplace, for the processor
+        self._looked_at = b""
+        self._looked = -LOOK_PAUSE
+        # Of the output in hand: its name, in parts too, relative to the root; where that is; and
+        # the name in the workplace.
+        self._output = self._directory = self._last = b""
+        self._there = -1
+        self._temporary = b""
+
+    def name(self, name: bytes) -> bytes:
+        """Of an input's output, relative to the root."""
+        return names.with_suffix(name, self._suffix)
+
+    def temporary(self, index: int, output: bytes) -> bytes:
+        """The temporary output: short whatever the name, with the output's own ending, because
+        many a tool chooses the format by it. The underscore: what a processor writes beside its own
+        output, pages by their numbers say, must not lie where another file's output is looked for.
+        """
+        stem, dot, ending = output.rpartition(b"/")[2].rpartition(b".")
+        ending = (dot + ending)[-LONGEST_ENDING:] if stem.strip(b".") else b""
+        return b"%d_%s" % (index, ending)
+
+    def existing(self, name: bytes) -> os.stat_result | None:
+        """The output that is there already, if any."""
+        directory, _, last = self.name(name).rpartition(b"/")
+        try:
+            number = self.tree.directory(directory)
+            # Most are not there: to ask first is half as dear as an exception.
+            if not os.access(last, os.F_OK, dir_fd=number):
+                return None
+            return os.lstat(last, dir_fd=number)
+        except (OSError, PlaceError):
+            return None
+
+    def device(self, found: os.stat_result) -> int:
+        """As in a proof, see `workplace.RENAME`."""
+        return 0 if found.st_dev == self.tree.device else found.st_dev
+
+    def prepare(self, index: int, name: bytes) -> bytes:
+        """Makes the directory the output goes to, and the workplace; the path to write to.
+
+        Raises:
+            PlaceError: one cannot be made, or a link leads it out of the output directory.
+        """
+        output = name if self._suffix is None else self.name(name)
+        directory, _, last = output.rpartition(b"/")
+        try:
+            self._there = self.tree.directory(directory, make=True)
+            if self.workplace is None:
+                self._open_workplace()
+        except OSError as error:
+            wanted = os.path.join(self.tree.path, directory)
+            raise PlaceError(
+                f"the directory {names.shown(wanted)} cannot be made: {error.strerror}", error.errno
+            ) from None
+        self._output, self._directory, self._last = output, directory, last
+        self._temporary = temporary = self.temporary(index, last)
+        return self._written + temporary
+
+    def _open_workplace(self) -> None:
+        self.workplace = Workplace.make(self.tree.root, self._execution)
+        if self._desk.is_there:
+            self._written = path_by(self.workplace.number) + b"/"
+        else:
+            self._written = os.path.join(self.tree.path, self.workplace.name, b"")
+
+    def commit(self, index: int, name: bytes) -> int:
+        """Puts the finished output in its place; its size in bytes (0 for a directory).
+
+        Raises:
+            PlaceError: the processor has not written it, or it cannot be put there.
+        """
+        try:
+            return self._commit(index)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                why = error.strerror or error
+                text = f"the output cannot be put in its place: {why}"
+                raise PlaceError(text, error.errno) from None
+        self.forget()  # the processor has closed what it has not opened
+        self.prepare(index, name)
+        try:
+            return self._commit(index)
+        except OSError as error:
+            text = f"the output cannot be put in its place: {error.strerror}"
+            raise PlaceError(text, error.errno) from None
+
+    def _commit(self, index: int) -> int:
+        place, temporary = self.workplace, self._temporary
+        assert place is not None  # noqa: S101 - `prepare` has opened it
+        try:
+            found = os.stat(temporary, dir_fd=place.number, follow_symlinks=False)
+        except FileNotFoundError:
+            raise PlaceError("the processor returned without writing its output") from None
+        is_directory = False
+        if not stat.S_ISREG(found.st_mode):
+            is_directory = stat.S_ISDIR(found.st_mode)
+            if not is_directory:
+                raise PlaceError("the processor's output is neither a file nor a directory")
+            sign(place.number, temporary, self._output)
+        place.prove(index, self.device(found), found.st_ino)
+        try:
+            os.rename(temporary, self._last, src_dir_fd=place.number, dst_dir_fd=self._there)
+        except OSError as error:
+            if error.errno in IN_THE_WAY:
+                self._replace(place.number)
+            elif error.errno == errno.EXDEV:
+                self._carry(index, is_directory)
+            else:
+                raise
+        now = time.monotonic()
+        if now - self._looked > LOOK_PAUSE or self._looked_at != self._directory:
+            if not self.tree.leads_to_held(self._directory):
+                raise PlaceError("the output's directory was moved away while it was put there")
+            self._looked_at, self._looked = self._directory, now
+        return 0 if is_directory else found.st_size
+
+    def _replace(self, source: int) -> None:
+        """A directory goes for another, or for a file, or a file for a directory; not for one that
+        somebody else has made."""
+        temporary, last, there, output = self._temporary, self._last, self._there, self._output
+        aside = temporary + ASIDE
+        older = os.lstat(last, dir_fd=there)
+        if stat.S_ISDIR(older.st_mode):
+            is_directory = stat.S_ISDIR(os.lstat(temporary, dir_fd=source).st_mode)
+            if not (is_directory and self._overwrite) and not is_signed(there, last, output):
+                hint = ", or enqueue with --overwrite" if is_directory else ""
+                raise PlaceError(
+                    f"a directory lies where the output goes, {names.shown(output)}, and imece has "
+                    f"not made it for this file: move it away{hint}",
+                    errno.ENOTEMPTY,
+                )
+        os.rename(last, aside, src_dir_fd=there, dst_dir_fd=source)
+        try:
+            if identity(os.lstat(aside, dir_fd=source)) != identity(older):
+                raise PlaceError("what lies where the output goes was replaced meanwhile")
+            os.rename(temporary, last, src_dir_fd=source, dst_dir_fd=there)
+        except (OSError, PlaceError):
+            if not beneath.is_there(last, there):
+                os.rename(aside, last, src_dir_fd=source, dst_dir_fd=there)
+            raise
+        beneath.remove(aside, source)
+
+    def _carry(self, index: int, is_directory: bool) -> None:
+        """To another file system: copied to the output's side, into a directory that is for us
+        alone as well, and renamed there when it is whole."""
+        place, temporary, there = self.workplace, self._temporary, self._there
+        assert place is not None  # noqa: S101 - `prepare` has opened it
+        name = place.name + workplace.CARRIED
+        directory = self.tree.resolve(self._directory)
+        beside = os.path.join(directory, name)
+        place.note_landing(directory)
+        beneath.remove(name, there)
+        landing = workplace.open_private(there, name, make=True)
+        try:
+            # Nobody else may write to either directory: paths by their descriptors hold.
+            old, new = self._path(place.number, place.name), self._path(landing, beside)
+            old, new = os.path.join(old, temporary), os.path.join(new, temporary)
+            if is_directory:
+                shutil.copytree(os.fsdecode(old), os.fsdecode(new), symlinks=True)
+            else:
+                shutil.copy2(old, new)
+            if is_directory:
+                sign(landing, temporary, self._output)
+            landed = os.lstat(temporary, dir_fd=landing)
+            place.prove(index, self.device(landed), landed.st_ino)
+            try:
+                os.rename(temporary, self._last, src_dir_fd=landing, dst_dir_fd=there)
+            except OSError as error:
+                if error.errno not in IN_THE_WAY:
+                    raise
+                self._replace(landing)
+        finally:
+            os.close(landing)
+            beneath.remove(name, there)
+        beneath.remove(temporary, place.number)
+
+    def _path(self, number: int, path: bytes) -> bytes:
+        """Of a directory in the output directory."""
+        if self._desk.is_there:
+            return path_by(number)
+        return os.path.join(self.tree.path, path)
+
+    def discard(self, index: int, name: bytes) -> None:
+        """Removes what there is of an output that will not be."""
+        if self.workplace is not None:
+            try:
+                beneath.remove(self.temporary(index, self.name(name)), self.workplace.number)
+            except OSError:
+                pass
+
+    def forget(self) -> None:
+        """Looks at every directory afresh from here on."""
+        if self.workplace is not None and self.workplace.lock is None:
+            self.close_workplace()
+        self._looked = -LOOK_PAUSE
+        self.tree.forget()
+
+    def close_workplace(self) -> None:
+        if self.workplace is not None:
+            self.workplace.close()
+            self.workplace = None
+
+    def close(self) -> None:
+        self.close_workplace()
+        self.tree.forget()
