@@ -728,7 +728,7 @@ def test_what_is_no_job_does_not_stay_between_queue_and_lease(
     workbench: Workbench, hand: Hand
 ) -> None:
     workbench.redis.rpush(keys.moving(QUEUE), b"\xff\xfe", "nonsense")
-    workbench.redis.zadd(keys.leases(QUEUE), {b"\xff:\xfe": 1.0, "nonsense": float("inf")})
+    workbench.redis.zadd(keys.leases(QUEUE), {b"\xff:\xfe": 1.0, b"nonsense": float("inf")})
     moving: dict[bytes, float] = {}
     bury(workbench, moving, 0.0)
     bury(workbench, moving, 1000.0)

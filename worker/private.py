@@ -156,8 +156,9 @@ class Desk:
 
 
 def path_by(number: int) -> bytes:
-    """Of what is open in this process by this descriptor; for the programs it starts, too."""
-    return b"/proc/%d/fd/%d" % (os.getpid(), number)
+    """Of what is open in this process by this descriptor; for the programs it starts, too. By the
+    number that this process has in /proc, which may be of another namespace than our own."""
+    return b"/proc/%s/fd/%d" % (os.readlink(b"/proc/self"), number)
 
 
 def path_of(base: bytes, execution: str) -> bytes:
