@@ -188,6 +188,7 @@ def under_attack(
         worker.kill()
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_directory_of_inputs_swapped_in_a_loop_gives_no_secret_away(
     workbench: Workbench, elsewhere: Path, module: str
@@ -199,6 +200,7 @@ def test_a_directory_of_inputs_swapped_in_a_loop_gives_no_secret_away(
     assert no_secret(workbench)
 
 
+@pytest.mark.slow
 @BOTH
 def test_inputs_swapped_for_links_in_a_loop_give_no_secret_away(
     workbench: Workbench, elsewhere: Path, module: str
@@ -210,6 +212,7 @@ def test_inputs_swapped_for_links_in_a_loop_give_no_secret_away(
     assert no_secret(workbench)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_directory_of_outputs_swapped_in_a_loop_is_not_written_through(
     workbench: Workbench, elsewhere: Path, module: str
@@ -221,6 +224,7 @@ def test_a_directory_of_outputs_swapped_in_a_loop_is_not_written_through(
     assert is_unharmed(elsewhere)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_workplace_swapped_in_a_loop_is_not_written_through(
     workbench: Workbench, elsewhere: Path, module: str

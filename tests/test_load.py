@@ -137,6 +137,7 @@ def test_a_cancel_leaves_the_jobs_of_other_runs_alone(workbench: Workbench) -> N
     assert workbench.status().state == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_small_run_does_not_wait_behind_all_jobs_of_a_large_one(workbench: Workbench) -> None:
     """At most so many jobs of a run are in the queue at a time; the others come after them."""
     told(workbench, *enqueue_call(workbench, 5_000))
@@ -293,6 +294,7 @@ def test_jobs_that_a_stock_rq_worker_has_swallowed_come_back(workbench: Workbenc
     assert each_file_is_done_once(workbench, names)
 
 
+@pytest.mark.slow
 def test_jobs_of_a_run_larger_than_the_queue_come_back(workbench: Workbench) -> None:
     """Those that were in the queue are lost; those that wait behind them are not."""
     count = 1_500
