@@ -56,6 +56,11 @@ def watch_for_slow_commands(workbench: Workbench) -> None:
     workbench.redis.slowlog_reset()
 
 
+TRIES = 3
+"""SLOWLOG counts the time in which the server had no processor, too: on a busy machine a quick
+command may be in it once. A slow one is in it each time."""
+
+
 def slow_commands(workbench: Workbench) -> list[tuple[float, str]]:
     """Milliseconds and the beginning of each command that took too long."""
     found: list[dict[str, Any]] = workbench.redis.slowlog_get(1000)
@@ -69,6 +74,17 @@ def test_no_command_over_many_jobs_is_slow(
     workbench: Workbench, jobs: int, record_property: Callable[[str, object], None]
 ) -> None:
     watch_for_slow_commands(workbench)
+    for _ in range(TRIES):
+        if not (slow := slow_in_a_life(workbench, jobs, record_property)):
+            break
+    assert slow == {}
+
+
+def slow_in_a_life(
+    workbench: Workbench, jobs: int, record_property: Callable[[str, object], None]
+) -> dict[str, list[tuple[float, str]]]:
+    """The slow commands in a run's life, by the command of imece that sent them."""
+    workbench.redis.slowlog_reset()
     began = time.monotonic()
     told(workbench, *enqueue_call(workbench, jobs))
     seconds = {"enqueue": time.monotonic() - began}
@@ -89,8 +105,8 @@ def test_no_command_over_many_jobs_is_slow(
     record_property("seconds", seconds)
     record_property("bytes of Redis for each job", memory / jobs)
     print(f"{jobs:,} jobs: {memory / jobs:.0f} bytes each; seconds: {seconds}")
-    assert {command: found for command, found in slow.items() if found} == {}
     assert list(workbench.redis.scan_iter("imece:run:*")) == []
+    return {command: found for command, found in slow.items() if found}
 
 
 @pytest.mark.slow

@@ -253,7 +253,7 @@ def test_a_worker_that_comes_back_to_a_restarted_redis_late_still_has_its_job(
 def test_a_redis_that_hangs_is_an_outage_like_any_other(workbench: Workbench) -> None:
     """It is not restarted, so only the workers themselves can know that there was a gap."""
     until(lambda: uptime(workbench) > 5, "a server that has been up for longer than a lease")
-    a_run_in_progress(workbench, files=100, workers=1, buckets=1)
+    a_run_in_progress(workbench, files=400, workers=1, buckets=1)
     [holder] = workbench.workers
     idle = workbench.worker().started()
     server: int = workbench.redis.info("server")["process_id"]
@@ -268,7 +268,7 @@ def test_a_redis_that_hangs_is_an_outage_like_any_other(workbench: Workbench) ->
     assert idle.events("job taken") == []
     holder.kill(signal.SIGCONT)
     assert workbench.ended().state == "done"
-    assert each_file_was_begun_once_and_is_done(workbench, 100)
+    assert each_file_was_begun_once_and_is_done(workbench, 400)
     assert idle.events("job taken") == []
 
 

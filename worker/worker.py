@@ -16,6 +16,7 @@ from typing import Any
 import rq
 from redis.exceptions import RedisError
 from rq.serializers import JSONSerializer
+from rq.utils import now as utc_now
 from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry, register
 
@@ -102,8 +103,7 @@ class Worker(rq.Worker):
         while not self.wakeup.stopping:
             try:
                 if not registered:
-                    self.connection.delete(self.key)  # from a try whose answer was lost
-                    self.register_birth()  # type: ignore[no-untyped-call]
+                    self.register_birth()
                     self.subscribe()
                     registered = True
                 self._turn()
@@ -148,6 +148,12 @@ class Worker(rq.Worker):
             self._touch()
 
     # Signs of life
+
+    def register_birth(self) -> None:
+        """Like RQ's, but it runs out with the lease: a worker that is killed right after it would
+        count as alive for eight minutes."""
+        self.birth_date = utc_now()
+        self.heartbeat()
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Renews the registration, whole: it heals after Redis has lost it."""
