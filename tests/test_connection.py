@@ -436,7 +436,7 @@ def test_local_mode_minds_no_other_server_and_shows_no_password_to_ps(
     ) as local:
         try:
             seen = until(
-                lambda: "/in/f-0000.txt" in (now := command_lines()) and now,
+                lambda: "/f-0000.txt" in (now := command_lines()) and now,
                 "the file to be begun",
             )
         finally:

@@ -465,7 +465,7 @@ def test_private_directories_of_killed_workers_are_removed_by_the_next(
     workbench.enqueue()
     worker = workbench.worker()
     assert workbench.ended().done == 1
-    theirs = Path((workbench.target / "f").read_text()).parents[2]
+    theirs = Path((workbench.target / "f").read_text()).parents[1]
     assert theirs.name.startswith("imece-worker-")
     assert theirs.stat().st_mode & 0o777 == 0o700
     worker.kill()
@@ -475,7 +475,7 @@ def test_private_directories_of_killed_workers_are_removed_by_the_next(
     second = workbench.worker()
     assert workbench.ended("second").done == 1
     assert not theirs.exists()
-    ours = Path((workbench.target / "f").read_text()).parents[2]
+    ours = Path((workbench.target / "f").read_text()).parents[1]
     assert ours.exists()
     second.stop()
     assert not ours.exists()
