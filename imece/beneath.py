@@ -75,12 +75,14 @@ def open_directory(root: int, path: bytes) -> int:
     return _step_by_step(root, path)
 
 
-def _step_by_step(root: int, path: bytes) -> int:
+def _step_by_step(root: int, path: bytes, make: bool = False) -> int:
     here = os.open(b".", PINNED, dir_fd=root)
     try:
         for part in path.split(b"/") if path else ():
             if part in (b"", b".", b".."):
                 raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+            if make:
+                _make(here, part)
             following = _step(here, part)
             os.close(here)
             here = following
@@ -101,20 +103,14 @@ def _step(here: int, part: bytes) -> int:
 
 def make_directories(root: int, path: bytes) -> int:
     """As `open_directory`, making what is not there. Nothing is made behind a link."""
-    here = os.open(b".", PINNED, dir_fd=root)
+    return _step_by_step(root, path, make=True)
+
+
+def _make(here: int, part: bytes) -> None:
     try:
-        for part in path.split(b"/") if path else ():
-            try:
-                os.mkdir(part, dir_fd=here)
-            except FileExistsError:
-                pass
-            following = _step(here, part)
-            os.close(here)
-            here = following
-    except OSError:
-        os.close(here)
-        raise
-    return here
+        os.mkdir(part, dir_fd=here)
+    except FileExistsError:
+        pass
 
 
 def is_there(name: bytes, directory: int) -> bool:

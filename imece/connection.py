@@ -210,8 +210,9 @@ def _not_accepted(where: str) -> LoginError:
 
 
 def text(answer: Any) -> str:
-    """An answer of Redis as text. redis-py types answers `bytes | str`; ours are always bytes."""
-    decoded: str = answer.decode()
+    """An answer of Redis as text, whatever somebody has put there. redis-py types answers
+    `bytes | str`; ours are always bytes."""
+    decoded: str = answer.decode("utf-8", "backslashreplace")
     return decoded
 
 

@@ -212,7 +212,7 @@ class Run:
         state, parameters = self.redis.hmget(self.key, "state", "parameters")
         if state is None or parameters is None:
             return None
-        return _answer(raw(state)), self.decode(raw(parameters))
+        return text(state), self.decode(raw(parameters))
 
     def decode(self, parameters: bytes) -> Parameters:
         """Raises RunError if they are not what this version of imece writes."""
@@ -253,7 +253,7 @@ class Run:
         arguments: list[str | bytes | int | float] = [
             self.id, token, CLAIM_TTL, parameters.encode(), ttl,
         ]  # fmt: skip
-        return _answer(scripts.run("claim", self.redis, [self.key, keys.claim(self.id)], arguments))
+        return text(scripts.run("claim", self.redis, [self.key, keys.claim(self.id)], arguments))
 
     def attach(self) -> str | None:
         """Says that somebody waits for the run, which moves it to its next generation.
@@ -277,7 +277,7 @@ class Run:
         except RunError:  # workers drop its jobs where they meet them
             queue = None
         where = [self.key, keys.claim(self.id)]
-        answer = _answer(scripts.run("cancel", self.redis, where, [generation, result_ttl]))
+        answer = text(scripts.run("cancel", self.redis, where, [generation, result_ttl]))
         if answer == "":
             raise self.missing()
         if answer != "cancelled":
@@ -303,7 +303,7 @@ class Run:
         Raises:
             RunError: there is no such run, or it has not ended.
         """
-        answer = _answer(scripts.run("delete", self.redis, [self.key, keys.claim(self.id)], []))
+        answer = text(scripts.run("delete", self.redis, [self.key, keys.claim(self.id)], []))
         if answer == "":
             raise self.missing()
         if answer != "deleted":
@@ -335,13 +335,8 @@ class Run:
 
 
 def _word(value: bytes | None) -> str | None:
-    """A word in a run's hash, whatever somebody has put there."""
-    return None if value is None else _answer(value)
-
-
-def _answer(value: bytes) -> str:
-    """What a script answers; it may be a run's state, whatever somebody has put there."""
-    return value.decode("utf-8", "backslashreplace")
+    """A word in a run's hash, if it is there."""
+    return None if value is None else text(value)
 
 
 async def attach_async(redis: "AsyncRedis", run_id: str) -> str | None:
@@ -358,7 +353,7 @@ async def cancel_async(
         "cancelled", or the state that forbids it ("" if there is no such run).
     """
     where = [keys.run(run_id), keys.claim(run_id)]
-    answer = _answer(await scripts.run("cancel", redis, where, [generation, result_ttl]))
+    answer = text(await scripts.run("cancel", redis, where, [generation, result_ttl]))
     if answer == "cancelled":
         pieces = -(-await redis.llen(keys.pending(queue)) // STEP)
         for _ in range(pieces):

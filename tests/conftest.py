@@ -44,6 +44,15 @@ def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any
         time.sleep(0.02)
 
 
+def is_running(pid: int) -> bool:
+    """Zombies, which wait for somebody to take notice of their end, do not run."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of whoever runs the tests gets in."""

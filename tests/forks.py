@@ -15,16 +15,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from tests.conftest import ROOT, until
-
-
-def is_running(pid: int) -> bool:
-    """Zombies, which wait for somebody to take notice of their end, do not run."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+from tests.conftest import ROOT, is_running, until
 
 
 class Forked:

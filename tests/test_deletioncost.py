@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.conftest import Workbench, WorkerProcess, until
-from tests.test_kill import is_running
+from tests.conftest import Workbench, WorkerProcess, is_running, until
 
 IDLE, BUSY = "0", "1000"
 PATH = "/api/v1/namespaces/imece/pods/imece-worker-1"

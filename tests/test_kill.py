@@ -11,19 +11,10 @@ from pathlib import Path
 import pytest
 
 from imece import workplace
-from tests.conftest import Workbench, WorkerProcess, until, uptime
+from tests.conftest import Workbench, WorkerProcess, is_running, until, uptime
 
 AS_SHIPPED = {"lease": "15", "heartbeat": "1", "checkpoint": "1"}
 TAKEN_UP_WITHIN = 5.0
-
-
-def is_running(pid: int) -> bool:
-    """Zombies, which wait for somebody to take notice of their end, do not run."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def kill_horses_at_random_moments(workbench: Workbench, kills: int) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from imece.failure import Failure
-from tests.conftest import Workbench, until
-from tests.test_kill import is_running
+from tests.conftest import Workbench, is_running, until
 
 OTHERS = 20
 """Files in the same bucket that do no harm."""

@@ -14,7 +14,7 @@ import pytest
 
 from producer import local
 from producer.embedded import Server, clear_socket_dirs
-from tests.conftest import ROOT, until
+from tests.conftest import ROOT, is_running, until
 
 
 class Folder:
@@ -93,14 +93,6 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
     made = Folder(tmp_path)
     yield made
     made.close()
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def test_a_folder_becomes_outputs_and_a_summary(folder: Folder) -> None:
@@ -220,7 +212,7 @@ def test_nothing_outlives_a_killed_call(folder: Folder) -> None:
     family = call.family()
     assert len(family) == 3
     call.process.kill()
-    until(lambda: not any(map(alive, family)), "server and workers to be gone", 60)
+    until(lambda: not any(map(is_running, family)), "server and workers to be gone", 60)
     assert folder.on() == {}
     code, _, _ = folder.start("--max-replicas", "2", processor="tests.processors:slow").ends()
     assert code == 0
@@ -243,7 +235,7 @@ def test_a_killed_call_ends_its_workers_in_the_middle_of_their_files(folder: Fol
     until(lambda: len(descendants(call.process.pid)) == 1 + 2 * 3, "two files in hand")
     family = descendants(call.process.pid)  # the server; workers, horses, drainers
     call.process.kill()
-    until(lambda: not any(map(alive, family)), "all to be gone", 10)
+    until(lambda: not any(map(is_running, family)), "all to be gone", 10)
 
 
 @pytest.fixture
@@ -275,7 +267,7 @@ def test_a_call_that_is_killed_leaves_its_socket_only_until_the_next_one(
         family = call.family()
         call.process.kill()
         call.process.wait()
-        until(lambda: not any(map(alive, family)), "its server to be gone")  # noqa: B023
+        until(lambda: not any(map(is_running, family)), "its server to be gone")  # noqa: B023
         assert len(list(short.glob("imece-server-*"))) == 1
     (short / "imece-server-link").symlink_to(folder.source)
     assert folder.start(processor="tests.processors:slow").ends()[0] == 0

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Workbench, WorkerProcess, until
-from tests.test_kill import is_running
+from tests.conftest import ROOT, Workbench, WorkerProcess, is_running, until
 
 TIMED_OUT = 6
 
