@@ -8,7 +8,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from imece import keys, manifest, scripts
-from imece.connection import is_outage
+from imece.connection import is_outage, raw
 from imece.cursor import Cursor
 from imece.failure import Failure
 from imece.job import Reference
@@ -171,3 +171,8 @@ class Lease:
         where = [self.run.key, keys.leases(queue), keys.pending(queue)]
         verdict, pending = scripts.run("checkpoint", self.redis, where, arguments)
         return verdict.decode(), pending
+
+    def is_remembered(self) -> bool:
+        """After the lease was lost: whether the next holder of the job learns of this one."""
+        holders = self.redis.hget(f"{self.run.key}:holders", self.reference.field)
+        return self.execution.encode() in raw(holders or b"").split(b",")

@@ -139,7 +139,9 @@ class WorkerProcess:
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
             for pid in map(int, children.read_text().split()):
                 with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                    if Path(f"/proc/{pid}/comm").read_text().strip() != DRAINER:
+                    # The one that takes in bears its name before it leads its group.
+                    leads = os.getpgid(pid) == pid
+                    if leads and Path(f"/proc/{pid}/comm").read_text().strip() != DRAINER:
                         found.append(pid)
         return found
 

@@ -48,6 +48,10 @@ MOST_SWEPT = 1000
 _swept: set[str] = set()
 """The runs in whose output directories this worker has looked for what dead ones have left."""
 
+FENCE_AFTER = 2
+"""Heartbeats without an answer after which a worker that is through asks first whether the job is
+still its own; after three it may be thought dead (imece/rescue.py)."""
+
 BARREN_HORSES = 3
 """How many horses in a row may die without a file in hand before the job is given back."""
 
@@ -102,6 +106,8 @@ class Claim(Protocol):
         reason: str = "",
     ) -> tuple[Verdict, int]: ...
 
+    def is_remembered(self) -> bool: ...
+
 
 class Execution:
     """Processes what a lease claims."""
@@ -127,6 +133,7 @@ class Execution:
         self._unanswered: Unanswered | None = None
         self._checkpoint_due = time.monotonic() + workshop.settings.checkpoint
         self._lost = False
+        self._answered_at = time.monotonic()
 
     def run(self) -> Ending:
         """To the end, or until the worker is asked to stop."""
@@ -143,8 +150,7 @@ class Execution:
             before = self._progress.cursor()
             outcome = self._gallop()
             if self._lost:
-                self._places.clear(self._lease.execution)
-                return "lost"
+                return self._lose()
             if outcome == horse.DEFERRED:
                 return self._end("defer", "deferred")
             if outcome == horse.STALLED:
@@ -165,6 +171,21 @@ class Execution:
                 log.event("job cannot start", logging.ERROR, reason=reason)
                 return self._end("stall", "stalled", reason)
         return self._end("finish", "finished")
+
+    def _lose(self) -> Ending:
+        """Another worker has the job, or will: it reads our proofs, and clears up after us. If it
+        knows nothing of us, we do."""
+        if self._is_remembered():
+            self._places.leave()
+        else:
+            self._places.clear(self._lease.execution)
+        return "lost"
+
+    def _is_remembered(self) -> bool:
+        try:
+            return self._lease.is_remembered()
+        except RedisError:
+            return True
 
     def _stall(self, reason: str) -> Ending:
         """Gives the job back, because its directories cannot be used."""
@@ -410,6 +431,7 @@ class Execution:
             self._shop.outage.noted(error)
             return False
         self._shop.outage.over()
+        self._answered_at = time.monotonic()
         self._unanswered = None
         verdict, pending = answer
         if batch is not None and verdict in ("held", "stop"):
@@ -424,6 +446,12 @@ class Execution:
     def _end(self, action: Action, ending: Ending, reason: str = "") -> Ending:
         """Records the rest and gives the lease up, however long Redis is away."""
         self._progress.marked = NONE  # nothing is in hand
+        silent = time.monotonic() - self._answered_at
+        if silent > FENCE_AFTER * self._shop.settings.heartbeat and not self._shop.outage.left():
+            # Others may have thought us dead: then they need what is removed below.
+            self._send("continue", self._unanswered)
+            if self._lost:
+                return self._lose()
         # Whoever sees the end sees no temporary file.
         if not self._places.clear(self._lease.execution):
             self._stable.dismiss()  # with what the processor has left running

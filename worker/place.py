@@ -145,6 +145,14 @@ class Places:
         kept = [*keep, self.execution] if keep is not None else None
         return workplace.sweep(self.target_root, kept, self.kind or None, patience=patience)
 
+    def leave(self) -> None:
+        """The workplace to whoever takes the job over, if there are proofs in it."""
+        if next(self.proven(self.execution), None) is None:
+            self.clear(self.execution)
+            return
+        private.clear(self.execution)
+        self.close()
+
     def proven(self, execution: str) -> Iterator[tuple[int, int, int]]:
         """The proofs an execution has left: index, device, inode."""
         return remains.proven(self.outputs, execution) if self.outputs is not None else iter(())

@@ -147,6 +147,9 @@ class Share:
             self.report("progress")
         return "held", 0
 
+    def is_remembered(self) -> bool:
+        return False  # nobody takes a static bucket over
+
     def report(self, event: str) -> None:
         total = self._tally
         through = total.done + total.failed + total.skipped
