@@ -90,9 +90,9 @@ def test_a_workplace_replaced_while_a_job_is_on_leads_nowhere(
     workbench.enqueue(buckets=1, files_per_job=FILES, retries=0)
     workbench.worker(processor=f"{module}:slow")
     until(lambda: workbench.status().done, "the first files")
-    [workplace] = workbench.temporaries()
-    workplace.rename(workbench.target / "moved")
-    workplace.symlink_to(elsewhere)
+    [there] = workbench.temporaries()
+    there.rename(workbench.target / "moved")
+    there.symlink_to(elsewhere)
     before = workbench.status().done
     until(lambda: workbench.status().done + workbench.status().failed > before + 20, "more files")
     assert is_unharmed(elsewhere)

@@ -82,8 +82,8 @@ def _restore(kubeconfig: str | None) -> None:
 @contextmanager
 def connected(conn_id: str | None, settings: Settings) -> Iterator[Cluster]:
     """A client for the cluster a Kubernetes Connection names."""
-    with cluster_settings(conn_id, settings) as named, cluster.connect(named) as client:
-        yield client
+    with cluster_settings(conn_id, settings) as named, cluster.connect(named) as connection:
+        yield connection
 
 
 class ImeceOperator(BaseOperator):
