@@ -133,17 +133,22 @@ class WorkerProcess:
         return found[0]
 
     def horses(self) -> list[int]:
-        """The process ids of its children, without the one that takes in what they print."""
+        """The process ids of its children that process files."""
         found = []
+        for pid in self.children():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                # Each leads its group, as the one that takes in what they print does: that one
+                # bears its name before it leads.
+                leads = os.getpgid(pid) == pid
+                if leads and Path(f"/proc/{pid}/comm").read_text().strip() != DRAINER:
+                    found.append(pid)
+        return found
+
+    def children(self) -> list[int]:
         with suppress(FileNotFoundError, ProcessLookupError):
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-            for pid in map(int, children.read_text().split()):
-                with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                    # The one that takes in bears its name before it leads its group.
-                    leads = os.getpgid(pid) == pid
-                    if leads and Path(f"/proc/{pid}/comm").read_text().strip() != DRAINER:
-                        found.append(pid)
-        return found
+            return [int(pid) for pid in children.read_text().split()]
+        return []
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         self.process.send_signal(number)

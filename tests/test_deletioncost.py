@@ -257,7 +257,7 @@ def test_outside_of_a_cluster_there_is_no_patcher(pod: Pod, missing: str) -> Non
     else:
         del pod.workbench.settings[missing]
     worker = pod.worker()
-    assert worker.horses() == []  # it has no children at all
+    assert worker.children() == []  # it has no children at all
     pod.works_on("run")
     assert pod.api.patches == []
 
@@ -265,7 +265,7 @@ def test_outside_of_a_cluster_there_is_no_patcher(pod: Pod, missing: str) -> Non
 def test_a_worker_goes_on_without_its_patcher(pod: Pod) -> None:
     worker = pod.worker()
     pod.costs(IDLE)
-    [patcher] = worker.horses()
+    [patcher] = worker.children()
     os.kill(patcher, signal.SIGKILL)
     until(lambda: not is_running(patcher), "the patcher to die")
     pod.works_on("first")
@@ -279,7 +279,7 @@ def test_the_patcher_ends_with_its_worker(pod: Pod, number: signal.Signals) -> N
     pod.api.open.clear()  # it has a request under way
     worker = pod.worker()
     until(lambda: pod.api.patches, "the first request")
-    [patcher] = worker.horses()
+    [patcher] = worker.children()
     worker.kill(number)
     worker.wait()
     until(lambda: not is_running(patcher), "the patcher to end", timeout=1)
