@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -175,6 +176,19 @@ def by_content(source: str, target: str) -> None:
                 die_at("rename", process)
             else:
                 die_at("end", process)
+    if word == "move-the-directory-and-die" and not Path(argument).exists():
+        # Killed after the output was in its place, and its directory was moved away.
+        root = Path(target).parent.resolve().parent
+
+        def move_and_die() -> None:
+            root.rename(argument)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        stop_at("end", move_and_die)
+    if word == "move-the-directory-later" and not Path(argument).exists():
+        # When the place of the hundredth file from here is looked at.
+        move = partial(os.rename, Path(target).parent.resolve().parent, argument)
+        stop_at("existing", move, calls=99)
     if word == "end-at-the-limit":
         # Its time is up just when its output is being put in its place.
         stop_at("commit", wait_for_signal(signal.SIGUSR2))
@@ -220,9 +234,10 @@ def copy_and_leave_a_writer(source: str, target: str) -> None:
 
 
 def directory(source: str, target: str) -> None:
-    """An output that is a directory."""
+    """An output that is a directory, with nothing in it if the input is empty."""
     Path(target).mkdir()
-    (Path(target) / "part-1").write_bytes(Path(source).read_bytes())
+    if data := Path(source).read_bytes():
+        (Path(target) / "part-1").write_bytes(data)
 
 
 def directory_and_die_once(source: str, target: str) -> None:

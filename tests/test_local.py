@@ -14,6 +14,7 @@ import pytest
 
 from producer import local
 from producer.embedded import Server, clear_socket_dirs
+from tests import obstacles
 from tests.conftest import ROOT, is_running, until
 
 
@@ -105,6 +106,17 @@ def test_a_folder_becomes_outputs_and_a_summary(folder: Folder) -> None:
     assert "(most: 2)" in output
     assert list(folder.target.rglob(".imece-*")) == []
     assert folder.on() == {}
+
+
+def test_what_imece_has_not_made_is_no_output(folder: Folder) -> None:
+    before = obstacles.put(folder.target)
+    for name in before:
+        (folder.source / name).write_text("content")
+    code, output, _ = folder.start("--retries", "0").ends()
+    assert code == 1
+    assert f"0 done, {len(before)} failed, 0 skipped" in output
+    assert output.count("is in the way: ") == len(before)
+    assert obstacles.are_untouched(folder.target, before)
 
 
 def test_failed_files_are_named_and_make_the_exit_code_one(folder: Folder) -> None:
