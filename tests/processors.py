@@ -5,10 +5,12 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -223,6 +225,37 @@ def by_content(source: str, target: str) -> None:
 def copy_and_close_everything(source: str, target: str) -> None:
     copy(source, target)
     os.closerange(0, 256)
+
+
+def copy_and_close_directories(source: str, target: str) -> None:
+    """Closes what leads to directories, among it the one it has written to."""
+    copy(source, target)
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        with suppress(OSError):
+            if stat.S_ISDIR(os.fstat(number).st_mode):
+                os.close(number)
+
+
+def copy_and_close_all_but_standard(source: str, target: str) -> None:
+    copy(source, target)
+    os.closerange(3, 256)
+
+
+class Unspeakable(OSError):
+    """Cannot be put into words."""
+
+    def __str__(self) -> str:
+        raise ValueError("not to be said")
+
+    __repr__ = __str__
+
+    @property
+    def errno(self) -> int:  # type: ignore[override]
+        raise ValueError("not to be told")
+
+
+def raise_the_unspeakable(source: str, target: str) -> None:
+    raise Unspeakable
 
 
 def copy_and_leave_a_writer(source: str, target: str) -> None:

@@ -304,4 +304,8 @@ def _reason(error: BaseException) -> str:
         "worker."
     ):
         frames = frames.tb_next
-    return tail("".join(traceback.format_exception(type(error), error, frames)), LONGEST_REASON)
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except Exception:  # a processor's own class
+        text = type(error).__name__
+    return tail(text, LONGEST_REASON)
