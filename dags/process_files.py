@@ -24,8 +24,8 @@ says how far the run is.
 | `report` | writes the run's figures into its log |
 
 **Some files failed?** The log of `run` says which and why. Mend the cause and clear `run`: what is
-current is skipped; what failed, is new or has changed is processed. **Stop a run**: mark `run` as
-failed; files in hand are finished. **Go on with it**: clear it.
+current is skipped; what failed, is new or is newer than its output is processed. **Stop a run**:
+mark `run` as failed; files in hand are finished. **Go on with it**: clear it.
 
 Needs the connections `imece_redis` and, for limit and processor, `imece_kubernetes`.
 """
@@ -113,7 +113,7 @@ with DAG(
             False,
             type="boolean",
             title="Overwrite",
-            description="Process files whose output is newer, too.",
+            description="Process files whose output is as new as they are, too.",
             section="More",
         ),
     },

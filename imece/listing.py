@@ -28,6 +28,7 @@ class Listing:
 
     files: list[bytes] = field(default_factory=list)
     hidden: int = 0
+    reserved: int = 0
     filtered: int = 0
     links_refused: int = 0
     special: int = 0
@@ -41,6 +42,11 @@ class Listing:
             )
         if self.hidden:
             notes.append(f"{self.hidden:,} hidden left out (--hidden takes them)")
+        if self.reserved:
+            prefix = TEMPORARY_PREFIX.decode()
+            notes.append(
+                f"{self.reserved:,} left out whose names begin with {prefix}, as imece's own do"
+            )
         if self.filtered:
             notes.append(f"{self.filtered:,} left out by --include and --exclude")
         if self.special:
@@ -170,7 +176,9 @@ def _sort_out(
     for entry in entries:
         name = entry.name
         # Few names come before "/" in order: a quick way past most that do not begin with a dot.
-        if name < b"/" and name[0] == 46 and (not hidden or name.startswith(TEMPORARY_PREFIX)):
+        if name < b"/" and name[0] == 46 and name.startswith(TEMPORARY_PREFIX):
+            listing.reserved += 1
+        elif name < b"/" and name[0] == 46 and not hidden:
             listing.hidden += 1
         elif not entry.is_symlink() and entry.is_file():  # quicker than with a keyword
             files.append(prefix + name if prefix else name)

@@ -7,13 +7,14 @@ dead worker, and runs jobs twice (rq/registry.py, `StartedJobRegistry.cleanup`).
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from redis import Redis
 
 from imece import keys, scripts, workplace
 from imece.connection import raw
 from imece.job import MalformedJobError, Reference
-from imece.run import ON, STEP, Parameters, Run, recent
+from imece.run import ON, STEP, Run, recent
 from imece.settings import Settings
 
 SWEEP_PATIENCE = 1.0
@@ -186,19 +187,19 @@ def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
             return restored
 
 
-def clear_output(run: Run, parameters: Parameters) -> None:
+def clear_output(run: Run, queue: str, output: Path | bytes | None) -> None:
     """Removes what dead workers have left of a run in its output directory, if that is seen from
     here. What a worker that takes a job over needs of them stays, and what is in use."""
-    if parameters.output is None or not os.path.isdir(parameters.output):
+    if output is None or not os.path.isdir(output):
         return
-    members = run.redis.zrange(keys.leases(parameters.queue), 0, -1)
+    members = run.redis.zrange(keys.leases(queue), 0, -1)
     keep = [raw(member).rpartition(b":")[2] for member in members]
     if run.state() in ON:
         for field, executions in run.redis.hgetall(f"{run.key}:holders").items():
             if b":" not in field:
                 keep += raw(executions).split(b",")
     workplace.sweep(
-        os.fsencode(parameters.output),
+        os.fsencode(output),
         [execution.decode("utf-8", "replace") for execution in keep if execution],
         patience=SWEEP_PATIENCE,
     )

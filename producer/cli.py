@@ -409,7 +409,7 @@ def clear_output(run: Run, parameters: "Parameters | None") -> None:
     from imece import rescue
 
     if parameters is not None:
-        rescue.clear_output(run, parameters)
+        rescue.clear_output(run, parameters.queue, parameters.output_path)
 
 
 @app.command()

@@ -31,7 +31,8 @@ from producer.embedded import Server
 from producer.enqueue import Producer
 
 FAILED = 1
-INTERRUPTED = 130
+INTERRUPTED = 128
+"""With the number of the signal added, as a shell does."""
 
 OTHER_SERVER = ("redis_username", "redis_password", "redis_sentinels", "redis_sentinel_master")
 """What settings say of a server that is not the embedded one."""
@@ -226,6 +227,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
+        self.number = 0  # of the last one
 
     def __enter__(self) -> "Interrupts":
         self._before = {
@@ -241,6 +243,7 @@ class Interrupts:
 
     def _note(self, number: int, frame: object) -> None:
         self.count += 1
+        self.number = number
 
 
 def process(
@@ -386,5 +389,5 @@ def run_here(
             + ":\n  "
             + shlex.join(["imece", *sys.argv[1:]])
         )
-        return INTERRUPTED
+        return INTERRUPTED + interrupts.number
     return 0 if last.state == "done" else FAILED

@@ -70,7 +70,9 @@ Include = Annotated[
     typer.Option(help="Take only these, globs as in .gitignore: '*.csv', '/2026/**'. Repeatable."),
 ]
 Exclude = Annotated[list[str] | None, typer.Option(help="Leave these out. Repeatable.")]
-Hidden = Annotated[bool, typer.Option("--hidden", help="Take hidden files, too.")]
+Hidden = Annotated[
+    bool, typer.Option("--hidden", help="Take hidden files, too (never those named .imece-…).")
+]
 FromFile = Annotated[
     str | None,
     typer.Option(help="Take the names from this file (- is standard input), one a line."),
@@ -80,7 +82,7 @@ Suffix = Annotated[
     str | None, typer.Option(help="The outputs' ending in place of the inputs': .json")
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Process files whose output is newer, too.")
+    bool, typer.Option("--overwrite", help="Process files whose output is as new as they are, too.")
 ]
 Retries = Annotated[
     int | None, typer.Option(min=0, max=100, help="Tries after the first. [IMECE_RETRIES]")

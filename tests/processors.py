@@ -5,10 +5,13 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -175,6 +178,19 @@ def by_content(source: str, target: str) -> None:
                 die_at("rename", process)
             else:
                 die_at("end", process)
+    if word == "move-the-directory-and-die" and not Path(argument).exists():
+        # Killed after the output was in its place, and its directory was moved away.
+        root = Path(target).parent.resolve().parent
+
+        def move_and_die() -> None:
+            root.rename(argument)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        stop_at("end", move_and_die)
+    if word == "move-the-directory-later" and not Path(argument).exists():
+        # When the place of the hundredth file from here is looked at.
+        move = partial(os.rename, Path(target).parent.resolve().parent, argument)
+        stop_at("existing", move, calls=99)
     if word == "end-at-the-limit":
         # Its time is up just when its output is being put in its place.
         stop_at("commit", wait_for_signal(signal.SIGUSR2))
@@ -211,6 +227,37 @@ def copy_and_close_everything(source: str, target: str) -> None:
     os.closerange(0, 256)
 
 
+def copy_and_close_directories(source: str, target: str) -> None:
+    """Closes what leads to directories, among it the one it has written to."""
+    copy(source, target)
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        with suppress(OSError):
+            if stat.S_ISDIR(os.fstat(number).st_mode):
+                os.close(number)
+
+
+def copy_and_close_all_but_standard(source: str, target: str) -> None:
+    copy(source, target)
+    os.closerange(3, 256)
+
+
+class Unspeakable(OSError):
+    """Cannot be put into words."""
+
+    def __str__(self) -> str:
+        raise ValueError("not to be said")
+
+    __repr__ = __str__
+
+    @property
+    def errno(self) -> int:  # type: ignore[override]
+        raise ValueError("not to be told")
+
+
+def raise_the_unspeakable(source: str, target: str) -> None:
+    raise Unspeakable
+
+
 def copy_and_leave_a_writer(source: str, target: str) -> None:
     """A program that goes on writing beside the output."""
     copy(source, target)
@@ -220,9 +267,10 @@ def copy_and_leave_a_writer(source: str, target: str) -> None:
 
 
 def directory(source: str, target: str) -> None:
-    """An output that is a directory."""
+    """An output that is a directory, with nothing in it if the input is empty."""
     Path(target).mkdir()
-    (Path(target) / "part-1").write_bytes(Path(source).read_bytes())
+    if data := Path(source).read_bytes():
+        (Path(target) / "part-1").write_bytes(data)
 
 
 def directory_and_die_once(source: str, target: str) -> None:

@@ -53,6 +53,15 @@ def many(workbench: Workbench, folder: str = "sub") -> None:
         (workbench.source / folder / f"f-{number:04d}.txt").write_bytes(b"fine")
 
 
+def replace(horse: int, path: Path, moved: Path, elsewhere: Path) -> None:
+    """Moves a directory away and puts a link in its place. The work-horse stands still meanwhile:
+    it would make the directory again in between."""
+    os.kill(horse, signal.SIGSTOP)
+    path.rename(moved)
+    path.symlink_to(elsewhere)
+    os.kill(horse, signal.SIGCONT)
+
+
 @BOTH
 def test_a_directory_of_inputs_replaced_while_a_job_is_on_leads_nowhere(
     workbench: Workbench, elsewhere: Path, module: str
@@ -74,10 +83,10 @@ def test_a_directory_of_outputs_replaced_while_a_job_is_on_leads_nowhere(
 ) -> None:
     many(workbench)
     workbench.enqueue(buckets=1, files_per_job=FILES, retries=0)
-    workbench.worker(processor=f"{module}:slow")
+    worker = workbench.worker(processor=f"{module}:slow")
     until(lambda: workbench.status().done, "the first files")
-    (workbench.target / "sub").rename(workbench.folder / "moved")
-    (workbench.target / "sub").symlink_to(elsewhere)
+    moved = workbench.folder / "moved"
+    replace(worker.horse(), workbench.target / "sub", moved, elsewhere)
     until(lambda: workbench.status().failed > 20, "files to fail")
     assert is_unharmed(elsewhere)
 
@@ -88,11 +97,10 @@ def test_a_workplace_replaced_while_a_job_is_on_leads_nowhere(
 ) -> None:
     many(workbench)
     workbench.enqueue(buckets=1, files_per_job=FILES, retries=0)
-    workbench.worker(processor=f"{module}:slow")
+    worker = workbench.worker(processor=f"{module}:slow")
     until(lambda: workbench.status().done, "the first files")
     [there] = workbench.temporaries()
-    there.rename(workbench.target / "moved")
-    there.symlink_to(elsewhere)
+    replace(worker.horse(), there, workbench.target / "moved", elsewhere)
     before = workbench.status().done
     until(lambda: workbench.status().done + workbench.status().failed > before + 20, "more files")
     assert is_unharmed(elsewhere)

@@ -9,6 +9,7 @@ import pytest
 
 from imece.errors import ListingError
 from imece.run import Run
+from tests import obstacles
 from tests.conftest import Workbench, until
 from worker import signature
 
@@ -295,12 +296,100 @@ def test_a_directory_that_imece_has_not_made_is_never_removed(
     assert workbench.ended().state == "failed"
     [(name, failure)] = workbench.failures().items()
     assert name == "f"
-    assert "a directory lies where the output goes, f, and imece has not made it" in failure.cause
-    assert "move it away" in failure.cause
-    assert ("--overwrite" in failure.cause) == (processor == "directory")
+    assert f"{theirs} is in the way: a directory that imece has not made" in failure.cause
+    assert "Move it away, then: imece retry RUN" in failure.cause
     assert (theirs / "precious").read_text() == "precious"
     assert workbench.temporaries() == []
     assert workbench.status().done == 1
+
+
+@pytest.mark.parametrize("age", ["newer", "older"])
+def test_what_imece_has_not_made_is_no_output(workbench: Workbench, age: str) -> None:
+    before = obstacles.put(workbench.target)
+    for name in (*before, "fine", "current"):
+        workbench.file(name)
+        if age == "older":
+            later = time.time() + 100
+            os.utime(workbench.source / name, (later, later))
+    workbench.file("current")
+    (workbench.target / "current").write_text("made before")
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker()
+    now = workbench.ended()
+    assert (now.state, now.done, now.skipped, now.failed) == ("failed", 1, 1, len(before))
+    for name, failure in workbench.failures().items():
+        what = obstacles.KINDS[name][1]
+        assert f"{workbench.target / name} is in the way: {what}. Move it away" in failure.cause
+    assert obstacles.are_untouched(workbench.target, before)
+    assert workbench.temporaries() == []
+
+
+def test_what_comes_in_the_way_while_a_file_is_processed_is_not_removed(
+    workbench: Workbench,
+) -> None:
+    """The run began with no output, so none is looked for before a file is processed."""
+    go = workbench.folder / "go"
+    for name in ("a", *obstacles.KINDS):
+        workbench.file(name, f"wait-for {go}")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker().horse()
+    before = obstacles.put(workbench.target)
+    go.touch()
+    now = workbench.ended()
+    assert (now.done, now.skipped, now.failed) == (1, 0, len(before))
+    assert all("is in the way" in why.cause for why in workbench.failures().values())
+    assert obstacles.are_untouched(workbench.target, before)
+
+
+def test_with_overwrite_a_link_is_replaced_and_nothing_else_that_is_no_file(
+    workbench: Workbench,
+) -> None:
+    before = obstacles.put(workbench.target)
+    for name in before:
+        workbench.file(name)
+    workbench.enqueue(buckets=1, retries=0, overwrite=True)
+    workbench.worker()
+    assert workbench.ended().done == 2
+    assert sorted(workbench.failures()) == ["directory", "pipe", "socket"]
+    for link in ("link", "dangling"):
+        del before[link]
+        assert (workbench.target / link).read_text() == "content"
+    assert (workbench.target / "linked").read_text() == "precious"
+    assert obstacles.are_untouched(workbench.target, before)
+
+
+def test_a_file_is_processed_again_when_what_is_in_its_way_is_gone(workbench: Workbench) -> None:
+    workbench.file("f")
+    (workbench.target / "f").mkdir(parents=True)
+    workbench.enqueue(retries=0)
+    workbench.worker()
+    assert workbench.ended().state == "failed"
+    (workbench.target / "f").rmdir()
+    assert workbench.imece("retry", "run").returncode == 0
+    until(lambda: workbench.status().state == "done", "the retry to be done")
+    assert workbench.check_books().done == 1
+
+
+@pytest.mark.parametrize("attributes", [True, False])
+def test_a_directory_output_is_current_until_somebody_empties_it(
+    workbench: Workbench, attributes: bool
+) -> None:
+    """One that had nothing in it when it was made is current as it is."""
+    workbench.files(3)
+    module = "tests.processors" if attributes else "tests.processors_without_attributes"
+    workbench.settings["processor"] = f"{module}:directory"
+    workbench.file("empty", "")
+    workbench.enqueue("first")
+    workbench.worker()
+    assert workbench.ended("first").done == 4
+    workbench.enqueue("second")
+    assert workbench.ended("second").skipped == 4
+    (workbench.target / "f-0001.txt" / "part-1").unlink()
+    workbench.enqueue("third")
+    now = workbench.ended("third")
+    assert (now.done, now.skipped) == (1, 3)
+    assert (workbench.target / "f-0001.txt" / "part-1").read_text() == "f-0001.txt"
 
 
 def test_with_overwrite_a_directory_takes_the_place_of_any_directory(workbench: Workbench) -> None:

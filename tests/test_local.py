@@ -14,6 +14,7 @@ import pytest
 
 from producer import local
 from producer.embedded import Server, clear_socket_dirs
+from tests import obstacles
 from tests.conftest import ROOT, is_running, until
 
 
@@ -107,6 +108,17 @@ def test_a_folder_becomes_outputs_and_a_summary(folder: Folder) -> None:
     assert folder.on() == {}
 
 
+def test_what_imece_has_not_made_is_no_output(folder: Folder) -> None:
+    before = obstacles.put(folder.target)
+    for name in before:
+        (folder.source / name).write_text("content")
+    code, output, _ = folder.start("--retries", "0").ends()
+    assert code == 1
+    assert f"0 done, {len(before)} failed, 0 skipped" in output
+    assert output.count("is in the way: ") == len(before)
+    assert obstacles.are_untouched(folder.target, before)
+
+
 def test_failed_files_are_named_and_make_the_exit_code_one(folder: Folder) -> None:
     folder.files(5)
     (folder.source / "bad.txt").write_text("raise out of tune")
@@ -130,7 +142,7 @@ def test_a_signal_hands_back_and_the_same_call_goes_on(
     until(lambda: folder.done() >= 5, "the first outputs")
     call.process.send_signal(number)
     code, output, errors = call.ends()
-    assert code == 130
+    assert code == 128 + number
     assert "to go on, call the same again" in errors
     assert "stopped" in output
     before = {path.name: path.stat().st_mtime_ns for path in folder.target.glob("f-*")}
@@ -144,6 +156,15 @@ def test_a_signal_hands_back_and_the_same_call_goes_on(
     assert folder.done() == 60
     after = {name: (folder.target / name).stat().st_mtime_ns for name in before}
     assert after == before  # nothing was done twice
+
+
+def test_a_stop_before_everything_is_imported_says_nothing(folder: Folder) -> None:
+    folder.files(1)
+    call = folder.start()
+    maps = Path(f"/proc/{call.process.pid}/maps")
+    until(lambda: "pydantic_core" in maps.read_text(), "its imports to be on")
+    call.process.send_signal(signal.SIGINT)
+    assert call.ends()[0] == 130
 
 
 def test_what_is_gone_is_made_again_by_the_call_that_goes_on(folder: Folder) -> None:

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -277,6 +278,64 @@ def test_a_directory_that_goes_away_while_a_job_is_on_costs_no_file_a_try(
         away.rename(place)
     assert workbench.ended().state == "done"
     assert workbench.status().failed == 0
+
+
+def move_away(workbench: Workbench, number: int) -> tuple[Path, int]:
+    """Moves OUT away as a whole; where it is, and when it was gone."""
+    away = workbench.folder / f"away-{number}"
+    workbench.target.rename(away)
+    return away, time.time_ns()
+
+
+def put_in_time(away: Path, gone: int) -> set[str]:
+    """The outputs that were in their places before their directory was moved away."""
+    found = [path for path in away.glob("f-*") if path.lstat().st_ctime_ns <= gone]
+    return {path.name for path in found}
+
+
+def test_an_output_that_was_moved_away_before_it_was_in_its_place_is_made_again(
+    workbench: Workbench,
+) -> None:
+    names = workbench.files(4000)
+    workbench.enqueue(buckets=1, files_per_job=4000, retries=0)
+    workbench.worker()
+    in_place: set[str] = set()
+    for number in range(2):
+        until(lambda: len(workbench.outputs()) > 100, "some outputs")
+        in_place |= put_in_time(*move_away(workbench, number))
+        until(workbench.target.exists, "the job to be begun again")
+    now = workbench.ended()
+    assert (now.done, now.failed, now.skipped) == (4000, 0, 0)
+    assert sorted(set(names) - in_place - set(workbench.outputs())) == []
+
+
+def test_no_output_is_current_that_was_moved_away_with_its_directory(workbench: Workbench) -> None:
+    """It is moved away while a work-horse skips one file after the other."""
+    names = workbench.files(300)
+    workbench.enqueue("first")
+    workbench.worker()
+    assert workbench.ended("first").done == 300
+    workbench.workers[0].stop()
+    away = workbench.folder / "away"
+    workbench.file(names[0], f"move-the-directory-later {away}")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue("second", buckets=1, files_per_job=300)
+    workbench.worker()
+    now = workbench.ended("second")
+    assert (now.done, now.skipped, now.failed) == (202, 98, 0)
+    assert (away / names[0]).read_text() == (workbench.source / names[0]).read_text()
+    assert workbench.outputs() == names[99:]
+
+
+def test_no_output_is_proven_that_was_moved_away_with_its_directory(workbench: Workbench) -> None:
+    """The work-horse dies between the rename and its word, and OUT is moved away meanwhile."""
+    workbench.file("f", f"move-the-directory-and-die {workbench.folder / 'away'}")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(retries=1)
+    workbench.worker()
+    assert workbench.ended().done == 1
+    assert (workbench.folder / "away" / "f").exists()
+    assert workbench.outputs() == ["f"]
 
 
 def test_a_link_swapped_in_after_listing_leads_nowhere(workbench: Workbench) -> None:

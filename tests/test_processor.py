@@ -40,6 +40,17 @@ def run_command(workbench: Workbench, command: str, **options: Any) -> WorkerPro
     return worker
 
 
+def test_an_exception_that_cannot_be_printed_is_named(workbench: Workbench) -> None:
+    workbench.files(3)
+    workbench.settings["processor"] = "tests.processors:raise_the_unspeakable"
+    workbench.enqueue(buckets=1, retries=0)
+    worker = workbench.worker()
+    assert workbench.ended().failed == 3
+    assert all("Unspeakable" in failure.reason for failure in workbench.failures().values())
+    assert "killed its process" not in worker.log()
+    workbench.check_books()
+
+
 def test_a_command_makes_outputs(workbench: Workbench) -> None:
     names = workbench.files(10)
     run_command(workbench, "cp {input} {output}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from tests.conftest import Workbench, until
+from tests.conftest import Workbench, is_running, until
 from tests.setback import Pair, log_size, put_back
 from tests.stamped import FAILS, stamp
 
@@ -61,7 +61,7 @@ def books_to_the_end(workbench: Workbench, timeout: float = 60.0) -> None:
 
 def every_file_came_out_once(workbench: Workbench, files: int) -> bool:
     """Each has an output or a failure, and only one of them; books and exit code say so."""
-    assert workbench.temporaries() == []
+    until(lambda: workbench.temporaries() == [], "what dead workers have left to be removed")
     names = [f"f-{number:04d}.txt" for number in range(files)]
     bad = {name for number, name in enumerate(names) if number % BAD == 0}
     outputs, failures = set(workbench.outputs()), set(workbench.failures())
@@ -133,6 +133,27 @@ def test_a_log_that_lost_the_end_of_a_run(workbench: Workbench) -> None:
     assert workbench.status().left > 0
     books_to_the_end(workbench)
     assert every_file_came_out_once(workbench, 200)
+
+
+def test_what_a_killed_worker_has_left_and_the_server_has_forgotten_goes_with_the_run(
+    workbench: Workbench,
+) -> None:
+    """The server forgets that the jobs were taken, so no worker takes over what is left of them."""
+    workbench.settings |= {"processor": "tests.processors:slow", "lease": "3"}
+    workbench.files(60)
+    workbench.enqueue(buckets=2, files_per_job=60)
+    size = log_size(workbench.server)
+    for worker in (workbench.worker(), workbench.worker()):
+        worker.took()
+    until(lambda: len(workbench.temporaries()) == 2, "two workplaces")
+    horse = workbench.workers[0].horse()
+    workbench.workers[0].kill()
+    workbench.workers[0].wait()
+    until(lambda: not is_running(horse), "its horse to be gone")
+    put_back(workbench.server, size)
+    now = workbench.ended()
+    assert (now.state, now.done + now.skipped) == ("done", 60)
+    until(lambda: workbench.temporaries() == [], "what was left to be removed")
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@ file pays for it."""
 
 from collections import Counter
 
+import pytest
+
 from tests.conftest import Workbench, until
 from worker.stable import FEWEST_ROWS
 
@@ -84,6 +86,17 @@ def test_a_processor_that_closes_all_files_of_its_process_gets_its_bucket_done(
     assert workbench.ended().done == 8
     workbench.check_books()
     assert "job given back" not in worker.log()
+
+
+@pytest.mark.parametrize("what", ["directories", "all_but_standard"])
+def test_no_other_file_fails_for_what_a_processor_has_closed(
+    workbench: Workbench, what: str
+) -> None:
+    workbench.files(8)
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker(processor=f"tests.processors:copy_and_close_{what}")
+    assert workbench.ended().done == 8
+    assert workbench.check_books().failed == 0
 
 
 def test_what_a_processor_leaves_running_leaves_nothing_in_the_output_directory(

@@ -9,6 +9,7 @@ import pytest
 
 from imece.run import SEED
 from producer.grouping import group
+from tests import obstacles
 from tests.conftest import ROOT, until
 
 
@@ -76,6 +77,17 @@ def test_what_is_there_is_skipped(folder: Path) -> None:
     code, log = run(folder, 0, 1)
     assert code == 0
     assert "done=0 failed=0 skipped=40 left=0" in log
+
+
+def test_what_imece_has_not_made_is_no_output(folder: Path) -> None:
+    before = obstacles.put(folder / "out")
+    for name in before:
+        (folder / "in" / name).write_text("content")
+    code, log = run(folder, 0, 1)
+    assert code == 1
+    assert f"done=40 failed={len(before)} skipped=0 left=0" in log
+    assert log.count("is in the way: ") == len(before)
+    assert obstacles.are_untouched(folder / "out", before)
 
 
 def test_globs_and_suffix_are_as_in_a_run(folder: Path) -> None:

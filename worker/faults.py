@@ -27,7 +27,7 @@ def fault(
         workplace: the descriptor of the directory in which outputs are written, if it is open.
     """
     numbers = set(_errnos(error))
-    text = str(error) if error is not None else ""
+    text = _text(error)
     said_full = bool(numbers.intersection(FULL)) or any(
         os.strerror(number) in text for number in FULL
     )
@@ -101,12 +101,27 @@ def _is_full(directory: str) -> bool:
         return error.errno in FULL
 
 
+def _text(error: BaseException | None) -> str:
+    """What an error says; a processor's own class may fail to."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def _errno(error: BaseException) -> int | None:
+    try:
+        number = getattr(error, "errno", None)
+    except Exception:  # a processor's own class
+        return None
+    return number if isinstance(number, int) else None
+
+
 def _errnos(error: BaseException | None) -> Iterator[int]:
     """Those of an error and of all it came from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        number = getattr(error, "errno", None)
-        if isinstance(number, int):
+        if (number := _errno(error)) is not None:
             yield number
         error = error.__cause__ or error.__context__

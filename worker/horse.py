@@ -248,11 +248,7 @@ class Horse:
         if outputs is None:
             target = None
         else:
-            if (
-                self._looks_for_outputs
-                and (there := outputs.existing(name)) is not None
-                and there.st_mtime_ns >= found.st_mtime_ns
-            ):
+            if self._looks_for_outputs and outputs.is_current(name, found.st_mtime_ns):
                 return Outcome.SKIPPED, 0, 0
             target = outputs.prepare(index, name)
         self._gear.processor(inputs.path, target)
@@ -308,4 +304,8 @@ def _reason(error: BaseException) -> str:
         "worker."
     ):
         frames = frames.tb_next
-    return tail("".join(traceback.format_exception(type(error), error, frames)), LONGEST_REASON)
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except Exception:  # a processor's own class
+        text = type(error).__name__
+    return tail(text, LONGEST_REASON)

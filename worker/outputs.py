@@ -4,20 +4,20 @@ is on another file system.
 
 Written beside their places, outputs would make workers wait for each other: a directory takes one
 new name at a time (bench/process.py). And what an execution leaves behind is removed in one go.
-What is moved away with its directory after it was put there is not followed.
+After each output was put there its directory is looked for: if it was moved away, the output is not
+done. What is moved away with its directory later is not followed.
 """
 
 import errno
 import os
 import shutil
 import stat
-import time
 
 from imece import beneath, names, workplace
 from imece.workplace import Workplace
 from worker.directories import PlaceError, Tree, identity
 from worker.private import Desk, path_by
-from worker.signature import is_signed, sign
+from worker.signature import is_emptied, is_signed, sign
 
 ASIDE = b".old"
 """What a temporary output's name ends in while the older output it replaces lies beside it."""
@@ -26,9 +26,12 @@ LONGEST_ENDING = 32
 IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
 """A directory takes the place of nothing but an empty directory, and a file of no directory."""
 
-LOOK_PAUSE = 0.01
-"""Seconds for which the directory that outputs are put in is not looked for again. Outputs that are
-put there between its being moved away and the next look go with it, as those before them do."""
+KINDS = {
+    stat.S_IFDIR: "a directory that imece has not made for this file",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 class Outputs:
@@ -37,7 +40,8 @@ class Outputs:
     Args:
         suffix: see `names.with_suffix`.
         execution: names the workplace, so that no other execution writes to the same.
-        overwrite: whether a directory output takes the place of any directory.
+        overwrite: whether a directory output takes the place of any directory, and any output that
+            of a link.
 
     Attributes:
         workplace: while it is open.
@@ -53,8 +57,6 @@ class Outputs:
         self._overwrite = overwrite
         self._desk = desk
         self._written = b""  # the path of the workplace, for the processor
-        self._looked_at = b""
-        self._looked = -LOOK_PAUSE
         # Of the output in hand: its name, in parts too, relative to the root; where that is; and
         # the name in the workplace.
         self._output = self._directory = self._last = b""
@@ -74,17 +76,42 @@ class Outputs:
         ending = (dot + ending)[-LONGEST_ENDING:] if stem.strip(b".") else b""
         return b"%d_%s" % (index, ending)
 
+    def is_current(self, name: bytes, since: int) -> bool:
+        """Whether the output is there, and no older than the input, of this time in nanoseconds.
+
+        Raises:
+            PlaceError: what is there is not ours to replace.
+        """
+        there = self.existing(name)
+        if there is None:
+            return False
+        output = self.name(name)
+        directory, _, last = output.rpartition(b"/")
+        number = self.tree.directory(directory)
+        if not stat.S_ISREG(there.st_mode):
+            if not stat.S_ISDIR(there.st_mode) or not is_signed(number, last, output):
+                raise self._in_the_way(there, output)
+            if is_emptied(number, last):
+                return False
+        return there.st_mtime_ns >= since
+
     def existing(self, name: bytes) -> os.stat_result | None:
-        """The output that is there already, if any."""
+        """What is in the output's place already, if anything."""
         directory, _, last = self.name(name).rpartition(b"/")
         try:
-            number = self.tree.directory(directory)
-            # Most are not there: to ask first is half as dear as an exception.
-            if not os.access(last, os.F_OK, dir_fd=number):
-                return None
-            return os.lstat(last, dir_fd=number)
+            found = os.lstat(last, dir_fd=self.tree.directory(directory))
         except (OSError, PlaceError):
             return None
+        return found if self.tree.leads_to_held(directory) else None
+
+    def _in_the_way(self, there: os.stat_result, output: bytes) -> PlaceError:
+        what = KINDS.get(stat.S_IFMT(there.st_mode), "a device")
+        path = names.shown(os.path.join(self.tree.path, output))
+        return PlaceError(
+            f"{path} is in the way: {what}. Move it away, then: imece retry RUN "
+            "(with imece local: the same call)",
+            errno.EEXIST,
+        )
 
     def device(self, found: os.stat_result) -> int:
         """As in a proof, see `workplace.RENAME`."""
@@ -154,36 +181,49 @@ class Outputs:
             sign(place.number, temporary, self._output)
         place.prove(index, self.device(found), found.st_ino)
         try:
-            os.rename(temporary, self._last, src_dir_fd=place.number, dst_dir_fd=self._there)
+            self._put(place.number, is_directory)
         except OSError as error:
-            if error.errno in IN_THE_WAY:
-                self._replace(place.number)
-            elif error.errno == errno.EXDEV:
-                self._carry(index, is_directory)
-            else:
+            if error.errno != errno.EXDEV:
                 raise
-        now = time.monotonic()
-        if now - self._looked > LOOK_PAUSE or self._looked_at != self._directory:
-            if not self.tree.leads_to_held(self._directory):
-                raise PlaceError("the output's directory was moved away while it was put there")
-            self._looked_at, self._looked = self._directory, now
+            self._carry(index, is_directory)
+        if not self.tree.leads_to_held(self._directory):
+            raise PlaceError("the output's directory was moved away while it was put there")
         return 0 if is_directory else found.st_size
 
-    def _replace(self, source: int) -> None:
-        """A directory goes for another, or for a file, or a file for a directory; not for one that
-        somebody else has made."""
-        temporary, last, there, output = self._temporary, self._last, self._there, self._output
+    def _put(self, source: int, is_directory: bool) -> None:
+        """From a directory of ours to its place, where it replaces what it may."""
+        temporary, last, there = self._temporary, self._last, self._there
+        try:
+            older = os.lstat(last, dir_fd=there)
+        except FileNotFoundError:
+            pass
+        else:
+            self._check_yields(older, is_directory)
+        try:
+            os.rename(temporary, last, src_dir_fd=source, dst_dir_fd=there)
+        except OSError as error:
+            if error.errno not in IN_THE_WAY:
+                raise
+            self._replace(source, is_directory)
+
+    def _check_yields(self, older: os.stat_result, is_directory: bool) -> None:
+        """Raises PlaceError unless what is in the output's place may be replaced."""
+        if stat.S_ISREG(older.st_mode):
+            return
+        if stat.S_ISDIR(older.st_mode):
+            yields = is_directory and self._overwrite
+            yields = yields or is_signed(self._there, self._last, self._output)
+        else:
+            yields = stat.S_ISLNK(older.st_mode) and self._overwrite
+        if not yields:
+            raise self._in_the_way(older, self._output)
+
+    def _replace(self, source: int, is_directory: bool) -> None:
+        """A directory goes for another, or for a file, or a file for a directory."""
+        temporary, last, there = self._temporary, self._last, self._there
         aside = temporary + ASIDE
         older = os.lstat(last, dir_fd=there)
-        if stat.S_ISDIR(older.st_mode):
-            is_directory = stat.S_ISDIR(os.lstat(temporary, dir_fd=source).st_mode)
-            if not (is_directory and self._overwrite) and not is_signed(there, last, output):
-                hint = ", or enqueue with --overwrite" if is_directory else ""
-                raise PlaceError(
-                    f"a directory lies where the output goes, {names.shown(output)}, and imece has "
-                    f"not made it for this file: move it away{hint}",
-                    errno.ENOTEMPTY,
-                )
+        self._check_yields(older, is_directory)
         os.rename(last, aside, src_dir_fd=there, dst_dir_fd=source)
         try:
             if identity(os.lstat(aside, dir_fd=source)) != identity(older):
@@ -218,12 +258,7 @@ class Outputs:
                 sign(landing, temporary, self._output)
             landed = os.lstat(temporary, dir_fd=landing)
             place.prove(index, self.device(landed), landed.st_ino)
-            try:
-                os.rename(temporary, self._last, src_dir_fd=landing, dst_dir_fd=there)
-            except OSError as error:
-                if error.errno not in IN_THE_WAY:
-                    raise
-                self._replace(landing)
+            self._put(landing, is_directory)
         finally:
             os.close(landing)
             beneath.remove(name, there)
@@ -247,7 +282,6 @@ class Outputs:
         """Looks at every directory afresh from here on."""
         if self.workplace is not None and self.workplace.lock is None:
             self.close_workplace()
-        self._looked = -LOOK_PAUSE
         self.tree.forget()
 
     def close_workplace(self) -> None:

@@ -5,9 +5,8 @@ Both the worker and its work-horse have one, each with descriptors of its own. T
 `inputs` and `outputs`; the worker what is here, before, beside and after it.
 """
 
-import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from imece import names, workplace
 from imece.run import Parameters
@@ -138,12 +137,11 @@ class Places:
             _left.setdefault(outputs.tree.path, set()).add(execution)
         return cleared
 
-    def sweep(self, keep: Collection[str] | None = None, patience: float = math.inf) -> int:
+    def sweep(self, patience: float) -> int:
         """Removes workplaces that dead workers have left; see `workplace.sweep`."""
         if self.target_root is None:
             return 0
-        kept = [*keep, self.execution] if keep is not None else None
-        return workplace.sweep(self.target_root, kept, self.kind or None, patience=patience)
+        return workplace.sweep(self.target_root, kind=self.kind or None, patience=patience)
 
     def leave(self) -> None:
         """The workplace to whoever takes the job over, if there are proofs in it."""

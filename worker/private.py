@@ -15,6 +15,7 @@ import time
 from functools import cache
 
 from imece import beneath
+from worker.directories import identity
 
 PREFIX = "imece-worker-"
 MEMORY = "/dev/shm"  # noqa: S108 - what is made there is for its owner alone
@@ -103,6 +104,7 @@ class Desk:
     def __init__(self, execution: str) -> None:
         self._execution = execution
         self._in = -1
+        self._identity = (0, 0)
         self._prefix = self._leads_to = b""
         self._number = -1
         self._last = b""
@@ -119,7 +121,19 @@ class Desk:
         os.mkdir(path, 0o700)
         self._prefix = path + b"/"
         self._in = os.open(path, beneath.LISTED)
+        self._identity = identity(os.fstat(self._in))
         return True
+
+    def _renew(self) -> None:
+        """If the processor has closed the directory's descriptor. Its number may stand for another
+        directory by now, the inputs' even: nothing may be renamed or removed by it."""
+        try:
+            sound = identity(os.fstat(self._in)) == self._identity
+        except OSError:
+            sound = False
+        if not sound:
+            self._number = -1
+            self._make()
 
     def input(self, number: int, name: bytes) -> bytes:
         """Makes the link lead to an open file, which is the desk's from here on and is closed when
@@ -127,6 +141,7 @@ class Desk:
 
         The one link there is gets another name: to make one for each file takes four times as long.
         """
+        self._renew()
         here = self._in
         if self._number == -1:
             self._number, self._leads_to = number, path_by(number)

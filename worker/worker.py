@@ -24,6 +24,7 @@ from imece import keys, names, rescue, scripts
 from imece.connection import connect, is_outage, raw
 from imece.job import MalformedJobError, Reference
 from imece.lease import Claimed, Lease
+from imece.run import ON
 from imece.settings import Settings
 from worker import log
 from worker.deletioncost import DeletionCost
@@ -356,6 +357,9 @@ class Worker(rq.Worker):
             self._note_stall(held)
         else:
             self._stalled.pop(reference.run, None)
+        if ending == "finished" and held.run.state() not in ON:
+            # Of workers that were killed and that Redis has forgotten nobody else clears up.
+            rescue.clear_output(held.run, self.settings.queue, places.target_root)
 
 
 def touch(heartbeat_file: Path | None) -> None:
