@@ -111,10 +111,10 @@ class Parameters:
         """
         given = _read(text)
         known = {field.name for field in fields(cls)}
-        for other, flaw in ((set(given) - known, "unknown"), (known - set(given), "missing")):
+        for other, how in ((set(given) - known, "unknown"), (known - set(given), "missing")):
             if other:
                 raise RecordError(
-                    f"the run's parameters cannot be read: {flaw}: {', '.join(sorted(other))[:200]}"
+                    f"the run's parameters cannot be read: {how}: {', '.join(sorted(other))[:200]}"
                 )
         for name in ("include", "exclude"):
             if not isinstance(given[name], list):
