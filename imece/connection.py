@@ -1,5 +1,6 @@
 """The connection to Redis, and its troubles in words."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
 from imece.errors import LoginError, ServiceError, SettingsError
+from imece.records import RecordError
 from imece.settings import Settings
 
 OUTAGES = (redis_errors.ConnectionError, redis_errors.TimeoutError)
@@ -58,8 +60,24 @@ def is_outage(error: Exception) -> bool:
         return True
     if not isinstance(error, redis_errors.ResponseError):
         return False
-    said = str(error).rpartition(" caused error: ")[2]  # of a pipeline
-    return said.partition(" ")[0] in PASSING_CODES
+    return _answer(error).partition(" ")[0] in PASSING_CODES
+
+
+def _answer(error: Exception) -> str:
+    """What Redis has answered, without the words of a pipeline."""
+    return str(error).rpartition(" caused error: ")[2]
+
+
+_CODE = re.compile(r"[A-Z]+ (?=.)")
+_PLACE = re.compile(r"\s*script: .*on @user_script:\d+\.?$")
+
+
+def said(error: Exception) -> str:
+    """What Redis has answered, for people: without its code, the command, and the place in a
+    script."""
+    if _answer(error).startswith("WRONGTYPE "):
+        return "a key holds another type of value than imece keeps there"
+    return _PLACE.sub("", _CODE.sub("", _answer(error), count=1))
 
 
 def connect(settings: Settings, *, retries: int = 3, timeout: float = 5.0) -> Redis:
@@ -199,7 +217,11 @@ def reachable(settings: Settings) -> Iterator[None]:
             raise ServiceError(
                 f"Redis at {where} is out of memory", "raise its maxmemory, or delete ended runs"
             ) from None
-        raise ServiceError(f"Redis at {where} refused a command: {error}") from None
+        if _answer(error).startswith(("WRONGTYPE ", "BROKEN ")):
+            raise RecordError(
+                f"what Redis at {where} holds was not made by imece: {said(error)}"
+            ) from None
+        raise ServiceError(f"Redis at {where} refused a command: {said(error)}") from None
 
 
 def _not_accepted(where: str) -> LoginError:

@@ -13,6 +13,9 @@ MOST_FILES = 100_000
 """Files a bucket job holds at the most: a cursor has an entry for each that it owes a retry."""
 
 
+WRONG = "what stands for the progress of a bucket job is not a cursor: "
+
+
 @dataclass(frozen=True)
 class Owed:
     """A file that failed and is to be tried again: tries so far, and not before when (epoch seconds
@@ -51,19 +54,28 @@ class Cursor:
             RecordError: it is not what `encode` makes.
         """
         try:
-            position = records.unpacked(text, LARGEST, parts=3 * MOST_FILES + 10)
-            return cls._of(position)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise RecordError(f"not a cursor ({error}): {text[:200]!r}") from None
+            return cls._of(records.unpacked(text, LARGEST, parts=3 * MOST_FILES + 10))
+        except RecordError as error:
+            raise RecordError(f"{WRONG}{error}") from None
+
+    def check_within(self, files: int) -> None:
+        """Raises RecordError if it points outside a bucket of so many files."""
+        if self.stop > files:
+            raise RecordError(f"{WRONG}it points outside its bucket")
 
     @classmethod
-    def _of(cls, position: list[object]) -> "Cursor":
+    def _of(cls, position: object) -> "Cursor":
+        if not isinstance(position, list) or len(position) != 5:
+            raise RecordError("it does not have five parts")
         following, stop, owed, careful, marked = position
         if not isinstance(owed, dict) or careful not in (0, 1):
             raise RecordError("its parts are not what they should be")
         numbers: list[object] = [following, stop, marked]
         entries = {}
-        for index, (tries, due) in owed.items():
+        for index, entry in owed.items():
+            if not isinstance(entry, list) or len(entry) != 2:
+                raise RecordError("a retry does not have two parts")
+            tries, due = entry
             if not index.isascii() or not index.isdigit() or len(index) > 10:
                 raise RecordError("an index is not a number")
             if type(due) not in (int, float) or not 0 <= due <= records.LARGEST_NUMBER:
@@ -72,7 +84,7 @@ class Cursor:
             numbers.append(tries)
         if not all(type(number) is int for number in numbers):
             raise RecordError("a number is not whole")
-        cursor = cls(following, stop, entries, bool(careful), marked)  # type: ignore[arg-type]
+        cursor = cls(following, stop, entries, bool(careful), marked)
         inside = all(0 <= index < cursor.stop for index in entries)
         if not (inside and 0 <= cursor.next <= cursor.stop and -1 <= cursor.marked < cursor.stop):
             raise RecordError("an index points outside")

@@ -7,10 +7,12 @@ million hashes. RQ's own workers find no job under such an id, and drop it (rq/j
 import re
 from dataclasses import dataclass
 
+from imece.records import RecordError
+
 _ID = re.compile(rb"([A-Za-z0-9_-]{1,64})-([0-9a-f]{8})-([0-9]{1,10})-([0-9]{1,10})")
 
 
-class MalformedJobError(Exception):
+class MalformedJobError(RecordError):
     """What lies in the queue is not a bucket job."""
 
 

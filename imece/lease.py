@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from redis import Redis
-from redis.exceptions import ResponseError
 
 from imece import keys, manifest, scripts
-from imece.connection import is_outage, raw
+from imece.connection import raw, text
 from imece.cursor import Cursor
 from imece.failure import Failure
 from imece.job import Reference
@@ -94,8 +93,12 @@ class Lease:
             its run.
 
         Raises:
-            ValueError: what the run holds for this job was not made by imece.
+            RunError: what the run holds for this job was not made by imece; says what helps.
         """
+        with self.run.explained():
+            return self._take(worker, to_others)
+
+    def _take(self, worker: str, to_others: bool) -> Claimed | str:
         queue, reference = self.settings.queue, self.reference
         where = [self.run.key, keys.moving(queue), keys.leases(queue), keys.pending(queue)]
         arguments: list[str | bytes | int | float] = [
@@ -108,27 +111,23 @@ class Lease:
             reference.bucket,
             int(to_others),
         ]
-        try:
-            answer = scripts.run("take", self.redis, where, arguments)
-        except ResponseError as error:
-            if is_outage(error):
-                raise
-            raise ValueError(f"its records in Redis cannot be used: {error}") from None
+        answer = scripts.run("take", self.redis, where, arguments)
+        if answer[0] == b"damaged":
+            _, helps, what = map(text, answer)
+            raise self.run.unusable(what, helps)
         if answer[0] != b"held":
-            refusal: str = answer[0].decode()
-            return refusal
+            return text(answer[0])
         _, cursor, earlier, parameters, blob, pending, untouched, now = answer
         claimed = Claimed(
             Cursor.decode(cursor),
-            [execution for execution in earlier.decode().split(",") if execution],
-            Parameters.decode(parameters),
+            [execution for execution in text(earlier).split(",") if execution],
+            self.run.decode(parameters),
             float(now),
             manifest.decode(blob),
             pending,
             None if untouched == b"?" else untouched == b"1",
         )
-        if claimed.cursor.stop > len(claimed.files):
-            raise ValueError(f"the cursor {cursor!r} points outside its bucket")
+        claimed.cursor.check_within(len(claimed.files))
         return claimed
 
     def checkpoint(

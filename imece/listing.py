@@ -214,7 +214,7 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
     for name in _split(stream, separator):
         relative = _relative(name, prefixes)
         if flaw := names.flaw(relative):
-            raise ListingError(f"the name {names.shown(name)!r} in the list {flaw}")
+            raise ListingError(f"the name '{names.shown(name)}' in the list {flaw}")
         listing.files.append(relative)
     if separator == b"\n" and listing.files and all(name[-1:] == b"\r" for name in listing.files):
         raise ListingError(
@@ -223,14 +223,14 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
         )
     if len(set(listing.files)) < len(listing.files):
         twice = Counter(listing.files).most_common(1)[0][0]
-        raise ListingError(f"the name {names.shown(twice)!r} is in the list twice")
+        raise ListingError(f"the name '{names.shown(twice)}' is in the list twice")
     directories = _directories(listing.files)
     if not directories.isdisjoint(listing.files):
         both = next(name for name in listing.files if name in directories)
         below = next(name for name in listing.files if name.startswith(both + b"/"))
         raise ListingError(
-            f"the list names {names.shown(both)!r} as a file, and as the directory of "
-            f"{names.shown(below)!r}: leave one of them out"
+            f"the list names '{names.shown(both)}' as a file, and as the directory of "
+            f"'{names.shown(below)}': leave one of them out"
         )
     return listing
 
@@ -268,7 +268,7 @@ def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
         output = names.with_suffix(name, suffix)
         if len(output) > LONGEST_NAME and len(output.rpartition(b"/")[2]) > LONGEST_NAME:
             raise ListingError(
-                f"the output of {names.shown(name)!r} would have a name of more than "
+                f"the output of '{names.shown(name)}' would have a name of more than "
                 f"{LONGEST_NAME} bytes: take a shorter --suffix, or leave it out with --exclude"
             )
         digest = hash(output)
@@ -282,16 +282,16 @@ def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
         if output in directories:
             below = next(other for other in files if other.startswith(output + b"/"))
             raise ListingError(
-                f"the output of {names.shown(name)!r} would be {names.shown(output)!r}, and the "
-                f"output of {names.shown(below)!r} would lie in a directory of that name: take "
+                f"the output of '{names.shown(name)}' would be '{names.shown(output)}', and the "
+                f"output of '{names.shown(below)}' would lie in a directory of that name: take "
                 "another --suffix, or leave one of them out with --exclude"
             )
         if hash(output) not in clashing:
             continue
         if output in first:
             raise ListingError(
-                f"the inputs {names.shown(first[output])!r} and {names.shown(name)!r} would both "
-                f"write {names.shown(output)!r}: leave --suffix out, or one of them with --exclude"
+                f"the inputs '{names.shown(first[output])}' and '{names.shown(name)}' would both "
+                f"write '{names.shown(output)}': leave --suffix out, or one of them with --exclude"
             )
         first[output] = name
 

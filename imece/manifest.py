@@ -21,6 +21,9 @@ MOST_NAMES = 2**21
 """Names it may hold. With both, a worker takes half a gigabyte at the most to unpack one."""
 
 
+WRONG = "what stands for the names of its files is not a manifest: "
+
+
 def encode(files: Sequence[bytes]) -> bytes:
     """The blob for names in any order.
 
@@ -50,14 +53,14 @@ def decode(blob: bytes) -> list[bytes]:
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(blob, LARGEST + 1)
-    except zlib.error as error:
-        raise RecordError(f"not a manifest: {error}") from None
+    except zlib.error:
+        raise RecordError(f"{WRONG}it cannot be unpacked") from None
     if len(text) > LARGEST or text.count(b"\0") >= MOST_NAMES:
-        raise RecordError("not a manifest: too large")
+        raise RecordError(f"{WRONG}it is too large")
     if not unpacker.eof:
-        raise RecordError("not a manifest: cut off")
+        raise RecordError(f"{WRONG}it is cut off")
     if unpacker.unused_data:
-        raise RecordError("not a manifest: something follows it")
+        raise RecordError(f"{WRONG}something follows it")
     if b"\0\0" in text:  # before they become a list many times as large
         raise RecordError("a name in the manifest is empty")
     files = text.split(b"\0")
@@ -66,7 +69,7 @@ def decode(blob: bytes) -> list[bytes]:
     if any(part in parts for part in suspect):  # so much for nearly all
         for name in files:
             if flaw := names.flaw(name):
-                raise RecordError(f"the name {names.shown(name)!r} in the manifest {flaw}")
+                raise RecordError(f"the name '{names.shown(name)}' in the manifest {flaw}")
     files.sort()
     if len(set(files)) < len(files):
         raise RecordError("a name is in the manifest twice")

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from imece import names
 from imece.errors import RunError
 
 LARGEST_NUMBER = 2**63 - 1
@@ -50,8 +51,8 @@ def unpacked(text: bytes | str, longest: int, parts: int) -> Any:
         raise
     except UnicodeDecodeError:
         raise RecordError("it is not UTF-8") from None
-    except ValueError as error:
-        raise RecordError(f"it is no JSON: {error}") from None
+    except ValueError:
+        raise RecordError("it is no JSON") from None
 
 
 def _integer(digits: str) -> int:
@@ -111,7 +112,7 @@ def ranking(name: str, found: Iterable[tuple[bytes, float]]) -> list[tuple[bytes
 def _whole(name: str, digits: bytes, largest: int = LARGEST_NUMBER) -> int:
     """As Redis writes it: no sign, no blank, no underscore."""
     if len(digits) > 20 or not digits.isdigit() or (value := int(digits)) > largest:
-        raise RecordError(f"{name} is not a number from 0 to {largest}: {digits!r:.50}")
+        raise RecordError(f"{name} is not a number from 0 to {largest}: {names.shown(digits[:50])}")
     return value
 
 
@@ -121,7 +122,7 @@ def _seconds(name: str, digits: bytes) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < LARGEST_NUMBER:  # nor NaN
-        raise RecordError(f"{name} is not a time: {digits!r:.50}")
+        raise RecordError(f"{name} is not a time: {names.shown(digits[:50])}")
     return value
 
 

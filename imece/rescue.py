@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from imece import keys, scripts, workplace
-from imece.connection import raw
+from imece.connection import is_outage, raw, text
 from imece.job import MalformedJobError, Reference
-from imece.run import ON, STEP, Run, recent
+from imece.run import ON, STEP, Run, queue_of, recent
 from imece.settings import Settings
 
 SWEEP_PATIENCE = 1.0
@@ -94,7 +95,12 @@ def _listens(redis: Redis, job_id: bytes) -> bool:
     if reference is None:
         return False
     holders = f"{keys.run(reference.run)}:holders"
-    worker = raw(redis.hget(holders, f"{reference.field}:worker") or b"")
+    try:
+        worker = raw(redis.hget(holders, f"{reference.field}:worker") or b"")
+    except ResponseError as error:
+        if is_outage(error):
+            raise
+        return False  # of another type: nobody can say who holds it
     channel = keys.channel(worker.decode("utf-8", "replace"))
     return bool(redis.pubsub_numsub(channel)[0][1])
 
@@ -125,6 +131,9 @@ def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str
     queued = _places(redis, queue, places)
     missing, lines = set(), []
     for run in _runs_on(redis, queue):
+        if line := hold_damaged(run, queue):
+            lines.append(line)
+            continue
         with redis.pipeline() as pipeline:
             pipeline.hlen(f"{run.key}:jobs")
             pipeline.llen(f"{run.key}:waiting")
@@ -136,6 +145,16 @@ def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str
             missing.discard(run.id)
             lines.append(f"{count} jobs of run {run.id} are back: they were in no list")
     return missing, lines
+
+
+def hold_damaged(run: Run, queue: str) -> str | None:
+    """Lets a run that is on wait for a person if it cannot go on because somebody has changed its
+    records; a line about it."""
+    damage = run.damage()
+    if damage is None or not run.hold(damage.what, damage.generation):
+        return None
+    run.purge(queue)
+    return f"run {run.id} is held: {damage.what}"
 
 
 def _places(redis: Redis, queue: str, places: Counter[str]) -> set[bytes]:
@@ -154,19 +173,17 @@ def _places(redis: Redis, queue: str, places: Counter[str]) -> set[bytes]:
 
 
 def _runs_on(redis: Redis, queue: str) -> Iterator[Run]:
+    """The runs of a queue that are on; those, too, of which nobody can say the queue."""
     ids = recent(redis)
     with redis.pipeline(transaction=False) as pipeline:
         for run_id in ids:
             pipeline.hget(keys.run(run_id), "state")
         states = pipeline.execute(raise_on_error=False)
     for run_id, state in zip(ids, states, strict=True):
-        if isinstance(state, bytes) and state.decode("utf-8", "replace") in ON:
-            run = Run(redis, run_id)
-            try:
-                if run.parameters().queue == queue:
-                    yield run
-            except Exception:  # noqa: S112 - an unreadable run is refused where it is taken
-                continue
+        if isinstance(state, bytes) and text(state) in ON:
+            parameters = redis.hget(keys.run(run_id), "parameters")
+            if parameters is None or queue_of(raw(parameters)) in (queue, None):
+                yield Run(redis, run_id)
 
 
 def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
@@ -180,6 +197,9 @@ def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
     while True:
         position, found = redis.hscan(f"{run.key}:jobs", position, count=STEP)
         fields = [raw(field) for field in found if prefix + raw(field) not in queued]
+        if any(_reference(prefix + field) is None for field in fields):
+            run.hold(run.remedy("a bucket job in Redis is none that imece makes"))
+            return 0
         if fields:
             restored += scripts.run("restore", redis, where, [window, *fields])
             window = min(window + len(fields), 1000)

@@ -5,14 +5,16 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
 
 from imece import keys, manifest, records, scripts
-from imece.connection import raw, text
+from imece.connection import is_outage, raw, text
 from imece.cursor import MOST_FILES, Cursor
 from imece.errors import RunError
 from imece.failure import Failure
@@ -41,6 +43,8 @@ STEP = 1000
 IDENTITY = ("input", "output", "suffix", "queue", "seed")
 """The parameters in which all rounds of a run agree."""
 
+
+LOST_NAMES = "names of its files are gone from Redis"
 
 LARGEST_PARAMETERS = 2**20
 """Bytes a run's parameters may have in Redis."""
@@ -105,15 +109,18 @@ class Parameters:
         Raises:
             RecordError: it is not what `encode` makes.
         """
-        try:
-            given = records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
-            for name in ("include", "exclude"):
-                if not isinstance(given[name], list):
-                    raise ValueError(f"{name} is no list")
-                given[name] = tuple(given[name])
-            parameters = cls(**given)
-        except (ValueError, TypeError, KeyError) as error:
-            raise RecordError(f"the run's parameters cannot be read: {error}") from None
+        given = _read(text)
+        known = {field.name for field in fields(cls)}
+        for other, how in ((set(given) - known, "unknown"), (known - set(given), "missing")):
+            if other:
+                raise RecordError(
+                    f"the run's parameters cannot be read: {how}: {', '.join(sorted(other))[:200]}"
+                )
+        for name in ("include", "exclude"):
+            if not isinstance(given[name], list):
+                raise RecordError(f"the run's parameters cannot be read: {name} is no list")
+            given[name] = tuple(given[name])
+        parameters = cls(**given)
         for field in fields(cls):
             if not _fits(getattr(parameters, field.name), field.type):
                 raise RecordError(f"the run's parameter {field.name} is not what it should be")
@@ -149,6 +156,26 @@ class Parameters:
         return [name for name, value in asdict(self).items() if asdict(other)[name] != value]
 
 
+def _read(text: bytes | str) -> dict[str, Any]:
+    """A run's parameters as they stand in Redis, unchecked."""
+    try:
+        given = records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
+    except RecordError as error:
+        raise RecordError(f"the run's parameters cannot be read: {error}") from None
+    if not isinstance(given, dict):
+        raise RecordError("the run's parameters cannot be read: it is no JSON object")
+    return given
+
+
+def queue_of(parameters: bytes) -> str | None:
+    """The queue of a run whose other parameters may not be readable; None if it is not either."""
+    try:
+        queue = _read(parameters).get("queue")
+    except RecordError:
+        return None
+    return queue if isinstance(queue, str) else None
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value read from JSON is of the type a field of `Parameters` has."""
     if kind is float:
@@ -174,6 +201,27 @@ class Snapshot:
     held: dict[bytes, bytes]
 
 
+@dataclass(frozen=True)
+class Damage:
+    """What somebody has done to a run's records.
+
+    Attributes:
+        generation: of the run that was looked at.
+        helps: the command that helps: "enqueue" makes the records anew, "delete" removes them.
+        what: what is wrong, and how to fix it.
+    """
+
+    generation: str
+    helps: str
+    what: str
+
+
+REMEDIES = {
+    "enqueue": "`imece enqueue IN OUT --run-id {}` lists the files again",
+    "delete": "`imece delete {}` removes the run and leaves its outputs; then enqueue it again",
+}
+
+
 class Run:
     """One run, by its id. Holds no state of its own: every call asks Redis."""
 
@@ -196,8 +244,23 @@ class Run:
             return self.decode(found)
         listed = self.redis.hget(keys.claim(self.id), "parameters") if claimed else None
         if listed is None:
-            raise self.missing()
+            raise (
+                self.unusable("its parameters are gone from Redis")
+                if self.exists()
+                else (self.missing())
+            )
         return self.decode(raw(listed))
+
+    def readable_parameters(self) -> Parameters | None:
+        """None if there are none: a run that nobody can read can be cancelled and deleted, too."""
+        try:
+            with self.explained():
+                return self.parameters()
+        except RunError:
+            return None
+
+    def exists(self) -> bool:
+        return bool(self.redis.exists(self.key))
 
     def _ask(self, field: str) -> tuple[bytes | None, bool]:
         """A field of the run's hash, and whether a producer lists for it."""
@@ -219,12 +282,50 @@ class Run:
         try:
             return Parameters.decode(parameters)
         except ValueError as error:
-            raise RunError(
-                f"run {self.id} was not made by this version of imece: {error}"
-            ) from None
+            why = f"it was not made by this version of imece: {error}"
+            raise self.unusable(why, "delete") from None
 
     def missing(self) -> RunError:
         return RunError(f"there is no run {self.id}: `imece runs` lists those there are")
+
+    def unusable(self, what: str, helps: str = "enqueue") -> RunError:
+        """The error for records that somebody has removed or changed."""
+        return RunError(f"run {self.id} cannot be used: {self.remedy(what, helps)}")
+
+    def remedy(self, what: str, helps: str = "enqueue") -> str:
+        """What is wrong with the run's records, and the command that helps; see `REMEDIES`."""
+        return f"{what}: {REMEDIES[helps].format(self.id)}"
+
+    def damage(self) -> Damage | None:
+        """What somebody has done to the run's records, if it cannot go on so."""
+        found = scripts.run("look", self.redis, [self.key], [])
+        if found is not None:
+            generation, helps, what = map(text, found)
+        else:
+            number, parameters = self.redis.hmget(self.key, "generation", "parameters")
+            if parameters is None:
+                return None  # there is no such run
+            try:
+                Parameters.decode(raw(parameters))
+                return None
+            except RecordError as error:
+                generation, helps, what = text(number or b""), "delete", str(error)
+        return Damage(generation, helps, self.remedy(what, helps))
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns what is found inside of damaged records into a RunError that says what helps."""
+        try:
+            yield
+        except RecordError as error:
+            raise self.unusable(str(error)) from None
+        except ResponseError as error:
+            if is_outage(error) or isinstance(error, NoPermissionError):
+                raise
+            damage = self.damage()
+            if damage is None:
+                raise
+            raise RunError(f"run {self.id} cannot be used: {damage.what}") from None
 
     def snapshot(self) -> Snapshot:
         with self.redis.pipeline() as pipeline:
@@ -272,18 +373,15 @@ class Run:
         Raises:
             RunError: there is no such run, or it has ended.
         """
-        try:
-            queue = self.parameters().queue
-        except RunError:  # workers drop its jobs where they meet them
-            queue = None
+        parameters = self.readable_parameters()
         where = [self.key, keys.claim(self.id)]
         answer = text(scripts.run("cancel", self.redis, where, [generation, result_ttl]))
         if answer == "":
             raise self.missing()
         if answer != "cancelled":
             raise RunError(f"run {self.id} is {answer}: there is nothing to cancel")
-        if queue is not None:
-            self.purge(queue)
+        if parameters is not None:  # else workers drop its jobs where they meet them
+            self.purge(parameters.queue)
 
     def purge(self, queue: str) -> None:
         """Takes the jobs of a run that is not on out of the queue, piece by piece."""
@@ -293,20 +391,32 @@ class Run:
             if not scripts.run("purge", self.redis, where, [STEP]):
                 break
 
-    def hold(self, reason: str) -> bool:
-        """Lets a run wait for a person, if it is on."""
-        return bool(scripts.run("hold", self.redis, [self.key], [reason]))
+    def hold(self, reason: str, generation: str = "") -> bool:
+        """Lets a run wait for a person, if it is on.
+
+        Args:
+            generation: the one that is meant; "" for whichever it is.
+        """
+        return bool(scripts.run("hold", self.redis, [self.key], [reason, generation]))
 
     def delete(self) -> None:
-        """Removes an ended run from Redis. Outputs stay.
+        """Removes an ended run from Redis, and one whose records cannot be used, whatever its
+        state. Outputs stay.
 
         Raises:
             RunError: there is no such run, or it has not ended.
         """
-        answer = text(scripts.run("delete", self.redis, [self.key, keys.claim(self.id)], []))
-        if answer == "":
+        unreadable = self.readable_parameters() is None
+        where = [self.key, keys.claim(self.id)]
+        answer = text(scripts.run("delete", self.redis, where, [int(unreadable)]))
+        left: list[bytes] = []
+        if unreadable and answer in ("", "deleted"):  # which parts it has, nobody may know
+            left = list(self.redis.scan_iter(match=f"{self.key}:*", count=STEP))
+        if left:
+            self.redis.unlink(*left)
+        elif answer == "":
             raise self.missing()
-        if answer != "deleted":
+        if answer not in ("", "deleted"):
             raise RunError(f"run {self.id} is {answer}: `imece cancel {self.id}` first")
 
     def failures(self) -> Iterator[tuple[bytes, Failure]]:
@@ -323,15 +433,29 @@ class Run:
             found.setdefault((reference.part, reference.bucket), []).append(Cursor.decode(cursor))
         return found
 
+    def open_files(self) -> int:
+        """How many files of the last round are not done: failed, in hand, or not come to."""
+        names = ("files", "done", "skipped")
+        values = self.redis.hmget(self.key, names)
+        found = {name: raw(value) for name, value in zip(names, values, strict=True) if value}
+        files, *through = (records.whole(found, name) for name in names)
+        return files - sum(through)
+
     def names(self, part: str, bucket: int) -> list[bytes]:
-        """The files of one bucket; none if its manifest is gone."""
+        """The files of one bucket.
+
+        Raises:
+            RecordError: its manifest is gone, or is none.
+        """
         blob = self.redis.hget(keys.manifest(self.id, part), str(bucket))
-        return manifest.decode(raw(blob)) if blob is not None else []
+        if blob is None:
+            raise RecordError(LOST_NAMES)
+        return manifest.decode(raw(blob))
 
     def buckets(self, part: str) -> Iterator[tuple[int, list[bytes]]]:
         """The buckets of one part, each with its files."""
         for bucket, blob in self.redis.hscan_iter(keys.manifest(self.id, part), count=10):
-            yield int(bucket), manifest.decode(blob)
+            yield records.whole({"a bucket": bucket}, "a bucket"), manifest.decode(blob)
 
 
 def _word(value: bytes | None) -> str | None:

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from imece import keys, records
+from imece import keys, names, records
 from imece.connection import raw, text
-from imece.errors import RunError
 from imece.records import RecordError
 from imece.run import ENDED, ON, Parameters, Run
 
@@ -78,7 +77,8 @@ class Status:
 
     @property
     def left(self) -> int:
-        return self.files - self.done - self.failed - self.skipped
+        """Never below zero, though somebody may have changed `files` in Redis."""
+        return max(0, self.files - self.done - self.failed - self.skipped)
 
     @property
     def has_ended(self) -> bool:
@@ -211,7 +211,7 @@ def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) 
     try:
         return _checked(run, fields, answers, alive)
     except RecordError as error:
-        raise RunError(f"run {run.id} cannot be read: {error}") from None
+        raise run.unusable(str(error), "delete") from None
 
 
 def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
@@ -220,12 +220,13 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
     numbers = {name: records.whole(fields, name) for name in COUNTERS}
     state = records.text(fields, "state") or ""
     if state not in STATES:
-        raise RecordError(f"its state is {state[:50]!r}")
+        raise RecordError(
+            f"its state in Redis is none that a run can have: {names.printable(state[:50])}"
+        )
     started, ended = records.moment(fields, "started"), records.moment(fields, "ended")
     now = time[0] + time[1] / 1e6
     slots = records.histogram("its timeline", timeline)
     through = numbers["done"] + numbers["failed"] + numbers["skipped"]
-    left = numbers["files"] - through
     rate = _rate(slots, through, started, ended, now)
     ranked = records.ranking("its slowest files", slowest)
     return Status(
@@ -239,7 +240,9 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
         ended=ended,
         now=now,
         rate=rate,
-        time_left=None if state not in ON or rate == 0 else left / rate,
+        time_left=None
+        if state not in ON or rate == 0
+        else max(0, numbers["files"] - through) / rate,
         durations=records.histogram("its durations", durations),
         timeline=slots,
         slowest=[(name, microseconds / 1e6) for name, microseconds in ranked],

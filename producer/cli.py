@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import AuthenticationError
 
 from imece import kubeconfig, names, status
 from imece.connection import OUTAGES, connect, reachable
 from imece.errors import ImeceError, RunError, UsageError
-from imece.records import RecordError
 from imece.run import Run, recent
 from imece.settings import Settings, load
 from imece.status import Status
@@ -42,6 +41,7 @@ from producer.options import (
     RunId,
     Suffix,
     Timeout,
+    given_run,
     list_files,
     made_run_id,
     parameters_of,
@@ -140,6 +140,15 @@ def redis_of(settings: Settings) -> Iterator["Redis"]:
             redis.close()
 
 
+@contextmanager
+def run_of(settings: Settings, run_id: str | None) -> Iterator[Run]:
+    """A run, the newest if none is named. What is damaged of it is said in words."""
+    with redis_of(settings) as redis:
+        run = Run(redis, run_id or newest(redis))
+        with run.explained():
+            yield run
+
+
 def newest(redis: "Redis") -> str:
     ids = recent(redis)
     if not ids:
@@ -220,7 +229,7 @@ def enqueue(
 def show_status(
     run_id: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="[default: the newest]", parser=names.slug),
+        typer.Argument(metavar="[RUN]", help="[default: the newest]", parser=given_run),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Until the run ends.")] = False,
     context: Context = None,
@@ -237,8 +246,7 @@ def show_status(
     if named:
         from producer import workers as on_cluster
     try:
-        with redis_of(settings) as redis:
-            run = Run(redis, run_id or newest(redis))
+        with run_of(settings, run_id) as run:
             if watch and not as_json:
                 display.follow(lambda: status.read(run))
             while True:
@@ -271,13 +279,11 @@ def runs(as_json: Json = False) -> None:
     with redis_of(settings) as redis:
         found = []
         for run_id in recent(redis):
+            run = Run(redis, run_id)
             try:
-                found.append(status.read(Run(redis, run_id)))
-            except RecordError as error:
-                say(f"imece: run {run_id} cannot be read: {error}")
-            except ResponseError as error:
-                say(f"imece: run {run_id} cannot be read: a key holds something else: {error}")
-            except RunError as error:  # it has just expired, or is not of this version
+                with run.explained():
+                    found.append(status.read(run))
+            except RunError as error:  # it has just expired, or is damaged
                 say(f"imece: {error}")
     if as_json:
         put_json([one.summary() for one in found])
@@ -303,8 +309,7 @@ def runs(as_json: Json = False) -> None:
 def wait(run_id: RunId, as_json: Json = False) -> None:
     """Wait until a run ends; the exit code says how: 0 done, 1 failed, cancelled or held."""
     settings = find_settings(run_id)
-    with redis_of(settings) as redis:
-        run = Run(redis, run_id)
+    with run_of(settings, run_id) as run:
         status.read(run)  # a wrong id, or a Redis that is not there, is said at once
         last = wait_for(run) if as_json else display.follow(lambda: patient_read(run))
     if as_json:
@@ -348,8 +353,7 @@ def failures(
 ) -> None:
     """Which files failed, how often they were tried, and why."""
     settings = find_settings(run_id)
-    with redis_of(settings) as redis:
-        run = Run(redis, run_id)
+    with run_of(settings, run_id) as run:
         if run.state() is None:
             raise run.missing()
         for name, failure in sorted(run.failures(), key=lambda item: item[0]):
@@ -373,9 +377,8 @@ def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
     """Enqueues the files of a run that failed, or that no worker has come to."""
     from producer.enqueue import Producer
 
-    with redis_of(settings) as redis:
-        run = Run(redis, run_id)
-        again = Producer(redis, settings).again(run)
+    with run_of(settings, run_id) as run:
+        again = Producer(run.redis, settings).again(run)
         if as_json:
             put_json({"requeued": again, **status.read(run).summary()})
         else:
@@ -386,23 +389,14 @@ def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
 def cancel(run_id: RunId, as_json: Json = False) -> None:
     """Start no new files; what is done stays. To go on: `imece resume RUN`, or enqueue it again."""
     settings = find_settings(run_id)
-    with redis_of(settings) as redis:
-        run = Run(redis, run_id)
-        parameters = readable_parameters(run)
+    with run_of(settings, run_id) as run:
+        parameters = run.readable_parameters()
         run.cancel(settings.result_ttl)
         clear_output(run, parameters)
         if as_json:
             put_json({"run": run_id, "state": run.state()})
         else:
             put(f"run {run_id} is cancelled: files in hand are finished, no other is started")
-
-
-def readable_parameters(run: Run) -> "Parameters | None":
-    """None if there are none: a run that nobody can read can be cancelled and deleted, too."""
-    try:
-        return run.parameters()
-    except RunError:
-        return None
 
 
 def clear_output(run: Run, parameters: "Parameters | None") -> None:
@@ -416,9 +410,8 @@ def clear_output(run: Run, parameters: "Parameters | None") -> None:
 def delete(run_id: RunId) -> None:
     """Forget an ended run. Its outputs stay."""
     settings = find_settings(run_id)
-    with redis_of(settings) as redis:
-        run = Run(redis, run_id)
-        parameters = readable_parameters(run)
+    with run_of(settings, run_id) as run:
+        parameters = run.readable_parameters()
         run.delete()
         clear_output(run, parameters)
     put(f"run {run_id} is deleted; its outputs are where they were")
@@ -430,7 +423,9 @@ def scale(
     minimum: Annotated[
         int | None, typer.Option("--min", min=0, help="Fewest workers, even with nothing to do.")
     ] = None,
-    run_id: Annotated[str | None, typer.Option("--run", help="Which local run.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run", metavar="TEXT", help="Which local run.", parser=given_run)
+    ] = None,
     context: Context = None,
     namespace: Namespace = None,
     as_json: Json = False,
@@ -452,7 +447,7 @@ def scale(
         return
     if minimum is not None or context or namespace:
         raise UsageError("--min, --context and --namespace are for a cluster, not for a local run")
-    name, url = local.only_live(state, names.slug(run_id) if run_id else None)
+    name, url = local.only_live(state, run_id)
     with redis_of(local.at(settings, url)) as redis:
         before = local.set_limit(redis, replicas)
     if as_json:
@@ -483,7 +478,7 @@ def pause(
 def resume(
     run_id: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run that is held or cancelled.", parser=names.slug),
+        typer.Argument(metavar="[RUN]", help="A run that is held or cancelled.", parser=given_run),
     ] = None,
     context: Context = None,
     namespace: Namespace = None,

@@ -89,8 +89,12 @@ def failure(name: bytes, why: Failure) -> str:
     return f"{names.shown(name)} ({tries}): {names.printable(shortened(why.cause))}"
 
 
-def line(status: Status) -> str:
-    """How far a run is, in one line."""
+def line(status: Status, workers: str = "") -> str:
+    """How far a run is, in one line.
+
+    Args:
+        workers: how many there are, in words; else those that Redis knows are counted.
+    """
     parts = [
         f"{status.state}: {status.done:,} done",
         f"{status.failed:,} failed",
@@ -101,7 +105,7 @@ def line(status: Status) -> str:
         parts.append(rate(status.rate))
         if status.time_left is not None:
             parts.append(f"{seconds(status.time_left)} left")
-        parts.append(count(status.backlog.workers, "worker"))
+        parts.append(workers or count(status.backlog.workers, "worker"))
     return ", ".join(parts)
 
 
@@ -113,7 +117,7 @@ def block(status: Status) -> str:
         f"  files    {status.done:,} done, {status.failed:,} failed, {status.skipped:,} skipped, "
         f"{status.left:,} left of {status.files:,}",
         f"  speed    {rate(status.rate)}, {seconds(status.seconds)} so far"
-        + (f", {seconds(status.time_left)} left" if not status.has_stopped else ""),
+        + (f", {seconds(status.time_left)} left" if status.time_left is not None else ""),
         f"  workers  {backlog.workers:,}; bucket jobs in the queue {status.parameters.queue}: "
         f"{backlog.pending:,} pending, {backlog.in_flight:,} in flight",
         f"  from     {names.printable(status.parameters.input)}",
@@ -125,7 +129,7 @@ def block(status: Status) -> str:
         lines.append(f"  links    {status.links_refused:,} refused")
     if status.trouble:
         lines.append(f"  trouble  {names.printable(status.trouble)}")
-    if status.is_held:
+    if status.is_held and "`imece " not in (status.trouble or ""):  # else it says what helps
         lines.append(f"  imece resume {status.id} goes on when that is fixed")
     if status.failed:
         lines.append(f"  imece failures {status.id} says which failed and why")
@@ -221,9 +225,9 @@ class Follower:
 
     def show(self, status: Status, extra: str = "") -> None:
         if self._progress is not None and self._task is not None:
-            info = (
-                f"{status.failed:,} failed · {rate(status.rate)} · {seconds(status.time_left)} left"
-            )
+            info = f"{status.failed:,} failed · {rate(status.rate)}"
+            if status.time_left is not None:
+                info += f" · {seconds(status.time_left)} left"
             if status.has_stopped:
                 info = f"{status.failed:,} failed · {status.state}"
             self._progress.update(
@@ -234,7 +238,7 @@ class Follower:
                 info=names.printable(info + (f" · {extra}" if extra else "")),
             )
             return
-        text = line(status) + (f", {extra}" if extra else "")
+        text = line(status, extra)
         now = time.monotonic()
         if text != self._last[0] and (
             now - self._last[1] >= self.PLAIN_INTERVAL or status.has_stopped

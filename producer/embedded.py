@@ -151,7 +151,10 @@ def _socket_dir() -> tuple[Path, int]:
     it, whoever holds the descriptor need only be gone."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=SOCKET_DIR, dir=_parent()))
-        number = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            number = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # taken for one that was left, before it was locked
         if _lock(number) and path.exists():
             return path, number
         os.close(number)  # somebody has just taken it for one that was left

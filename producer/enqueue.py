@@ -19,7 +19,8 @@ from imece.cursor import Cursor
 from imece.errors import ListingError, RunError
 from imece.job import Reference
 from imece.listing import Listing
-from imece.run import CLAIM_TTL, IDENTITY, ON, STEP, Parameters, Run, Snapshot
+from imece.records import RecordError
+from imece.run import CLAIM_TTL, IDENTITY, LOST_NAMES, ON, STEP, Parameters, Run, Snapshot
 from imece.settings import Settings
 from producer import grouping
 from producer.grouping import Bucket
@@ -96,11 +97,16 @@ class Enqueued:
 
 @dataclass
 class _Round:
-    """The files of a next round, sorted by what is to be done with them."""
+    """The files of a next round, sorted by what is to be done with them.
+
+    Attributes:
+        kept: the jobs in hand that go on; the records of the others are damaged.
+    """
 
     files: list[bytes]
     finished: list[bytes]
     in_hand: int
+    kept: set[bytes]
 
 
 class Producer:
@@ -126,7 +132,8 @@ class Producer:
         """
         run = Run(self.redis, run_id)
         token = secrets.token_hex(4)
-        with self._claimed(run, token):
+        with run.explained(), self._claimed(run, token):
+            self._make_way(run)
             if not self._claim(run, parameters, token):
                 return Enqueued(run, "attached")
             made = plan(parameters, list_files())
@@ -143,22 +150,40 @@ class Producer:
         Raises:
             RunError: the run is on, or there is no such file.
         """
+        with run.explained():
+            return self._again(run)
+
+    def _again(self, run: Run) -> int:
+        if (damage := run.damage()) is not None:
+            run.hold(damage.what, damage.generation)
+            raise RunError(f"run {run.id} cannot be used: {damage.what}")
         parameters, state = run.parameters(), run.state()
         if state in ON or state == "listing":
             raise RunError(f"run {run.id} is {state}: call this again when it has ended")
         if parameters.queue != self.settings.queue:
             settings = self.settings.model_copy(update={"queue": parameters.queue})
-            return Producer(self.redis, settings, self._say).again(run)
+            return Producer(self.redis, settings, self._say)._again(run)
         token = secrets.token_hex(4)
         with self._claimed(run, token):
             if not self._claim(run, parameters, token):
                 raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
             files = list(_not_done(run))
+            if len(files) < run.open_files():  # looked at after them: it only becomes less
+                raise run.unusable(LOST_NAMES)
             if not files:
                 raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
             made = Plan(Listing(files), *_group(parameters, files))
             self._next_round(run, token, parameters, made, only_these=True)
         return len(files)
+
+    def _make_way(self, run: Run) -> None:
+        """Holds a run that is on and cannot go on, for what somebody has done to its records: this
+        enqueuing makes them anew, if it can."""
+        damage = run.damage()
+        if damage is not None:
+            if damage.helps != "enqueue":
+                raise RunError(f"run {run.id} cannot be used: {damage.what}")
+            run.hold(damage.what, damage.generation)
 
     def _claim(self, run: Run, parameters: Parameters, token: str) -> bool:
         """Takes the run's id. False if the run is on: then there is nothing to enqueue."""
@@ -256,7 +281,7 @@ class Producer:
                 parts.append(_finished_part(token))
                 finished = _group(parameters, sorted_out.finished)[1]
                 self._stage(run, parts[-1], finished, None)
-            parts += [part for part in before.parts if part in _parts_of(before.held)]
+            parts += [part for part in before.parts if part in _parts_of(sorted_out.kept)]
             if only_these:  # what the rest of the files came to is still known
                 parts += [part for part in before.parts if part not in parts]
             fields: dict[str, str | int] = {
@@ -268,7 +293,7 @@ class Producer:
                 "links_refused": made.listing.links_refused,
             }
             jobs = grouping.jobs(buckets, shape.files_per_job)
-            answer = self._commit(run, token, before, jobs, fields)
+            answer = self._commit(run, token, before, sorted_out.kept, jobs, fields)
             if answer == "committed":
                 return before.state, len(sorted_out.finished) + sorted_out.in_hand
             if answer != "changed":
@@ -284,11 +309,15 @@ class Producer:
         time, and those that are done though no worker could see it."""
         files = made.listing.files
         in_hand: set[bytes] = set()
+        kept: set[bytes] = set()
         count = 0
         for field_, text_ in before.held.items():
-            reference, cursor = Reference.of_field(run.id, field_), Cursor.decode(text_)
-            bucket = run.names(reference.part, reference.bucket)
-            open_files = _open_files(bucket, [cursor])
+            try:
+                reference, cursor = Reference.of_field(run.id, field_), Cursor.decode(text_)
+                open_files = _open_files(run.names(reference.part, reference.bucket), [cursor])
+            except RecordError:
+                continue
+            kept.add(field_)
             count += len(open_files)
             in_hand.update(open_files)
         finished: set[bytes] = set()
@@ -296,9 +325,9 @@ class Producer:
         if parameters.output is None and interrupted and not only_these:
             finished = _done(run, before.parts).intersection(files) - in_hand
         if not in_hand and not finished:
-            return _Round(files, [], 0)
+            return _Round(files, [], 0, kept)
         left = [name for name in files if name not in in_hand and name not in finished]
-        return _Round(left, list(finished), count)
+        return _Round(left, list(finished), count, kept)
 
     def _stage(self, run: Run, part: str, buckets: list[Bucket], cap: int | None) -> None:
         """Writes manifests, cursors and their order where no worker looks. No `cap`: no cursors."""
@@ -334,7 +363,13 @@ class Producer:
             pipeline.execute()
 
     def _commit(
-        self, run: Run, token: str, before: Snapshot, jobs: int, fields: dict[str, str | int]
+        self,
+        run: Run,
+        token: str,
+        before: Snapshot,
+        kept: set[bytes],
+        jobs: int,
+        fields: dict[str, str | int],
     ) -> str:
         queue = self.settings.queue
         where = [
@@ -346,6 +381,9 @@ class Producer:
             keys.staged(run.id, token),
             keys.order(run.id, token),
         ]
+        held: list[str | bytes | int | float] = []
+        for field_, cursor in before.held.items():
+            held += [field_, cursor, int(field_ in kept)]
         arguments: list[str | bytes | int | float] = [
             token,
             before.generation,
@@ -353,7 +391,7 @@ class Producer:
             self.settings.result_ttl,
             jobs,
             len(before.held),
-            *chain.from_iterable(before.held.items()),
+            *held,
             *chain.from_iterable(fields.items()),
         ]
         return text(scripts.run("commit", self.redis, where, arguments))
@@ -369,9 +407,14 @@ def _parts_of(fields: Iterable[bytes]) -> set[str]:
 
 
 def _open_files(bucket: list[bytes], cursors: list[Cursor]) -> set[bytes]:
-    """The files of a bucket that its unfinished jobs have still to do."""
+    """The files of a bucket that its unfinished jobs have still to do.
+
+    Raises:
+        RecordError: a cursor points outside the bucket.
+    """
     found: set[bytes] = set()
     for cursor in cursors:
+        cursor.check_within(len(bucket))
         found.update(bucket[cursor.next : cursor.stop])
         found.update(bucket[index] for index in cursor.owed)
     return found
@@ -386,12 +429,16 @@ def _not_done(run: Run) -> set[bytes]:
 
 
 def _done(run: Run, parts: tuple[str, ...]) -> set[bytes]:
-    """The files that an unfinished round, or those before it, have done."""
-    unfinished, done = run.unfinished(), set[bytes]()
-    still_open: set[bytes] = set()
-    for part in parts:
-        for bucket, files in run.buckets(part):
-            open_files = _open_files(files, unfinished.get((part, bucket), []))
-            still_open |= open_files
-            done.update(files)
+    """The files that an unfinished round, or those before it, have done. None is known if records
+    are damaged: then they are done again."""
+    done, still_open = set[bytes](), set[bytes]()
+    try:
+        unfinished = run.unfinished()
+        for part in parts:
+            for bucket, files in run.buckets(part):
+                open_files = _open_files(files, unfinished.get((part, bucket), []))
+                still_open |= open_files
+                done.update(files)
+    except RecordError:
+        return set()
     return done - still_open - {name for name, _ in run.failures()}

@@ -4,6 +4,7 @@ the cluster asks for: replicas = pending + in flight, up to a limit, down to zer
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shlex
 import signal
@@ -19,7 +20,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from imece import keys, names, status
-from imece.connection import connect, reachable
+from imece.connection import OUTAGES, connect, reachable, text
 from imece.errors import ImeceError, RunError, UsageError
 from imece.listing import Listing
 from imece.parent import follow_parent
@@ -38,6 +39,12 @@ OTHER_SERVER = ("redis_username", "redis_password", "redis_sentinels", "redis_se
 """What settings say of a server that is not the embedded one."""
 
 LIMIT_KEY = "imece:local:max-replicas"
+CALL_KEY = "imece:local:call"
+"""What processes the files of the run that is on; there once it is enqueued."""
+
+EXIT_CODE = "exit-code"
+"""The file with a call's exit code, for those that have attached to it."""
+
 TURN = 0.1
 """Seconds between two looks at the queue."""
 
@@ -53,12 +60,16 @@ QUICK_DEATH = 5.0
 """A worker that fails within so many seconds of its start has not failed because of a file."""
 
 
+class OccupiedError(RunError):
+    """Another call processes this run."""
+
+
 @contextlib.contextmanager
 def occupied(directory: Path) -> Iterator[None]:
     """Keeps a second local run out of a state directory.
 
     Raises:
-        RunError: there is one.
+        OccupiedError: there is one.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -69,10 +80,9 @@ def occupied(directory: Path) -> Iterator[None]:
         ) from None
     with lock:
         if not _locked(lock):
-            raise RunError(
-                f"run {directory.name} is being processed already: `imece status` shows how far"
-            )
+            raise OccupiedError(directory.name)
         try:
+            (directory / EXIT_CODE).unlink(missing_ok=True)
             yield
         finally:
             _address(directory).unlink(missing_ok=True)
@@ -351,6 +361,86 @@ def run_here(
 ) -> int:
     """The whole of `imece local`; its exit code."""
     directory = settings.state_dir.expanduser() / run_id
+    try:
+        return _process_here(settings, directory, parameters, list_files, limit, as_json)
+    except OccupiedError:
+        return attach(settings, directory, parameters, as_json)
+
+
+def _call(settings: Settings) -> str:
+    """What processes a file."""
+    return json.dumps({"processor": settings.processor, "command": settings.command})
+
+
+def attach(settings: Settings, directory: Path, parameters: Parameters, as_json: bool) -> int:
+    """Shows how far the call is that processes the run, until it ends; its exit code.
+
+    Raises:
+        RunError: it processes the run with other options, or was killed.
+    """
+    run_id, last = directory.name, None
+    display.say(f"run {run_id} is on already: this shows how far it is")
+    try:
+        with display.following(quiet=as_json) as follower:
+            while (url := live(directory.parent).get(run_id)) is not None or is_locked(directory):
+                with contextlib.suppress(*OUTAGES), contextlib.ExitStack() as stack:
+                    if url is not None:
+                        redis = stack.enter_context(
+                            contextlib.closing(connect(at(settings, url), retries=0))
+                        )
+                        if (call := redis.get(CALL_KEY)) is not None:
+                            run = Run(redis, run_id)
+                            _check_same(run, text(call), parameters, settings)
+                            last = status.read(run)
+                            follower.show(last)
+                time.sleep(TURN)
+    except KeyboardInterrupt:
+        display.say(f"run {run_id} goes on: `imece status {run_id}` shows how far it is")
+        return INTERRUPTED + signal.SIGINT
+    try:
+        code = int((directory / EXIT_CODE).read_text("ascii"))
+    except (OSError, ValueError):
+        raise RunError(
+            f"the call that processed run {run_id} was killed", "call the same again to go on"
+        ) from None
+    if last is not None:
+        if as_json:
+            display.put_json(last.summary())
+        else:
+            display.put(display.block(last))
+    return code
+
+
+def _check_same(run: Run, call: str, parameters: Parameters, settings: Settings) -> None:
+    there, wanted = json.loads(call), json.loads(_call(settings))
+    different = [name for name in wanted if there[name] != wanted[name]]
+    different += run.parameters().differences(parameters)
+    if different:
+        raise RunError(
+            f"run {run.id} is on with another {', another '.join(different)}",
+            "wait until it has ended, or take another --run-id",
+        )
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a call processes the run of this directory."""
+    with (directory / "lock").open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _process_here(
+    settings: Settings,
+    directory: Path,
+    parameters: Parameters,
+    list_files: Callable[[], Listing],
+    limit: int,
+    as_json: bool,
+) -> int:
+    run_id = directory.name
     began = time.monotonic()
     with occupied(directory), Server(directory) as server, Interrupts() as interrupts:
         announce(directory, server.url)
@@ -358,9 +448,11 @@ def run_here(
         with reachable(inner):
             redis = connect(inner)
             set_limit(redis, limit)
+            redis.delete(CALL_KEY)
             run = Run(redis, run_id)
             end_stopped(run, inner)
             enqueued = Producer(redis, inner, display.say).enqueue(run_id, parameters, list_files)
+            redis.set(CALL_KEY, _call(settings))
             if not as_json:
                 display.put(display.enqueued(enqueued))
             log = directory / "workers.log"
@@ -382,12 +474,15 @@ def run_here(
                 display.put_json({**last.summary(), "replicas": samples})
             else:
                 display.put("\n".join(told))
-    if interrupts.count and not last.has_ended:
+            stopped = interrupts.count and not last.has_ended
+            ended = 0 if last.state == "done" else FAILED
+            code = INTERRUPTED + interrupts.number if stopped else ended
+            (directory / EXIT_CODE).write_text(str(code), "ascii")
+    if stopped:
         display.say(
             "stopped; to go on, call the same again"
             + (" (with --overwrite that processes all files again)" if parameters.overwrite else "")
             + ":\n  "
             + shlex.join(["imece", *sys.argv[1:]])
         )
-        return INTERRUPTED + interrupts.number
-    return 0 if last.state == "done" else FAILED
+    return code

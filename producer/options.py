@@ -19,9 +19,28 @@ from imece.settings import Settings
 if TYPE_CHECKING:
     from imece.listing import Listing
 
+
+def given(text: str) -> str:
+    """What somebody has written. It is not empty, as an unset variable of a shell is."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty")
+    return text
+
+
+def given_path(text: str) -> Path:
+    return Path(given(text))
+
+
+def given_run(text: str) -> str:
+    """The id of the run that somebody calls so."""
+    return names.slug(given(text))
+
+
 In = Annotated[
     Path,
-    typer.Argument(metavar="IN", help="The input directory.", show_default=False, readable=False),
+    typer.Argument(
+        metavar="IN", help="The input directory.", show_default=False, parser=given_path
+    ),
 ]
 Out = Annotated[
     str,
@@ -29,11 +48,12 @@ Out = Annotated[
         metavar="OUT",
         help="The output directory. - if the processor keeps what it makes elsewhere.",
         show_default=False,
+        parser=given,
     ),
 ]
 RunId = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="The run id.", show_default=False, parser=names.slug),
+    typer.Argument(metavar="RUN", help="The run id.", show_default=False, parser=given_run),
 ]
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
 Context = Annotated[
@@ -52,7 +72,10 @@ Namespace = Annotated[
 GivenRunId = Annotated[
     str | None,
     typer.Option(
-        "--run-id", help="Name the run. The same id again attaches to it. [default: made]"
+        "--run-id",
+        metavar="TEXT",
+        help="Name the run. The same id again attaches to it. [default: made]",
+        parser=given,
     ),
 ]
 Buckets = Annotated[
@@ -67,15 +90,26 @@ FilesPerJob = Annotated[
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option(help="Take only these, globs as in .gitignore: '*.csv', '/2026/**'. Repeatable."),
+    typer.Option(
+        metavar="TEXT",
+        help="Take only these, globs as in .gitignore: '*.csv', '/2026/**'. Repeatable.",
+        parser=given,
+    ),
 ]
-Exclude = Annotated[list[str] | None, typer.Option(help="Leave these out. Repeatable.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Leave these out. Repeatable.", parser=given),
+]
 Hidden = Annotated[
     bool, typer.Option("--hidden", help="Take hidden files, too (never those named .imece-…).")
 ]
 FromFile = Annotated[
     str | None,
-    typer.Option(help="Take the names from this file (- is standard input), one a line."),
+    typer.Option(
+        metavar="TEXT",
+        help="Take the names from this file (- is standard input), one a line.",
+        parser=given,
+    ),
 ]
 Null = Annotated[bool, typer.Option("--null", "-0", help="Names in --from-file end in NUL.")]
 Suffix = Annotated[
@@ -113,7 +147,7 @@ def parameters_of(
     output = None if target == "-" else Path(target).absolute()
     check_directories(source, output)
     if suffix is not None and ("/" in suffix or "\0" in suffix or not suffix.startswith(".")):
-        raise UsageError(f"--suffix {suffix!r}: takes an ending like .json")
+        raise UsageError(f"--suffix '{names.printable(suffix)}': takes an ending like .json")
     if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError(f"--timeout {timeout}: takes seconds, more than 0")
     parameters = Parameters(

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -543,7 +544,9 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(workbench: Workbench
     answer = workbench.imece("runs", "--json")
     assert answer.returncode == 0
     assert [run["run"] for run in json.loads(answer.stdout)] == ["fine"]
-    assert answer.stderr.startswith("imece: run strange was not made by this version of imece")
+    assert answer.stderr.startswith(
+        "imece: run strange cannot be used: it was not made by this version of imece"
+    )
 
 
 def test_a_wrong_call_is_exit_code_2_with_a_way_to_help(workbench: Workbench) -> None:
@@ -641,3 +644,34 @@ def test_imece_is_installed_under_its_name(workbench: Workbench) -> None:
     program = Path(sys.executable).with_name("imece")
     text = subprocess.check_output([program, "runs", "--help"], text=True)
     assert text.startswith("Usage: imece runs")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "enqueue IN OUT --run-id ''",
+        "enqueue '' OUT",
+        "enqueue IN ''",
+        "enqueue IN OUT --include ''",
+        "enqueue IN OUT --exclude ''",
+        "enqueue IN OUT --from-file ''",
+        "enqueue IN OUT --suffix ''",
+        "local IN OUT --command 'cp {input} {output}' --run-id ''",
+        "local IN OUT --command ''",
+        "local IN OUT --processor ''",
+        "status ''",
+        "cancel ''",
+        "delete ''",
+        "resume ''",
+        "scale 3 --run ''",
+    ],
+)
+def test_what_is_empty_is_refused(workbench: Workbench, call: str) -> None:
+    """An unset variable of a shell does not mean this directory, or all files."""
+    workbench.files(1)
+    places = {"IN": str(workbench.source), "OUT": str(workbench.target)}
+    words = [places.get(word, word) for word in shlex.split(call)]
+    answer = workbench.imece(*words, processor="")
+    assert answer.returncode == 2, answer.stdout + answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert workbench.redis.keys("imece:*") == []

@@ -177,7 +177,7 @@ def test_what_imece_did_not_write_is_refused(
         workbench.redis.hset("imece:run:run:jobs", reference.field, value)
     else:
         workbench.redis.hset(f"imece:run:run:manifest:{reference.part}", "0", value)
-    with pytest.raises(ValueError, match=r"cursor|manifest|Expecting"):
+    with pytest.raises(RunError, match=r"cursor|manifest"):
         hand.take()
 
 

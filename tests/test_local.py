@@ -216,13 +216,45 @@ def test_a_lower_limit_stops_workers_and_loses_nothing(folder: Folder) -> None:
     assert "40 done" in output
 
 
-def test_a_second_call_does_not_disturb_the_first(folder: Folder) -> None:
-    folder.files(20)
-    first = folder.start(processor="tests.processors:slow")
+@pytest.mark.parametrize("ending", ["done", "failed"])
+def test_a_second_call_attaches_and_ends_as_the_first(folder: Folder, ending: str) -> None:
+    folder.files(40, "sleep 0.3")
+    if ending == "failed":
+        (folder.source / "bad.txt").write_text("raise out of tune")
+    one = ("--max-replicas", "1")
+    first = folder.start(*one, processor="tests.processors:by_content")
     until(folder.on, "the first to be announced")
-    code, _, errors = folder.start(processor="tests.processors:slow").ends()
+    code, output, errors = folder.start(*one, processor="tests.processors:by_content").ends()
+    assert "is on already" in errors
+    assert "40 done" in output
+    assert code == first.ends()[0] == (0 if ending == "done" else 1)
+    assert folder.done() == 40
+
+
+def test_ctrl_c_detaches_and_the_run_goes_on(folder: Folder) -> None:
+    folder.files(30, "sleep 0.2")
+    first = folder.start("--max-replicas", "1", processor="tests.processors:by_content")
+    until(lambda: folder.done() >= 1, "the first output")
+    second = folder.start("--max-replicas", "1", processor="tests.processors:by_content")
+    assert second.process.stdout is not None
+    assert "running" in second.process.stdout.readline()
+    second.process.send_signal(signal.SIGINT)
+    code, _, errors = second.ends()
+    assert code == 130
+    assert "goes on" in errors
+    assert first.ends()[0] == 0
+    assert folder.done() == 30
+
+
+def test_a_second_call_with_other_options_is_refused(folder: Folder) -> None:
+    folder.files(40, "sleep 0.3")
+    named = ("--run-id", "mine", "--max-replicas", "1")
+    first = folder.start(*named, processor="tests.processors:by_content")
+    until(lambda: folder.done() >= 1, "the first output")
+    options = ("--run-id", "mine", "--retries", "7")
+    code, _, errors = folder.start(*options, processor="tests.processors:copy").ends()
     assert code == 2
-    assert "is being processed already" in errors
+    assert "another processor, another retries" in errors
     assert first.ends()[0] == 0
 
 

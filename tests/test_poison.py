@@ -6,6 +6,7 @@ of them to a healthy run, and every command has to say something of each.
 """
 
 import json
+import re
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,60 @@ def other_kind(key: str) -> Spoil:
     return spoil
 
 
+def whole_kind(kind: str) -> Spoil:
+    """The run's own key is no hash."""
+
+    def spoil(redis: Redis, run: str) -> None:
+        redis.delete(run)
+        if kind == "list":
+            redis.rpush(run, "a text")
+        else:
+            redis.set(run, "a text", ex=1000)
+
+    return spoil
+
+
+def kind_of_manifest(redis: Redis, run: str) -> None:
+    for key in redis.keys(f"{run}:manifest:*"):
+        redis.set(text(key), "a text", ex=1000)
+
+
+def gone(*suffixes: str) -> Spoil:
+    """Some of the run's keys are deleted."""
+
+    def spoil(redis: Redis, run: str) -> None:
+        for suffix in suffixes:
+            for key in redis.keys(f"{run}{suffix}"):
+                redis.delete(key)
+
+    return spoil
+
+
+def without(name: str) -> Spoil:
+    """A field of the run's hash is gone."""
+
+    def spoil(redis: Redis, run: str) -> None:
+        redis.hdel(run, name)
+
+    return spoil
+
+
+def empty_queue(spoil: Spoil) -> Spoil:
+    """And none of its jobs is in the queue."""
+
+    def spoil_both(redis: Redis, run: str) -> None:
+        spoil(redis, run)
+        redis.delete("rq:queue:imece")
+
+    return spoil_both
+
+
+def garbled_job(redis: Redis, run: str) -> None:
+    redis.delete(f"{run}:jobs", f"{run}:waiting", "rq:queue:imece")
+    redis.hset(f"{run}:jobs", RAW, "[0,1,{},0,-1]")
+    redis.expire(f"{run}:jobs", 1000)
+
+
 def many_names() -> bytes:
     """255 kB that were 134 million names, and 5 GB."""
     packer = zlib.compressobj(9)
@@ -129,6 +184,38 @@ PARAMETERS: dict[str, Spoil] = {
     "timeout-huge": parameters(timeout=1e308),
     "seed-huge": parameters(seed=2**200),
     "one-more": parameters(more=1),
+}
+
+# Somebody has removed them, or put something else there. They can be held and nothing else: in the
+# queue is a job of each of the first ones, and none of the others.
+REMOVED: dict[str, Spoil] = {
+    "jobs-gone": gone(":jobs"),
+    "jobs-and-waiting-gone": gone(":jobs", ":waiting"),
+    "manifest-gone": gone(":manifest:*"),
+    "jobs-kind": other_kind("jobs"),
+    "waiting-kind": other_kind("waiting"),
+    "holders-kind": other_kind("holders"),
+    "failures-kind-too": other_kind("failures"),
+    "manifest-kind": kind_of_manifest,
+    "parameters-gone": without("parameters"),
+    "generation-text": field("generation", b"first"),
+    "done-word": field("done", b"many"),
+}
+UNQUEUED: dict[str, Spoil] = {
+    name: empty_queue(REMOVED[name])
+    for name in ("jobs-gone", "manifest-gone", "jobs-kind", "waiting-kind", "parameters-gone")
+} | {
+    "parameters-garbled": empty_queue(field("parameters", RAW)),
+    "parameters-other": empty_queue(parameters(more=1)),
+    "job-garbled": garbled_job,
+}
+
+# No hash, so no state: the run can only be deleted.
+NO_RUN: dict[str, Spoil] = {
+    "whole-text": whole_kind("string"),
+    "whole-list": whole_kind("list"),
+    "claim-kind": other_kind("claim"),
+    "state-gone": without("state"),
 }
 
 # These cannot be processed; their runs can be shown.
@@ -180,6 +267,7 @@ SHOWN: dict[str, Spoil] = {
 }
 
 GROUPS = {"parameters": PARAMETERS, "jobs": JOBS, "shown": SHOWN}
+ALL = {**GROUPS, "removed": REMOVED, "no run": NO_RUN}
 
 
 def poisoned(workbench: Workbench, cases: dict[str, Spoil]) -> None:
@@ -191,10 +279,19 @@ def poisoned(workbench: Workbench, cases: dict[str, Spoil]) -> None:
     workbench.enqueue("healthy", overwrite=True)
 
 
+FOR_PROGRAMMERS = re.compile(
+    r"Traceback|WRONGTYPE|BROKEN|user_script|script:|pipeline|b'|\(char \d|unpack |__init__|"
+    r"Error -?\d"
+)
+
+
 def is_clean(answer: Any) -> bool:
-    """A sentence: no traceback, and nothing that a terminal would obey."""
+    """A sentence: no traceback, no text of Redis, Lua or Python, and nothing that a terminal would
+    obey."""
     printed = answer.stdout + answer.stderr
-    return "Traceback" not in printed and all(line.isprintable() for line in printed.splitlines())
+    return not FOR_PROGRAMMERS.search(printed) and all(
+        line.isprintable() for line in printed.splitlines()
+    )
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -245,23 +342,187 @@ def test_reading_a_spoilt_run_is_a_status_or_an_error_with_a_reason(
             assert len(str(error)) < 2000
 
 
+def commands(workbench: Workbench, name: str) -> dict[str, tuple[str, ...]]:
+    """All that reads or changes a run, by the command's name."""
+    folders = (str(workbench.source), str(workbench.target))
+    return {
+        "status": ("status", name),
+        "failures": ("failures", name),
+        "retry": ("retry", name),
+        "resume": ("resume", name),
+        "cancel": ("cancel", name),
+        "enqueue": ("enqueue", *folders, "--run-id", name, "--overwrite"),
+        "delete": ("delete", name),
+    }
+
+
+def answers(workbench: Workbench, command: str, cases: dict[str, Spoil]) -> dict[str, Any]:
+    """What a command says of each run; each answer is a sentence, and Redis is not to blame."""
+    with ThreadPoolExecutor(2) as pool:
+        calls = {
+            name: pool.submit(workbench.imece, *commands(workbench, name)[command])
+            for name in cases
+        }
+        ended = {name: call.result() for name, call in calls.items()}
+    for name, answer in ended.items():
+        assert answer.returncode in (0, 1, 2), (name, answer.stderr)
+        assert is_clean(answer), (name, answer.stdout + answer.stderr)
+        assert answer.stdout or answer.stderr or command == "failures", name
+    return ended
+
+
+def can_be_deleted(workbench: Workbench, cases: dict[str, Spoil]) -> None:
+    """At once, or after the cancel that `imece delete` asks for."""
+    refused = {
+        name: None
+        for name, answer in answers(workbench, "delete", cases).items()
+        if answer.returncode
+    }
+    for name in refused:
+        cancelled = workbench.imece("cancel", name)
+        assert cancelled.returncode == 0, (name, cancelled.stderr)
+        deleted = workbench.imece("delete", name)
+        assert deleted.returncode == 0, (name, deleted.stderr)
+    for name in cases:
+        assert workbench.redis.keys(f"imece:run:{name}*") == [], name
+
+
+@pytest.mark.parametrize("group", ["removed", "no run"])
+def test_what_stands_there_in_place_of_a_run_can_be_deleted(
+    workbench: Workbench, group: str
+) -> None:
+    poisoned(workbench, ALL[group])
+    can_be_deleted(workbench, ALL[group])
+    assert workbench.imece("status", "healthy").returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("command", ["status", "failures", "cancel", "retry", "delete"])
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "command", ["status", "failures", "cancel", "retry", "resume", "enqueue", "delete"]
+)
+@pytest.mark.parametrize("group", ALL)
 def test_every_command_answers_with_a_sentence(
     workbench: Workbench, group: str, command: str
 ) -> None:
-    poisoned(workbench, GROUPS[group])
-    with ThreadPoolExecutor(2) as pool:
-        answers = {name: pool.submit(workbench.imece, command, name) for name in GROUPS[group]}
-        for name, answer in answers.items():
-            ended = answer.result()
-            assert ended.returncode in (0, 1, 2, 3), (name, ended.stderr)
-            assert is_clean(ended), (name, ended.stdout + ended.stderr)
-            assert ended.stdout or ended.stderr or command == "failures", name
+    poisoned(workbench, ALL[group])
+    answers(workbench, command, ALL[group])
+    if command != "delete":
+        can_be_deleted(workbench, ALL[group])
     healthy = workbench.imece("status", "healthy")
     assert healthy.returncode == 0
+
+
+# A run that cannot go on is held, and says what helps
+
+
+def remedy(workbench: Workbench, name: str) -> str:
+    """The command that the run's trouble names."""
+    trouble = text(workbench.redis.hget(f"imece:run:{name}", "trouble"))
+    assert trouble.isprintable()
+    found = re.search(r"`imece (\w+) ", trouble)
+    assert found, trouble
+    return found[1]
+
+
+def is_held(workbench: Workbench, name: str) -> bool:
+    return workbench.redis.hget(f"imece:run:{name}", "state") == b"held"
+
+
+def helps(workbench: Workbench, name: str) -> None:
+    """What the run's trouble asks for makes it a run that is done."""
+    if remedy(workbench, name) == "delete":
+        assert workbench.imece("delete", name).returncode == 0
+    answer = workbench.imece(*commands(workbench, name)["enqueue"])
+    assert answer.returncode == 0, (name, answer.stderr)
+    assert workbench.ended(name).state == "done"
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_run_whose_records_are_gone_is_held_when_a_job_of_it_is_taken(
+    workbench: Workbench, name: str
+) -> None:
+    workbench.files(3)
+    workbench.enqueue(name, buckets=1, files_per_job=1, overwrite=True)
+    REMOVED[name](workbench.redis, f"imece:run:{name}")
+    workbench.worker()
+    until(lambda: is_held(workbench, name), "the run to be held")
+    for command in ("resume", "retry"):
+        answer = workbench.imece(command, name)
+        assert answer.returncode == 2
+        assert f"imece {remedy(workbench, name)} " in answer.stderr, answer.stderr
+        assert is_clean(answer), answer.stderr
+    helps(workbench, name)
+
+
+@pytest.mark.parametrize("name", UNQUEUED)
+def test_a_run_whose_records_are_gone_is_held_by_idle_workers(
+    workbench: Workbench, name: str
+) -> None:
+    workbench.files(3)
+    workbench.enqueue(name, buckets=1, overwrite=True)
+    UNQUEUED[name](workbench.redis, f"imece:run:{name}")
+    workbench.worker()
+    until(lambda: is_held(workbench, name), "the run to be held", 30)
+    helps(workbench, name)
+
+
+@pytest.mark.parametrize("name", ["manifest-raw", "cursor-raw", "cursor-outside"])
+def test_to_go_on_with_a_garbled_run_says_what_helps(workbench: Workbench, name: str) -> None:
+    workbench.files(3)
+    workbench.enqueue(name, buckets=1, overwrite=True)
+    JOBS[name](workbench.redis, f"imece:run:{name}")
+    workbench.worker()
+    until(lambda: is_held(workbench, name), "the run to be held")
+    for command in ("resume", "retry"):
+        answer = workbench.imece(command, name)
+        assert answer.returncode == 2
+        assert f"imece enqueue IN OUT --run-id {name}" in answer.stderr, answer.stderr
+        assert is_clean(answer), answer.stderr
+    assert "imece resume" not in workbench.imece("status", name).stdout
+    helps(workbench, name)
+
+
+@pytest.mark.parametrize("name", ["jobs-gone", "manifest-gone", "parameters-gone"])
+def test_without_any_worker_enqueue_lists_again(workbench: Workbench, name: str) -> None:
+    """Also a run that still looks as if it were on."""
+    workbench.files(3)
+    workbench.enqueue(name, buckets=1)
+    REMOVED[name](workbench.redis, f"imece:run:{name}")
+    answer = workbench.imece("resume", name)
+    if name != "manifest-gone":
+        assert f"imece enqueue IN OUT --run-id {name}" in answer.stderr, answer.stderr
+        again = workbench.enqueue(name, buckets=1)
+        assert again.how == "resumed"
+        assert workbench.status(name).files == 3
+
+
+def test_nothing_is_left_out_in_silence_of_a_run_that_has_lost_some_names(
+    workbench: Workbench,
+) -> None:
+    """One bucket's names are gone, the others' are there."""
+    workbench.files(20)
+    workbench.enqueue("run", buckets=4, target="-")
+    (manifest_key,) = workbench.redis.keys("imece:run:run:manifest:*")
+    workbench.redis.hdel(text(manifest_key), workbench.redis.hkeys(text(manifest_key))[0])
+    workbench.imece("cancel", "run")
+    answer = workbench.imece("resume", "run")
+    assert answer.returncode == 2
+    assert "imece enqueue IN OUT --run-id run" in answer.stderr
+
+
+def test_a_count_of_files_that_is_too_low_makes_no_negative_numbers(workbench: Workbench) -> None:
+    workbench.files(5)
+    workbench.enqueue("run", buckets=5)
+    workbench.redis.hset("imece:run:run", "files", "2")
+    workbench.worker()
+    last = workbench.ended("run")
+    assert (last.done, last.left) == (5, 0)
+    assert last.trouble is not None
+    for options in ((), ("--json",)):
+        answer = workbench.imece("status", "run", *options)
+        assert "-3" not in answer.stdout
+    assert "too low by 3" in last.trouble
 
 
 def test_a_list_of_runs_with_ids_that_are_none_is_shown(workbench: Workbench) -> None:

@@ -94,15 +94,15 @@ class Command:
     def __init__(self, template: str) -> None:
         try:
             words = shlex.split(template)
-        except ValueError as error:
-            raise SettingsError(f"IMECE_COMMAND: {error}") from None
+        except ValueError:
+            raise SettingsError("IMECE_COMMAND: a quotation is not closed") from None
         if not words or "{input}" not in template:
             raise SettingsError(
                 "IMECE_COMMAND: takes a program and its arguments with {input} in them"
             )
         program = shutil.which(words[0])
         if program is None:
-            raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]!r} here")
+            raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]} here")
         self._words = [os.fsencode(word) for word in (program, *words[1:])]
         self.writes_output = "{output}" in template
         self._errors = Capture()

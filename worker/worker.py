@@ -21,7 +21,8 @@ from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry, register
 
 from imece import keys, names, rescue, scripts
-from imece.connection import connect, is_outage, raw
+from imece.connection import connect, is_outage, raw, said
+from imece.errors import RunError
 from imece.job import MalformedJobError, Reference
 from imece.lease import Claimed, Lease
 from imece.run import ON
@@ -282,8 +283,8 @@ class Worker(rq.Worker):
         held = Lease(self.connection, self.settings, reference, uuid.uuid4().hex)
         try:
             claimed = held.take(self.name, to_others=self._leaves_to_others(reference.run))
-        except (ValueError, TypeError) as error:
-            self._give_up(held, f"its records in Redis cannot be read: {error}")
+        except RunError as error:
+            self._give_up(held, str(error))
             return
         if claimed == "later":
             self._put_off_job(reference)
@@ -294,12 +295,16 @@ class Worker(rq.Worker):
         self._put_off.clear()
         self.set_state(WorkerStatus.BUSY)
         try:
-            self._execute(held, claimed)
+            with held.run.explained():
+                self._execute(held, claimed)
+        except RunError as error:
+            self.stable.dismiss()
+            self._give_up(held, str(error))
         except RedisError as error:
             if is_outage(error):
                 raise
             self.stable.dismiss()
-            self._give_up(held, f"its records in Redis cannot be used: {error}")
+            self._give_up(held, f"Redis refuses to record its progress: {said(error)}")
 
     def _put_off_job(self, reference: Reference) -> None:
         """Its run pauses. Who meets the same job again has seen all there is."""

@@ -5,6 +5,7 @@
 -- KEYS 1 run
 -- Returns the generation, or '' if the run is not on.
 local run = KEYS[1]
+must_fit(run, {'generation'})
 if not is_on(redis.call('HGET', run, 'state')) then
   return ''
 end

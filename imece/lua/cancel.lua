@@ -6,6 +6,7 @@
 -- ARGV 1 generation that is meant ('': whichever it is)  2 result TTL, s
 -- Returns 'cancelled', or the state that forbids it ('' if there is no run).
 local run, claim = KEYS[1], KEYS[2]
+must_fit(run)
 local state, generation = unpack(redis.call('HMGET', run, 'state', 'generation'))
 if ARGV[1] == '' and not is_on(state) and state ~= 'held' and redis.call('DEL', claim) == 1 then
   if not state then

@@ -17,7 +17,6 @@
 -- Returns {'held' | 'stop' (the run is not on) | 'lost' | 'gone', length of the queue}.
 local run, leases, queue = KEYS[1], KEYS[2], KEYS[3]
 local member, field, action, number = ARGV[1] .. ':' .. ARGV[2], ARGV[4], ARGV[5], tonumber(ARGV[6])
-local counters = {'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out'}
 local detailed = 1000
 
 if not redis.call('ZSCORE', leases, member) then
@@ -25,17 +24,11 @@ if not redis.call('ZSCORE', leases, member) then
 end
 
 -- First all that can go wrong, then all that is written.
-must_fit(run)
+must_fit(run, counters)
 local state = redis.call('HGET', run, 'state')
 if not state then
   redis.call('ZREM', leases, member)
   return {'gone', 0}
-end
-local stored = redis.call('HMGET', run, unpack(counters))
-for index, name in ipairs(counters) do
-  if stored[index] and not string.match(stored[index], '^%d+$') then
-    error({err = 'BROKEN ' .. run .. ' has a field ' .. name .. ' that is no number'})
-  end
 end
 local time = now()
 local sequence = tonumber(redis.call('HGET', run .. ':holders', field .. ':seq') or 0)
@@ -128,8 +121,10 @@ else
     redis.call('HSET', run, 'ended', time,
       'state', (left ~= 0 or tonumber(failed or 0) > 0) and 'failed' or 'done')
     if left ~= 0 then
+      local what = left > 0 and '%.0f files are neither done nor failed'
+        or 'its count of files in Redis is too low by %.0f'
       redis.call('HSET', run, 'trouble_at', time, 'trouble',
-        string.format('%.0f files are neither done nor failed: enqueue the run again', left))
+        string.format(what .. ': enqueue the run again', math.abs(left)))
     end
     redis.call('HDEL', run, 'window')
     redis.call('UNLINK', run .. ':waiting')

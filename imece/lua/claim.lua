@@ -6,6 +6,7 @@
 --      4 parameters, JSON  5 TTL of the list of runs, s
 -- Returns 'claimed'; 'listing' if another producer has it; or the state of a run that is on.
 local run, claim = KEYS[1], KEYS[2]
+must_fit(run)
 local state = redis.call('HGET', run, 'state')
 if is_on(state) then
   return state

@@ -2,16 +2,18 @@
 -- the queue. It takes as long for ten jobs as for a million: staged keys are renamed.
 --
 -- Jobs that a worker has in hand, or died with, go on in the new round ("kept"), so that the file in
--- hand is not begun a second time; the producer has left their files out of what it staged.
+-- hand is not begun a second time; the producer has left their files out of what it staged. Those
+-- whose records are damaged are dropped.
 --
 -- KEYS 1 run  2 claim  3 queue  4 leases (rq:wip)  5 RQ's set of queues
 --      6 staged cursors {field: cursor}  7 their order, a list of fields
 -- ARGV 1 token of the producer  2 generation the run must be in ('': there must be no run)
---      3 run TTL, s  4 result TTL, s  5 count of staged jobs  6 count of kept jobs, then field and
---      cursor of each, then pairs of field and value, set in the run's hash; `parts` among them
+--      3 run TTL, s  4 result TTL, s  5 count of staged jobs  6 count of jobs in hand, then of each
+--      field, cursor and '1' if it is kept, '0' if it is dropped; then pairs of field and value, set
+--      in the run's hash; `parts` among them
 -- Returns 'committed'; 'changed': a kept job has moved, look again; 'withdrawn': the claim is gone.
 local run, claim, queue, leases, token = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
-must_fit(run)
+must_fit(run, {'generation', 'round'})
 local owner, state, generation, parts =
   unpack(redis.call('HMGET', run, 'token', 'state', 'generation', 'parts'))
 if owner == token then
@@ -24,9 +26,11 @@ if (generation or '') ~= ARGV[2] then
   return 'changed'
 end
 
-local kept, count = {}, tonumber(ARGV[6])
+local looked, kept, count = {}, {}, tonumber(ARGV[6])
 for index = 1, count do
-  kept[ARGV[5 + 2 * index]] = ARGV[6 + 2 * index]
+  local field, cursor = ARGV[4 + 3 * index], ARGV[5 + 3 * index]
+  looked[field] = cursor
+  kept[field] = ARGV[6 + 3 * index] == '1' and cursor or nil
 end
 local holders = redis.call('HGETALL', run .. ':holders')
 local held = {}
@@ -34,10 +38,10 @@ for index = 1, #holders, 2 do
   local field = holders[index]
   if not string.find(field, ':', 1, true) then
     local cursor = redis.call('HGET', run .. ':jobs', field)
-    if cursor and kept[field] ~= cursor then
+    if cursor and looked[field] ~= cursor then
       return 'changed'
     end
-    held[field] = cursor and holders[index + 1] or nil
+    held[field] = kept[field] and holders[index + 1] or nil
   end
 end
 for field, cursor in pairs(kept) do
@@ -54,7 +58,7 @@ redis.call('UNLINK', run .. ':jobs', run .. ':waiting', run .. ':failures', run 
 redis.call('HDEL', run, 'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out', 'started',
   'ended', 'untouched', 'pauses', 'not_before', 'trouble', 'trouble_at', 'window')
 local fields = {}
-for index = 7 + 2 * count, #ARGV do
+for index = 7 + 3 * count, #ARGV do
   fields[#fields + 1] = ARGV[index]
 end
 redis.call('HSET', run, unpack(fields))

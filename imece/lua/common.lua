@@ -26,6 +26,8 @@ local function is_on(state)
   return state == 'queued' or state == 'running'
 end
 
+local counters = {'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out'}
+
 local function at_least(key, ttl)
   if redis.call('TTL', key) < ttl then
     redis.call('EXPIRE', key, ttl)
@@ -35,6 +37,7 @@ end
 local suffixes = {
   '', ':jobs', ':waiting', ':holders', ':failures', ':outputs', ':durations', ':timeline', ':slowest'
 }
+local kinds = {[':waiting'] = 'list', [':slowest'] = 'zset'} -- the others, and the claim, are hashes
 
 -- Lets what has come up since the last `keep` live as long as its run.
 local function keep_new(run)
@@ -105,16 +108,64 @@ local function fits(key, kind)
   return found == kind or found == 'none'
 end
 
--- Raises before anything is written: a script that fails half way would repeat what it has done.
-local function must_fit(run)
-  local kinds = {
-    [''] = 'hash', [':jobs'] = 'hash', [':waiting'] = 'list', [':holders'] = 'hash',
-    [':failures'] = 'hash', [':outputs'] = 'hash', [':durations'] = 'hash',
-    [':timeline'] = 'hash', [':slowest'] = 'zset'
-  }
-  for suffix, kind in pairs(kinds) do
-    if not fits(run .. suffix, kind) then
-      error({err = 'BROKEN ' .. run .. suffix .. ' holds something else than it should'})
+-- Which key of a run holds another type than it should; nil if there is none.
+local function misfit(run)
+  local parts = fits(run, 'hash') and redis.call('HGET', run, 'parts') or ''
+  for part in string.gmatch(parts, '[^,]+') do
+    if not fits(run .. ':manifest:' .. part, 'hash') then
+      return 'the key ' .. run .. ':manifest:' .. part .. ' is not a hash in Redis, and has to be one'
     end
+  end
+  for index = 0, #suffixes do
+    local suffix = suffixes[index] or ':claim'
+    local kind = kinds[suffix] or 'hash'
+    if not fits(run .. suffix, kind) then
+      return 'the key ' .. run .. suffix .. ' is a ' .. redis.call('TYPE', run .. suffix).ok ..
+        ' in Redis, and has to be a ' .. kind
+    end
+  end
+end
+
+-- Which of these fields of a run is not a number that can be added to; nil if there is none.
+local function miscount(run, names)
+  for index, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+    if value and not (#value <= 18 and string.match(value, '^%d+$')) then
+      return 'its field ' .. names[index] .. ' in Redis is not a number from 0 on'
+    end
+  end
+end
+
+-- Why nothing but to remove a run helps; nil if that is not so.
+local function ruin(run)
+  return misfit(run) or miscount(run, {'generation', 'round'})
+end
+
+-- What somebody has done to the records of a run, if it cannot go on as it is: the command of imece
+-- that helps ('enqueue' lists again and makes them anew; 'delete' removes them), and what is wrong.
+local function damage(run)
+  local what = ruin(run)
+  if what then
+    return 'delete', what
+  end
+  if redis.call('EXISTS', run) == 0 then
+    return nil
+  end
+  local state, parameters = unpack(redis.call('HMGET', run, 'state', 'parameters'))
+  what = miscount(run, counters) or miscount(run, {'files', 'pauses'})
+  if not state then
+    what = 'its state is gone from Redis'
+  elseif not parameters then
+    what = 'its parameters are gone from Redis'
+  elseif is_on(state) and redis.call('EXISTS', run .. ':jobs') == 0 then
+    what = 'its bucket jobs are gone from Redis'
+  end
+  return what and 'enqueue', what
+end
+
+-- Raises before anything is written: a script that fails half way would repeat what it has done.
+local function must_fit(run, names)
+  local what = misfit(run) or names and miscount(run, names)
+  if what then
+    error({err = 'BROKEN ' .. what})
   end
 end

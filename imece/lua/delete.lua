@@ -1,23 +1,30 @@
--- Removes an ended run, but for its outputs.
+-- Removes an ended run, but for its outputs; and one whose records cannot be used, whatever its state.
 --
 -- KEYS 1 run  2 claim
+-- ARGV 1 '1' if its parameters cannot be read
 -- Returns 'deleted', or the state that forbids it ('' if there is no run).
 local run, claim = KEYS[1], KEYS[2]
-if redis.call('EXISTS', claim) == 1 then
-  return 'listing'
+if not ruin(run) then
+  local state = redis.call('HGET', run, 'state')
+  if redis.call('EXISTS', claim) == 1 then
+    return 'listing'
+  end
+  if redis.call('EXISTS', run) == 0 then
+    return ''
+  end
+  if ARGV[1] ~= '1' and (is_on(state) or state == 'held') then
+    return state
+  end
 end
-local state, parts = unpack(redis.call('HMGET', run, 'state', 'parts'))
-if not state then
-  return ''
-end
-if is_on(state) or state == 'held' then
-  return state
-end
+local parts = fits(run, 'hash') and redis.call('HGET', run, 'parts')
 for part in string.gmatch(parts or '', '[^,]+') do
   redis.call('UNLINK', run .. ':manifest:' .. part)
 end
 for _, suffix in ipairs(suffixes) do
   redis.call('UNLINK', run .. suffix)
 end
-redis.call('ZREM', 'imece:runs', run_id(run))
+redis.call('UNLINK', claim)
+if fits('imece:runs', 'zset') then
+  redis.call('ZREM', 'imece:runs', run_id(run))
+end
 return 'deleted'

@@ -6,7 +6,7 @@
 -- ARGV 1 how many entries
 -- Returns how many entries there were; 0, too, if the run is on (again).
 local run, queue = KEYS[1], KEYS[2]
-local state = redis.call('HGET', run, 'state')
+local state = fits(run, 'hash') and redis.call('HGET', run, 'state')
 if is_on(state) then
   return 0
 end
@@ -19,7 +19,7 @@ local taken = 0
 for _, id in ipairs(ids) do
   local field = string.sub(id, #prefix + 1)
   if string.sub(id, 1, #prefix) == prefix and string.match(field, '^%x+%-%d+%-%d+$') then
-    if state == 'held' then
+    if state == 'held' and fits(run .. ':waiting', 'list') then
       redis.call('RPUSH', run .. ':waiting', field)
     end
     taken = taken + 1

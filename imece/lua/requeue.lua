@@ -15,7 +15,7 @@ if ARGV[1] == 'lease' then
 elseif redis.call('LREM', KEYS[3], 1, ARGV[2]) == 0 then
   return 'changed'
 end
-if field == '' or not fits(run, 'hash') or not fits(run .. ':jobs', 'hash') then
+if field == '' or misfit(run) then
   return 'dropped'
 end
 local state = redis.call('HGET', run, 'state')

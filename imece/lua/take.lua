@@ -6,12 +6,15 @@
 -- Returns {'held', cursor, earlier holders, parameters, manifest, length of the queue, untouched: '1'
 -- or '', or '?' if this is the round's first job and the worker is to look, server's time}, or
 -- {why not}: 'lost' (another worker has it), 'gone' (no such run or job), 'later' (the run pauses; the
--- job has been put back), or the state of the run.
+-- job has been put back), {'damaged', what helps, what is wrong}, or the state of the run.
 local run, queue, field = KEYS[1], KEYS[4], ARGV[5]
 if redis.call('LREM', KEYS[2], 1, ARGV[1]) == 0 then
   return {'lost'}
 end
-must_fit(run)
+local helps, what = damage(run)
+if what then
+  return {'damaged', helps, what}
+end
 local state, parameters, untouched, not_before, window =
   unpack(redis.call('HMGET', run, 'state', 'parameters', 'untouched', 'not_before', 'window'))
 if not state then
@@ -49,11 +52,8 @@ if time < (tonumber(not_before or 0) or 0) then
   return {'later'}
 end
 local manifest = redis.call('HGET', run .. ':manifest:' .. ARGV[6], ARGV[7])
-if not manifest or not parameters then
-  hold(run, 'its records in Redis are not whole: the names of its files, or its parameters, are gone',
-    time)
-  put_back(run, queue, 'held', field, 'LPUSH')
-  return {'held up'}
+if not manifest then
+  return {'damaged', 'enqueue', 'names of its files are gone from Redis'}
 end
 -- The last executions are enough: each of them has left a directory to clear, at most.
 earlier = string.sub(earlier, -1000)
