@@ -25,7 +25,13 @@ SERVER = "redis://localhost:6379/0"
 
 LANGUAGES = {"sh", "text", "python", "yaml"}
 SCHEMA = json.loads((DOCS / "reference" / "imece.schema.json").read_text("utf-8"))
-SLOW = {"process-again.md", "many-to-one.md", "nightly-run.md"}
+SLOW = {
+    "limit-time-and-memory.md",
+    "many-to-one.md",
+    "nightly-run.md",
+    "process-again.md",
+    "use-in-a-script.md",
+}
 """Pages with many runs, and little that other pages do not show."""
 RUNNABLE = [
     pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=str(page.name))
