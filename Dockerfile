@@ -1,7 +1,7 @@
 # The image of producer and worker. Users build theirs FROM it: examples/image.
 #
 # ARGs are for the build alone and are gone at run time; what the worker is to see is set by ENV
-# here, or by the environment of the container (docs/cluster.md).
+# here, or by the environment of the container (docs/how-to/image.md).
 
 # Another Python, one from a registry of your own, or one pinned to its content:
 #   --build-arg BASE=registry.example.com/python:3.13-slim-bookworm@sha256:...

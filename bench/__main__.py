@@ -21,7 +21,7 @@ BENCHES: dict[str, Callable[[Path, Size], Iterator[Row]]] = {
     "enqueue": enqueue.rows,
     "status": status.rows,
 }
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "explanation" / "benchmarks.md"
 
 
 def main() -> None:

@@ -289,7 +289,7 @@ def _many(name: str, flaws: list[str], fine: str) -> Iterator[Check]:
     if not flaws:
         yield Check(name, "ok", fine)
     for flaw in flaws:
-        yield Check(name, "fail", flaw, "docs/connecting.md", 3)
+        yield Check(name, "fail", flaw, "docs/troubleshooting.md", 3)
 
 
 def _keda(cluster: Cluster) -> Check:
@@ -371,7 +371,7 @@ def of_processor(settings: Settings) -> Iterator[Check]:
         return
     lines = ended.stderr.strip().splitlines()
     last = lines[-1].removeprefix("imece-worker: ") if lines else f"exit code {ended.returncode}"
-    yield Check("processor", "fail", names.printable(last), "docs/processors.md", 2)
+    yield Check("processor", "fail", names.printable(last), "docs/reference/processors.md", 2)
 
 
 def of_directories(source: Path | None, target: Path | None) -> Iterator[Check]:

@@ -2,7 +2,7 @@
 
 Sources, the first that has a value wins: environment (`IMECE_...`), a `.env` file in the working
 directory, a directory of secrets (one file a setting, named like the variable).
-`python -m imece.settings` prints the reference that stands in docs/settings.md.
+`python -m imece.settings` prints the reference that stands in docs/reference/settings.md.
 """
 
 import os

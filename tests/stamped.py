@@ -23,7 +23,7 @@ def stamp(version: str, content: bytes) -> bytes:
 def stamped(source: str, target: str) -> None:
     """Takes some ms, and notes in the folder `trace` beside the input directory when it begins and
     when it has finished; half of the time there is a half-written output."""
-    path = Path(source).resolve()  # the path given is a link: docs/processors.md
+    path = Path(source).resolve()  # the path given is a link: docs/reference/processors.md
     version = version_file(path.parent).read_text()
     trace = path.parent.parent / "trace"
     trace.mkdir(exist_ok=True)

@@ -291,7 +291,7 @@ def addresses(manifests: list[Manifest]) -> set[str]:
 
 
 def test_a_redis_of_ones_own_is_kedas_too(yours: Yours) -> None:
-    """As docs/cluster.md says: base and producer, without deploy/redis and its wiring."""
+    """As docs/how-to/own-redis.md says: base and producer, without deploy/redis and its wiring."""
     (yours.directory / "kustomization.yaml").write_text(
         "namespace: imece\n"
         "resources: [../../base, ../../producer]\n"
@@ -337,7 +337,7 @@ def test_the_five_things_are_in_one_file(render: Render) -> None:
 
 @pytest.mark.parametrize("platform", ["plain", "openshift"])
 def test_the_example_stands_on_either_platform(platform: str, yours: Yours) -> None:
-    """As docs/cluster.md says: by another name in its `resources`, and nothing else."""
+    """As docs/how-to/cluster.md says: by another name in its `resources`, and nothing else."""
     text = (DEPLOY / "overlays" / "example" / "kustomization.yaml").read_text()
     assert "  - ../plain #" in text
     changed = text.replace("  - ../plain #", f"  - ../{platform} #")
@@ -354,7 +354,7 @@ def blocks_of_code(file: Path, language: str) -> list[str]:
 
 def test_the_patches_in_the_docs_fit_the_example(yours: Yours) -> None:
     text = (DEPLOY / "overlays" / "example" / "kustomization.yaml").read_text()
-    patches = "".join(blocks_of_code(ROOT / "docs" / "cluster.md", "yaml"))
+    patches = "".join(blocks_of_code(ROOT / "docs" / "how-to" / "cluster.md", "yaml"))
     assert patches.count("- patch:") == 2
     changed = text.replace("patches:\n", f"patches:\n{patches}").replace(
         "IMECE_PROCESSOR=metrics:measure", "IMECE_COMMAND=tool --in {input} --out {output}"

@@ -16,7 +16,7 @@ from tests.manifests import DEPLOY, one, rendered
 from tests.test_metrics import page, samples, watched
 
 FOLDER = ROOT / "deploy" / "monitoring"
-DOCUMENT = (ROOT / "docs" / "monitoring.md").read_text()
+DOCUMENT = (ROOT / "docs" / "reference" / "metrics.md").read_text()
 
 TARGET_LABELS = {"namespace", "pod", "le"}
 """Labels that Prometheus adds, or that every histogram has."""

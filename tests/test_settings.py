@@ -213,8 +213,8 @@ def test_settings_survive_a_trip_to_another_process() -> None:
 
 
 def test_the_reference_in_docs_is_true() -> None:
-    """To mend: python -m imece.settings > docs/settings.md"""
-    assert (ROOT / "docs" / "settings.md").read_text("utf-8") == settings.reference()
+    """To fix: python -m imece.settings > docs/reference/settings.md"""
+    assert (ROOT / "docs" / "reference" / "settings.md").read_text("utf-8") == settings.reference()
 
 
 def test_the_reference_says_what_every_setting_means() -> None:

@@ -16,8 +16,8 @@ from worker.worker import Worker
 DESCRIPTION = """\
 Takes bucket jobs from the queue and processes their files, until it is stopped (SIGTERM, SIGINT or
 SIGHUP: it finishes the file in hand, gives the rest back, and leaves with exit code 0; SIGQUIT: it
-gives the file in hand back, too). All else is set by IMECE_... variables: docs/settings.md lists
-them."""
+gives the file in hand back, too). All else is set by IMECE_... variables:
+docs/reference/settings.md lists them."""
 
 EXAMPLES = """\
 examples:

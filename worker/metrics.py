@@ -1,4 +1,4 @@
-"""The worker's page for Prometheus. docs/monitoring.md explains each metric.
+"""The worker's page for Prometheus. docs/reference/metrics.md explains each metric.
 
 Imported only where it is wanted. Served by a thread of the worker, from which work-horses are
 forked meanwhile. That is safe as long as the thread holds no lock a work-horse could need: it
