@@ -13,7 +13,7 @@ from redis import Redis
 
 from bench import enqueue, process, status
 from bench.report import ROOT, Row, Size, table
-from producer.embedded import Server
+from imece_producer.local.server import Server
 
 # `process` comes first: see there what deleted files do to it.
 BENCHES: dict[str, Callable[[Path, Size], Iterator[Row]]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from redis import Redis
 
 from bench.report import Row, Size, at_least, fresh, median, under
-from producer.embedded import Server
+from imece_producer.local.server import Server
 
 FILES = 1_000_000
 

@@ -19,9 +19,9 @@ from redis import Redis
 
 from bench.processors import digest_and_rename
 from bench.report import ROOT, Row, Size, at_least, median
-from imece import keys, status
-from imece.run import Run
-from producer.embedded import Server
+from imece.run import keys, status
+from imece.run.store import Run
+from imece_producer.local.server import Server
 
 FILES = 100_000
 PROCESSES = 2
@@ -105,7 +105,7 @@ def by_imece(server: Server, source: Path, target: Path | str, processor: str, f
     began = time.perf_counter()
     with workers(redis, environment, server.directory / "workers.log"):
         subprocess.run(
-            [sys.executable, "-m", "producer", "enqueue", source, target, "--run-id", run_id],
+            [sys.executable, "-m", "imece_producer", "enqueue", source, target, "--run-id", run_id],
             env=environment,
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
@@ -126,7 +126,7 @@ def workers(redis: Redis, environment: dict[str, str], log: Path) -> Iterator[No
     with log.open("ab") as stream:
         processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "worker"],
+                [sys.executable, "-m", "imece_worker"],
                 env=environment,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

@@ -31,7 +31,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was measured, the figure, what it has to be."""
+    """One line of the shared progress: what was measured, the figure, what it has to be."""
 
     what: str
     figure: str

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.report import Ended, Row, Size, fresh, median, under
-from producer.embedded import Server
+from imece_producer.local.server import Server
 
 FILES = (1_000_000, 10_000)
 
@@ -18,7 +18,7 @@ def rows(folder: Path, size: Size) -> Iterator[Row]:
             enqueue(server, folder, files)
         for _ in range(size.rounds):
             for files in counts:
-                ended = fresh("producer", "status", f"run-{files}", url=server.url)
+                ended = fresh("imece_producer", "status", f"run-{files}", url=server.url)
                 assert f"left of {files:,}" in ended.output
                 took.setdefault(f"`imece status`, {files:,} files", []).append(ended)
             took.setdefault("`rq info`", []).append(fresh("rq.cli", "info", "--url", server.url))
@@ -38,4 +38,4 @@ def enqueue(server: Server, folder: Path, files: int) -> None:
     source = folder / "nowhere"
     source.mkdir(exist_ok=True)
     options = ["--from-file", str(names), "--run-id", f"run-{files}"]
-    fresh("producer", "enqueue", source, "-", *options, url=server.url)
+    fresh("imece_producer", "enqueue", source, "-", *options, url=server.url)

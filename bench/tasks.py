@@ -18,7 +18,7 @@ def scan(directory: str) -> None:
 
 def enqueue(directory: str) -> None:
     """`imece enqueue`, whole."""
-    from producer import cli
+    from imece_producer import cli
 
     sys.argv = ["imece", "enqueue", directory, "-", "--run-id", "bench"]
     try:
@@ -30,8 +30,8 @@ def enqueue(directory: str) -> None:
 def main(what: str, directory: str) -> None:
     task = {"scan": scan, "enqueue": enqueue}[what]
     if task is enqueue:
-        import producer.cli
-        import producer.enqueue  # noqa: F401 - imported here, so that it is not timed
+        import imece_producer.cli
+        import imece_producer.enqueue  # noqa: F401 - imported here, so that it is not timed
     began = time.perf_counter()
     task(directory)
     seconds = time.perf_counter() - began

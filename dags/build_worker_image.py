@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG, Param
 
-from producer.airflow import ImeceImageOperator, ImeceRolloutOperator
+from imece_producer.airflow import ImeceImageOperator, ImeceRolloutOperator
 
 DOCS = """
 ### Build the workers' image

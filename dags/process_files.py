@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG, Asset, Param
 
-from producer.airflow import (
+from imece_producer.airflow import (
     ImecePreflightOperator,
     ImeceReportOperator,
     ImeceRunOperator,
@@ -18,12 +18,12 @@ says how far the run is.
 
 | task | does |
 |---|---|
-| `preflight` | looks at Redis and the cluster, and says what to mend |
+| `preflight` | looks at Redis and the cluster, and says what to fix |
 | `scale` | sets the limit of replicas and the processor, where they are given |
 | `run` | lists the files, enqueues them, waits |
 | `report` | writes the run's figures into its log |
 
-**Some files failed?** The log of `run` says which and why. Mend the cause and clear `run`: what is
+**Some files failed?** The log of `run` says which and why. Fix the cause and clear `run`: what is
 current is skipped; what failed, is new or is newer than its output is processed. **Stop a run**:
 mark `run` as failed; files in hand are finished. **Go on with it**: clear it.
 

@@ -3,7 +3,7 @@
 from airflow.sdk import DAG, Param, task
 from kubernetes.client import models as k8s
 
-from producer.airflow import ImecePodOperator, bucket_pods
+from imece_producer.airflow import ImecePodOperator, bucket_pods
 
 DOCS = """
 ### Process a folder in static buckets

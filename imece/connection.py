@@ -16,7 +16,7 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
 from imece.errors import LoginError, ServiceError, SettingsError
-from imece.records import RecordError
+from imece.run.records import RecordError
 from imece.settings import Settings
 
 OUTAGES = (redis_errors.ConnectionError, redis_errors.TimeoutError)
@@ -27,7 +27,7 @@ NOT_OUTAGES = (
     redis_errors.AuthorizationError,
     redis_errors.ExternalAuthProviderError,
 )
-"""Connection errors that no waiting mends."""
+"""Connection errors that no waiting fixes."""
 
 PASSING = (
     *OUTAGES,
@@ -180,7 +180,7 @@ def address(settings: Settings) -> str:
 
 @contextmanager
 def reachable(settings: Settings) -> Iterator[None]:
-    """Turns what redis-py raises inside into a ServiceError that names cause and mend."""
+    """Turns what redis-py raises inside into a ServiceError that names cause and fix."""
     where = address(settings)
     try:
         yield

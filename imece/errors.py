@@ -1,4 +1,4 @@
-"""Everything that can go wrong in a way a person can mend, with the exit code it leads to.
+"""Everything that can go wrong in a way a person can fix, with the exit code it leads to.
 
 A message says what happened, to which file or setting, and what to do. Only the command lines
 catch these; everybody else lets them pass.
@@ -10,15 +10,15 @@ class ImeceError(Exception):
 
     Args:
         what: what happened, to which file or setting.
-        mend: what to do, if that is said apart from it.
+        hint: what to do, if that is said apart from it.
     """
 
     exit_code = 2
 
-    def __init__(self, what: str, mend: str = "") -> None:
-        super().__init__(f"{what}: {mend}" if mend else what)
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(f"{what}: {hint}" if hint else what)
         self.what = what
-        self.mend = mend
+        self.hint = hint
 
 
 class UsageError(ImeceError):
@@ -44,4 +44,4 @@ class ServiceError(ImeceError):
 
 
 class LoginError(ServiceError):
-    """A service does not accept who we are, or forbids what we need. Waiting does not mend it."""
+    """A service does not accept who we are, or forbids what we need. Waiting does not fix it."""

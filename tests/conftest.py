@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from imece.failure import Failure
-from imece.run import Run
+from imece.run.failure import Failure
+from imece.run.status import Status
+from imece.run.status import read as read_status
+from imece.run.store import Run
 from imece.settings import Settings, load
-from imece.status import Status
-from imece.status import read as read_status
-from producer.embedded import Server
-from producer.enqueue import Enqueued, Producer
-from producer.options import list_files, parameters_of
+from imece_producer.enqueue import Enqueued, Producer
+from imece_producer.local.server import Server
+from imece_producer.options import list_files, parameters_of
+from imece_worker.capture import DRAINER
 from tests.kubernetes_stand_in import StandIn
-from worker.capture import DRAINER
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,7 +90,7 @@ class WorkerProcess:
         self.log_file = log
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
+                [sys.executable, "-m", "imece_worker"],
                 env={**os.environ, **environment},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -127,12 +127,12 @@ class WorkerProcess:
         assert ended is None, f"the worker has ended with {ended}: {self.log()}"
         return self.log().count("job taken") >= jobs
 
-    def horse(self) -> int:
-        """Waits for its work-horse; the process id."""
-        found: list[int] = until(self.horses, "a work-horse")
+    def runner(self) -> int:
+        """Waits for its runner; the process id."""
+        found: list[int] = until(self.runners, "a runner")
         return found[0]
 
-    def horses(self) -> list[int]:
+    def runners(self) -> list[int]:
         """The process ids of its children that process files."""
         found = []
         for pid in self.children():
@@ -276,7 +276,7 @@ class Workbench:
         environment = {**os.environ, **self.environment()}
         environment |= {f"IMECE_{name.upper()}": value for name, value in settings.items()}
         return subprocess.run(
-            [sys.executable, "-m", "producer", *arguments],
+            [sys.executable, "-m", "imece_producer", *arguments],
             env=environment,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,

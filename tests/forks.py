@@ -1,6 +1,7 @@
 """Worker processes that start in some ms: a process that has imported the worker forks, again and
-again. Each is what `python -m worker` is, in a session and process group of its own; but it is not
-started anew without its secrets (worker/handover.py), for that would be as slow as any start.
+again. Each is what `python -m imece_worker` is, in a session and process group of its own; but it
+is not started anew without its secrets (imece_worker/handover.py), for that would be as slow as any
+start.
 
 As a program (`python -m tests.forks`) this is that process: a line of JSON on its standard input
 for each worker, whose process id it prints.
@@ -74,7 +75,7 @@ class Forks:
 
 
 def serve() -> None:
-    importlib.import_module("worker.command")
+    importlib.import_module("imece_worker.command")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
     for line in sys.stdin:
         order = json.loads(line)
@@ -97,7 +98,7 @@ def become_worker(environment: dict[str, str], log: str) -> NoReturn:
             os.dup2(source, number)
         os.close(nothing)
         os.close(written)
-        from worker import command, stops
+        from imece_worker import command, stops
 
         stops.leave_with(0)
         code = command.main([])

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from worker.scroll import Scroll
+from imece_worker.journal import Journal
 
 
 def home(source: str) -> Path:
@@ -74,13 +74,13 @@ def traced(source: str, target: str | None) -> None:
 
 
 def stop_at(function: str, act: Callable[[], None], calls: int = 1) -> None:
-    """Does something at the moment the work-horse's own code calls a function the given time."""
+    """Does something at the moment the runner's own code calls a function the given time."""
     left = calls
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal left
         name = frame.f_code.co_name if event == "call" else getattr(argument, "__name__", "")
-        ours = frame.f_globals.get("__name__", "").startswith("worker.")
+        ours = frame.f_globals.get("__name__", "").startswith("imece_worker.")
         if ours and event in ("call", "c_call") and name == function:
             left -= 1
             if left == 0:
@@ -111,8 +111,8 @@ def wait_for_signal(number: signal.Signals) -> Callable[[], None]:
     return wait
 
 
-def half_and_die(scroll: Scroll, data: bytes) -> None:
-    os.write(scroll.number, data[: len(data) // 2])
+def half_and_die(journal: Journal, data: bytes) -> None:
+    os.write(journal.number, data[: len(data) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -134,7 +134,7 @@ def by_content(source: str, target: str) -> None:
         os._exit(int(argument))
     if word == "sysexit":
         sys.exit(argument)
-    if word == "kill-horse":
+    if word == "kill-runner":
         Path(target).write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "kill-worker":
@@ -154,7 +154,7 @@ def by_content(source: str, target: str) -> None:
         print("about to crash")
         ctypes.string_at(0)
     if word == "fail-and-die-once":
-        # Killed after the failed try is on record, before the horse goes on.
+        # Killed after the failed try is on record, before the runner goes on.
         if not Path(argument).exists():
             Path(argument).touch()
             die_at("end", os.getpid())
@@ -163,7 +163,7 @@ def by_content(source: str, target: str) -> None:
         # Killed with half a line in the journal, the first time.
         if not Path(argument).exists():
             Path(argument).touch()
-            Scroll.append = half_and_die  # type: ignore[assignment, method-assign]
+            Journal.append = half_and_die  # type: ignore[assignment, method-assign]
         raise ValueError("failed before it was killed")
     if word == "finish-and-die-once" and not Path(argument).exists():
         # Killed after the output is in its place, before that is on record.
@@ -173,7 +173,7 @@ def by_content(source: str, target: str) -> None:
         victim, _, died = argument.partition(" ")
         if not Path(died).exists():
             Path(died).touch()
-            process = os.getpid() if victim == "horse" else os.getppid()
+            process = os.getpid() if victim == "runner" else os.getppid()
             if word == "die-before-it-is-in-place":
                 die_at("rename", process)
             else:

@@ -1,7 +1,7 @@
 """The processors, for a worker where descriptors have no paths."""
 
+from imece_worker import private
 from tests.processors import copy, directory, write_source
-from worker import private
 
 private.directory = lambda: None  # type: ignore[assignment]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from producer.embedded import Server
+from imece_producer.local.server import Server
 from tests.conftest import until
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from imece import beneath, workplace
+from imece.files import beneath, staging
 from tests.conftest import ROOT, Workbench, until
 
 FILES = 1500
@@ -53,13 +53,13 @@ def many(workbench: Workbench, folder: str = "sub") -> None:
         (workbench.source / folder / f"f-{number:04d}.txt").write_bytes(b"fine")
 
 
-def replace(horse: int, path: Path, moved: Path, elsewhere: Path) -> None:
-    """Moves a directory away and puts a link in its place. The work-horse stands still meanwhile:
+def replace(runner: int, path: Path, moved: Path, elsewhere: Path) -> None:
+    """Moves a directory away and puts a link in its place. The runner stands still meanwhile:
     it would make the directory again in between."""
-    os.kill(horse, signal.SIGSTOP)
+    os.kill(runner, signal.SIGSTOP)
     path.rename(moved)
     path.symlink_to(elsewhere)
-    os.kill(horse, signal.SIGCONT)
+    os.kill(runner, signal.SIGCONT)
 
 
 @BOTH
@@ -86,13 +86,13 @@ def test_a_directory_of_outputs_replaced_while_a_job_is_on_leads_nowhere(
     worker = workbench.worker(processor=f"{module}:slow")
     until(lambda: workbench.status().done, "the first files")
     moved = workbench.folder / "moved"
-    replace(worker.horse(), workbench.target / "sub", moved, elsewhere)
+    replace(worker.runner(), workbench.target / "sub", moved, elsewhere)
     until(lambda: workbench.status().failed > 20, "files to fail")
     assert is_unharmed(elsewhere)
 
 
 @BOTH
-def test_a_workplace_replaced_while_a_job_is_on_leads_nowhere(
+def test_a_staging_directory_replaced_while_a_job_is_on_leads_nowhere(
     workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
@@ -100,7 +100,7 @@ def test_a_workplace_replaced_while_a_job_is_on_leads_nowhere(
     worker = workbench.worker(processor=f"{module}:slow")
     until(lambda: workbench.status().done, "the first files")
     [there] = workbench.temporaries()
-    replace(worker.horse(), there, workbench.target / "moved", elsewhere)
+    replace(worker.runner(), there, workbench.target / "moved", elsewhere)
     before = workbench.status().done
     until(lambda: workbench.status().done + workbench.status().failed > before + 20, "more files")
     assert is_unharmed(elsewhere)
@@ -119,10 +119,10 @@ def swap_directory(path: Path, elsewhere: Path) -> None:
             os.rename(real, path)
         except OSError:
             if real.exists() and not real.is_symlink():
-                mend(path, real)
+                put_back(path, real)
 
 
-def mend(path: Path, real: Path) -> None:
+def put_back(path: Path, real: Path) -> None:
     try:
         if path.is_symlink():
             path.unlink()
@@ -146,7 +146,7 @@ def swap_files(directory: Path, elsewhere: Path) -> None:
         os.rename(kept, path)
 
 
-def swap_workplaces(target: Path, elsewhere: Path) -> None:
+def swap_staging_directories(target: Path, elsewhere: Path) -> None:
     while True:
         for path in target.glob(".imece-*"):
             aside = target / "aside"
@@ -234,12 +234,12 @@ def test_a_directory_of_outputs_swapped_in_a_loop_is_not_written_through(
 
 @pytest.mark.slow
 @BOTH
-def test_a_workplace_swapped_in_a_loop_is_not_written_through(
+def test_a_staging_directory_swapped_in_a_loop_is_not_written_through(
     workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
     workbench.target.mkdir()
-    under_attack(workbench, f"{module}:copy", swap_workplaces, workbench.target, elsewhere)
+    under_attack(workbench, f"{module}:copy", swap_staging_directories, workbench.target, elsewhere)
     assert workbench.status().done
     assert is_unharmed(elsewhere)
 
@@ -303,18 +303,18 @@ def test_the_processors_paths_lead_to_where_the_file_lies(workbench: Workbench) 
     assert not given.is_relative_to(workbench.folder)
 
 
-def test_a_workplace_that_is_a_link_or_somebody_elses_is_not_used(tmp_path: Path) -> None:
+def test_a_staging_directory_that_is_a_link_or_somebody_elses_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "ours").mkdir(mode=0o755)
     parent = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(NotADirectoryError):
-        workplace.open_private(parent, b"link", make=True)
-    os.close(workplace.open_private(parent, b"ours", make=True))
+        staging.open_private(parent, b"link", make=True)
+    os.close(staging.open_private(parent, b"ours", make=True))
     assert (tmp_path / "ours").stat().st_mode & 0o777 == 0o700
     if os.geteuid() == 0:
         os.chown(tmp_path / "real", 12345, 12345)
         with pytest.raises(PermissionError):
-            workplace.open_private(parent, b"real", make=True)
+            staging.open_private(parent, b"real", make=True)
         assert list((tmp_path / "real").iterdir()) == []
     os.close(parent)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from imece.failure import LONGEST_OUTPUT, LONGEST_REASON
+from imece.run.failure import LONGEST_OUTPUT, LONGEST_REASON
+from imece_worker import capture
+from imece_worker.capture import DRAINER, HEAD, TAIL, Capture
 from tests.conftest import Workbench, WorkerProcess, until
-from worker import capture
-from worker.capture import DRAINER, HEAD, TAIL, Capture
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_who_prints_does_not_wait_for_a_worker_that_is_busy(flood: Workbench) ->
     (flood.folder / "flood.py").write_text(text.replace("    block", wait + "    block", 1))
     flood.enqueue(retries=0)
     worker = flood.worker().took()
-    worker.horse()
+    worker.runner()
     worker.kill(signal.SIGSTOP)
     gate.touch()
     until((flood.source / "f.printed").exists, "all to be printed", 60)

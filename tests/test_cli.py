@@ -16,8 +16,8 @@ import click
 import pytest
 import typer.main
 
-from imece.run import Run
-from producer.cli import app
+from imece.run.store import Run
+from imece_producer.cli import app
 from tests.conftest import ROOT, Workbench, until
 
 
@@ -114,7 +114,7 @@ def test_a_dry_run_needs_no_redis_and_does_nothing(workbench: Workbench) -> None
 def test_names_come_from_standard_input_or_a_file_with_newline_or_nul(
     workbench: Workbench, tmp_path: Path
 ) -> None:
-    call = [sys.executable, "-m", "producer", "enqueue", "in", "out", "--dry-run", "--json"]
+    call = [sys.executable, "-m", "imece_producer", "enqueue", "in", "out", "--dry-run", "--json"]
     (tmp_path / "list").write_bytes(b"a\nb\0c")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -258,7 +258,7 @@ def waiting(workbench: Workbench) -> Iterator[subprocess.Popen[str]]:
     workbench.files(10)
     workbench.enqueue()
     with subprocess.Popen(
-        [sys.executable, "-m", "producer", "wait", "run"],
+        [sys.executable, "-m", "imece_producer", "wait", "run"],
         env={**os.environ, **workbench.environment()},
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -299,7 +299,7 @@ def test_wait_shows_a_bar_on_a_terminal(workbench: Workbench) -> None:
     workbench.ended()
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "producer", "wait", "run"],
+        [sys.executable, "-m", "imece_producer", "wait", "run"],
         env={**os.environ, **workbench.environment(), "TERM": "xterm", "COLUMNS": "100"},
         cwd=ROOT,
         stdout=theirs,
@@ -351,8 +351,8 @@ def test_a_run_without_failures_has_none_to_show(workbench: Workbench) -> None:
 def test_retry_does_the_failed_files_and_no_others(failed: Workbench) -> None:
     before = failed.status()
     done_before = {name: (failed.target / name).stat().st_mtime_ns for name in failed.outputs()}
-    failed.file("bad-1.txt", "mended")
-    failed.file("bad-2.txt", "mended")
+    failed.file("bad-1.txt", "fixed")
+    failed.file("bad-2.txt", "fixed")
     assert told(failed, "retry", "run") == "run run: 3 files in the queue again\n"
     queued = failed.status()
     assert (queued.state, queued.done, queued.failed, queued.left) == ("queued", 0, 0, 3)
@@ -365,7 +365,7 @@ def test_retry_does_the_failed_files_and_no_others(failed: Workbench) -> None:
     assert failed.check_books(others=7).files == 3
     for name, moment in done_before.items():
         assert (failed.target / name).stat().st_mtime_ns == moment
-    failed.file("bad-3.txt", "mended")
+    failed.file("bad-3.txt", "fixed")
     assert told_json(failed, "retry", "run")["requeued"] == 1
     failed.worker()
     assert failed.ended().state == "done"
@@ -568,7 +568,7 @@ def test_no_terminal_and_no_name_is_too_poor_for_a_path_or_a_name(workbench: Wor
     source = Path(os.fsdecode(root))
     source.mkdir()
     (source / os.fsdecode(b"bad-\xff\n.txt")).write_text("raise Grüße")
-    call = [sys.executable, "-m", "producer"]
+    call = [sys.executable, "-m", "imece_producer"]
     environment = {**os.environ, **workbench.environment(), "PYTHONIOENCODING": "ascii"}
 
     def call_imece(*arguments: str | bytes) -> str:
@@ -591,7 +591,7 @@ def test_no_terminal_and_no_name_is_too_poor_for_a_path_or_a_name(workbench: Wor
 
 
 def test_a_reader_that_goes_away_is_no_traceback(failed: Workbench) -> None:
-    call = [sys.executable, "-m", "producer", "failures", "run", "--full"]
+    call = [sys.executable, "-m", "imece_producer", "failures", "run", "--full"]
     with subprocess.Popen(
         call,
         env={**os.environ, **failed.environment()},

@@ -1,4 +1,4 @@
-"""The way to a cluster, and the one sentence for each way it can be barred: the cause, the mend.
+"""The way to a cluster, and the one sentence for each way it can be barred: the cause, the fix.
 
 Against a stand-in for the API server, over real TLS.
 """
@@ -20,12 +20,12 @@ import pytest
 import trustme
 import yaml
 
-from imece import cluster as module
-from imece import kubeconfig, scaling
-from imece.cluster import ClusterError, connect
 from imece.errors import ServiceError, SettingsError
-from imece.rights import READ_DEPLOYMENT, READ_LOG, RIGHTS, Right
 from imece.settings import load
+from imece_producer.cluster import client as module
+from imece_producer.cluster import kubeconfig, scaling
+from imece_producer.cluster.client import ClusterError, connect
+from imece_producer.cluster.rights import READ_DEPLOYMENT, READ_LOG, RIGHTS, Right
 from tests.conftest import ROOT
 from tests.kubernetes_stand_in import TOKEN, USER, StandIn, scaled_object
 
@@ -52,7 +52,7 @@ def misfit(**settings: Any) -> str:
 
 def checked(error: ServiceError | SettingsError) -> str:
     text = str(error)
-    assert error.mend, text
+    assert error.hint, text
     assert "\n" not in text
     assert TOKEN not in text
     return text

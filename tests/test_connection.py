@@ -20,7 +20,7 @@ from redis import exceptions as redis_errors
 from imece.connection import address, connect, is_outage, reachable
 from imece.errors import ServiceError, SettingsError
 from imece.settings import load
-from producer.embedded import Server, program
+from imece_producer.local.server import Server, program
 from tests.conftest import ROOT, Workbench, until
 
 PASSWORD = "hunter2/#@:?%"
@@ -53,7 +53,7 @@ def imece_runs(**settings: str) -> "subprocess.CompletedProcess[str]":
     """`imece runs`, with nothing but these settings."""
     environment = {f"IMECE_{name.upper()}": value for name, value in settings.items()}
     return subprocess.run(
-        [sys.executable, "-m", "producer", "runs"],
+        [sys.executable, "-m", "imece_producer", "runs"],
         env={**os.environ, **environment},
         cwd=ROOT,
         capture_output=True,
@@ -428,7 +428,7 @@ def test_local_mode_minds_no_other_server_and_shows_no_password_to_ps(
         *("--command", command + "{input} {output}", "--run-id", "here", "--max-replicas", "1"),
     ]
     with subprocess.Popen(
-        [sys.executable, "-m", "producer", *arguments],
+        [sys.executable, "-m", "imece_producer", *arguments],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -473,7 +473,7 @@ def test_a_server_that_does_not_start_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = (
-        "import os, pathlib, signal, sys; from producer.embedded import Server\n"
+        "import os, pathlib, signal, sys; from imece_producer.local.server import Server\n"
         "server = Server(pathlib.Path(sys.argv[1])); server.start(); print(server.socket)\n"
         "sys.stdout.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )

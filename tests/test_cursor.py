@@ -2,7 +2,7 @@
 
 import pytest
 
-from imece.cursor import Cursor, Owed
+from imece.run.cursor import Cursor, PendingRetry
 
 
 @pytest.mark.parametrize(
@@ -10,8 +10,8 @@ from imece.cursor import Cursor, Owed
     [
         Cursor(0, 10),
         Cursor(10, 10),
-        Cursor(3, 1000, {0: Owed(1, 1700000000.25), 2: Owed(7, 0.0)}),
-        Cursor(3, 4, careful=True, marked=3),
+        Cursor(3, 1000, {0: PendingRetry(1, 1700000000.25), 2: PendingRetry(7, 0.0)}),
+        Cursor(3, 4, isolated=True, marked=3),
     ],
 )
 def test_a_cursor_comes_back_as_it_was(cursor: Cursor) -> None:

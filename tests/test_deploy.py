@@ -17,9 +17,9 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from imece import keys
+from imece.run import keys
 from imece.settings import PREFIX, Settings
-from producer.embedded import Server, program
+from imece_producer.local.server import Server, program
 from tests import schemas
 from tests.conftest import ROOT, Workbench, until
 from tests.manifests import DEPLOY, Manifest, every_key, one, pod, pods, rendered
@@ -533,7 +533,7 @@ def test_producers_and_workers_may_do_all_they_do(bench: Workbench) -> None:
     bench.enqueue(files_per_job=1, buckets=9)
     first, second = bench.worker().started(), bench.worker().started()
     until(lambda: bench.status().done == 8, "all but one file")
-    busy = next(worker for worker in (first, second) if worker.horses())
+    busy = next(worker for worker in (first, second) if worker.runners())
     bench.file("long", "raise")
     busy.kill()
     assert bench.ended().failed == 1

@@ -187,7 +187,7 @@ def test_the_settings_for_local_use_are_settings() -> None:
 
 
 def test_every_command_is_in_the_reference() -> None:
-    from producer.cli import app
+    from imece_producer.cli import app
 
     text = (DOCS / "reference" / "commands.md").read_text("utf-8")
     for command in app.registered_commands:

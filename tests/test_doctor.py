@@ -1,4 +1,4 @@
-"""`imece doctor`: each thing a first-time user trips over is found, with its mend.
+"""`imece doctor`: each thing a first-time user trips over is found, with its fix.
 
 Against real servers for Redis, and a stand-in for the API server.
 """
@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from imece import doctor
-from imece.doctor import Check
-from imece.rights import acl
 from imece.settings import load
-from producer.embedded import Server
+from imece_producer import doctor
+from imece_producer.cluster.rights import acl
+from imece_producer.doctor import Check
+from imece_producer.local.server import Server
 from tests.conftest import ROOT, Workbench
 from tests.kubernetes_stand_in import StandIn, deployment, pod
 from tests.test_cluster import jwt
@@ -45,7 +45,7 @@ def wrong(**settings: Any) -> dict[str, Check]:
     """Those that are not ok. Each must say what to do."""
     found = {name: check for name, check in made(**settings).items() if check.verdict != "ok"}
     for check in found.values():
-        assert check.mend
+        assert check.hint
         assert (check.exit_code > 0) == (check.verdict == "fail")
     return found
 
@@ -97,7 +97,7 @@ def test_the_command_prints_a_line_for_each_check_and_its_exit_code(
 def test_a_redis_that_is_not_there() -> None:
     check = made(redis_url="unix:///nowhere/redis.sock")["redis"]
     assert (check.verdict, check.exit_code) == ("fail", 3)
-    assert check.mend.startswith("check IMECE_REDIS_URL")
+    assert check.hint.startswith("check IMECE_REDIS_URL")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_missing_rights_are_listed(sound: dict[str, Any], cluster: StandIn) -> N
     assert check.says == (
         "no right in namespace imece to patch deployments.apps/scale, list events"
     )
-    assert "imece-producer" in check.mend
+    assert "imece-producer" in check.hint
 
 
 def test_no_keda(sound: dict[str, Any], cluster: StandIn) -> None:
@@ -240,7 +240,7 @@ def test_a_pause_is_warned_of_and_not_taken_for_a_fault(
     cluster.scaled["metadata"]["annotations"] = {"autoscaling.keda.sh/paused-replicas": "0"}
     del cluster.objects[HPA]  # KEDA removes it
     check = only("workers", **sound)
-    assert (check.verdict, check.mend) == ("warn", "`imece resume`")
+    assert (check.verdict, check.hint) == ("warn", "`imece resume`")
 
 
 def test_an_autoscaler_that_does_not_scale(sound: dict[str, Any], cluster: StandIn) -> None:
@@ -251,7 +251,7 @@ def test_an_autoscaler_that_does_not_scale(sound: dict[str, Any], cluster: Stand
     condition.update(reason="ScalingDisabled")
     assert wrong(**sound) == {}
     del cluster.objects[HPA]
-    assert "KEDA makes it" in only("autoscaler", **sound).mend
+    assert "KEDA makes it" in only("autoscaler", **sound).hint
 
 
 def test_a_claim_that_is_not_bound(sound: dict[str, Any], cluster: StandIn) -> None:
@@ -281,7 +281,7 @@ def test_a_clock_of_redis_that_is_wrong(
     sound: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time
-    monkeypatch.setattr("imece.doctor.time.time", lambda: now() - 60)
+    monkeypatch.setattr("imece_producer.doctor.time.time", lambda: now() - 60)
     found = wrong(**sound)
     assert "Redis is 1 min" in found["redis clock"].says
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from imece import keys, manifest, scripts
 from imece.errors import ListingError, RunError, ServiceError
-from imece.job import Reference
-from imece.run import Run
-from producer.enqueue import Producer
+from imece.run import keys, manifest, scripts
+from imece.run.job import Reference
+from imece.run.store import Run
+from imece_producer.enqueue import Producer
 from tests.conftest import ROOT, Workbench, until
 from tests.test_listing import ODD_NAMES
 
@@ -44,7 +44,7 @@ class Produce:
         directories = [str(bench.source), str(bench.target)]
         call = ["enqueue", *directories, "--run-id", run_id, *options]
         process = subprocess.Popen(
-            [sys.executable, "-m", "producer", *call],
+            [sys.executable, "-m", "imece_producer", *call],
             env={**os.environ, **bench.environment()},
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -405,8 +405,8 @@ MOMENTS = 40
 
 LATE = """
 import json, sys, time
-from producer.options import list_files
-from producer.enqueue import Producer
+from imece_producer.options import list_files
+from imece_producer.enqueue import Producer
 from imece.connection import connect
 from imece.run import Parameters
 from imece.settings import load
@@ -606,7 +606,7 @@ def test_a_commit_that_comes_after_its_producer_gave_up_does_nothing(
 def refused(workbench: Workbench, *arguments: str, text: str = "") -> str:
     """The one line `imece` says of what it refuses, with exit code 2."""
     answer = subprocess.run(
-        [sys.executable, "-m", "producer", "enqueue", *arguments, "--run-id", "run"],
+        [sys.executable, "-m", "imece_producer", "enqueue", *arguments, "--run-id", "run"],
         env={**os.environ, **workbench.environment()},
         cwd=ROOT,
         input=text,

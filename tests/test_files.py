@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from imece.errors import ListingError
-from imece.run import Run
+from imece.run.store import Run
+from imece_worker import signature
 from tests import obstacles
 from tests.conftest import Workbench, until
-from worker import signature
 
 ODD_NAMES = [
     b"new\nline",
@@ -333,7 +333,7 @@ def test_what_comes_in_the_way_while_a_file_is_processed_is_not_removed(
         workbench.file(name, f"wait-for {go}")
     workbench.settings["processor"] = "tests.processors:by_content"
     workbench.enqueue(buckets=1, retries=0)
-    workbench.worker().horse()
+    workbench.worker().runner()
     before = obstacles.put(workbench.target)
     go.touch()
     now = workbench.ended()

@@ -5,9 +5,10 @@ import random
 import mmh3
 import pytest
 
-from imece import listing, manifest
 from imece.errors import ListingError
-from producer import grouping
+from imece.files import listing
+from imece.run import manifest
+from imece_producer import grouping
 
 UNSOUND = bytes.maketrans(b"\0/", b"__")
 

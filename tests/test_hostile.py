@@ -16,7 +16,7 @@ from redis import Redis
 from rq import Callback, Queue
 
 from imece.connection import raw, text
-from imece.job import MalformedJobError, Reference
+from imece.run.job import MalformedJobError, Reference
 from tests.conftest import Workbench, until
 
 QUEUE = "rq:queue:imece"
@@ -375,6 +375,6 @@ def test_a_spoilt_run_says_why_it_does_not_go_on(workbench: Workbench) -> None:
     workbench.enqueue()
     climbs_out(workbench, "imece:run:run")
     workbench.worker()
-    until(lambda: workbench.status().trouble, "word of it")
-    assert "has an empty, '.' or '..' part" in str(workbench.status().trouble)
+    until(lambda: workbench.status().blocking_reason, "word of it")
+    assert "has an empty, '.' or '..' part" in str(workbench.status().blocking_reason)
     assert workbench.status().left == 1

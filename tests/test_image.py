@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from producer.embedded import Server
+from imece_producer.local.server import Server
 from tests.conftest import ROOT, Workbench, until
 
 DOCKERFILES = [ROOT / "Dockerfile", ROOT / "examples" / "image" / "Dockerfile"]

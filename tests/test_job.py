@@ -6,7 +6,7 @@ from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
-from imece.job import MalformedJobError, Reference
+from imece.run.job import MalformedJobError, Reference
 
 REFERENCE = Reference("nightly", "0a1b2c3d", 7, 250)
 

@@ -10,7 +10,7 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.registry import StartedJobRegistry
 from rq.worker_registration import get_keys
 
-from imece import keys
+from imece.run import keys
 from tests.conftest import ROOT, Workbench, until
 
 
@@ -42,7 +42,7 @@ def test_rqs_classes_see_a_worker_and_its_queue(workbench: Workbench) -> None:
 
 
 PREFIXED = """
-from imece import keys
+from imece.run import keys
 print(keys.pending("q"), keys.moving("q"), keys.leases("q"), keys.workers("q"), keys.QUEUES)
 """
 

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from imece import workplace
+from imece.files import staging
 from tests.conftest import Workbench, WorkerProcess, is_running, until, uptime
 
 AS_SHIPPED = {"lease": "15", "heartbeat": "1", "checkpoint": "1"}
 TAKEN_UP_WITHIN = 5.0
 
 
-def kill_horses_at_random_moments(workbench: Workbench, kills: int) -> None:
+def kill_runners_at_random_moments(workbench: Workbench, kills: int) -> None:
     chance = random.Random(11)
     worker = workbench.workers[-1]
     while kills and not workbench.status().has_ended:
         time.sleep(chance.uniform(0, 0.15))  # the random moment
-        for horse in worker.horses():
+        for runner in worker.runners():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(horse, signal.SIGKILL)
+                os.kill(runner, signal.SIGKILL)
             kills -= 1
 
 
@@ -35,19 +35,19 @@ def kill_workers_at_random_moments(workbench: Workbench, kills: int) -> None:
     for _ in range(kills):
         time.sleep(chance.uniform(0, 0.6))  # the random moment
         victim = running.pop(0)
-        horses = victim.horses()
+        runners = victim.runners()
         victim.kill()
         victim.wait()
-        until(lambda: not any(map(is_running, horses)), "the horse to go down with it")  # noqa: B023
+        until(lambda: not any(map(is_running, runners)), "the runner to go down with it")  # noqa: B023
         running.append(workbench.worker().started())
 
 
-def test_a_killed_horse_costs_a_try_of_its_file_and_nothing_else(workbench: Workbench) -> None:
+def test_a_killed_runner_costs_a_try_of_its_file_and_nothing_else(workbench: Workbench) -> None:
     names = workbench.files(150)
     workbench.settings |= {"processor": "tests.processors:traced", "retry_pause": "0.01"}
     workbench.enqueue(buckets=3, retries=50)
     worker = workbench.worker().started()
-    kill_horses_at_random_moments(workbench, 5)
+    kill_runners_at_random_moments(workbench, 5)
     assert workbench.ended().state == "done"
     assert worker.process.poll() is None
     assert workbench.outputs() == names
@@ -60,7 +60,7 @@ def test_a_killed_horse_costs_a_try_of_its_file_and_nothing_else(workbench: Work
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("processor", ["traced", "copy"])
-def test_horses_killed_a_hundred_times_leave_the_books_right(
+def test_runners_killed_a_hundred_times_leave_the_books_right(
     workbench: Workbench, processor: str
 ) -> None:
     count = 1500 if processor == "traced" else 60_000
@@ -68,7 +68,7 @@ def test_horses_killed_a_hundred_times_leave_the_books_right(
     workbench.settings |= {"processor": f"tests.processors:{processor}", "retry_pause": "0.01"}
     workbench.enqueue(buckets=10, retries=100)
     workbench.worker().started()
-    kill_horses_at_random_moments(workbench, 100)
+    kill_runners_at_random_moments(workbench, 100)
     assert workbench.ended(timeout=120).state == "done"
     now = workbench.check_books()
     assert (now.done, now.skipped) == (count, 0)
@@ -81,10 +81,10 @@ def seconds_until_a_killed_worker_is_replaced(workbench: Workbench, run_id: str 
     working = workbench.worker(log_format="json", **AS_SHIPPED).took()
     waiting = workbench.worker(log_format="json", **AS_SHIPPED).started()
     until(lambda: workbench.status(run_id).done, "work to be done")
-    horse = working.horse()
+    runner = working.runner()
     killed = time.time()
     working.kill()
-    until(lambda: not is_running(horse), "the horse to go down with it", timeout=1)
+    until(lambda: not is_running(runner), "the runner to go down with it", timeout=1)
     waiting.took()
     return taken_at(waiting) - killed
 
@@ -168,7 +168,7 @@ def test_workers_killed_many_times_leave_the_books_right(
     assert workbench.leaves_nothing_behind()
 
 
-def test_a_killed_workers_horse_and_program_go_down_with_it(workbench: Workbench) -> None:
+def test_a_killed_workers_runner_and_program_go_down_with_it(workbench: Workbench) -> None:
     workbench.files(1)
     workbench.settings.pop("processor")
     workbench.enqueue()
@@ -178,13 +178,13 @@ def test_a_killed_workers_horse_and_program_go_down_with_it(workbench: Workbench
     worker = workbench.worker(command=f"{program} {{input}}")
     until((workbench.folder / "pid").exists, "the program to start")
     pid = int(until((workbench.folder / "pid").read_text, "its process id"))
-    horse = worker.horse()
+    runner = worker.runner()
     assert is_running(pid)
     worker.kill()
-    until(lambda: not is_running(horse) and not is_running(pid), "both to be gone", timeout=2)
+    until(lambda: not is_running(runner) and not is_running(pid), "both to be gone", timeout=2)
 
 
-def test_a_horse_killed_after_its_failed_try_was_recorded_counts_it_once(
+def test_a_runner_killed_after_its_failed_try_was_recorded_counts_it_once(
     workbench: Workbench,
 ) -> None:
     workbench.files(3)
@@ -199,7 +199,7 @@ def test_a_horse_killed_after_its_failed_try_was_recorded_counts_it_once(
     assert (now.done, now.failed, now.retried) == (2, 1, 1)
 
 
-def test_a_horse_killed_while_it_records_a_failed_try_spoils_no_other_record(
+def test_a_runner_killed_while_it_records_a_failed_try_spoils_no_other_record(
     workbench: Workbench,
 ) -> None:
     workbench.files(3)
@@ -217,7 +217,7 @@ def test_a_horse_killed_while_it_records_a_failed_try_spoils_no_other_record(
     assert (now.done, now.failed, now.retried) == (1, 2, 2)
 
 
-def test_a_horse_killed_after_its_last_try_was_recorded_fails_the_file_once(
+def test_a_runner_killed_after_its_last_try_was_recorded_fails_the_file_once(
     workbench: Workbench,
 ) -> None:
     workbench.files(3)
@@ -232,7 +232,7 @@ def test_a_horse_killed_after_its_last_try_was_recorded_fails_the_file_once(
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_horse_killed_after_its_output_was_in_place_has_done_the_file(
+def test_a_runner_killed_after_its_output_was_in_place_has_done_the_file(
     workbench: Workbench, retries: int
 ) -> None:
     names = workbench.files(3)
@@ -270,7 +270,7 @@ def test_a_worker_killed_while_it_replaces_a_directory_leaves_no_temporary(
 
 
 def two_workers_one_frozen(workbench: Workbench, files: int) -> tuple[WorkerProcess, WorkerProcess]:
-    """The first holds the only job and is stopped in its tracks; its horse works on."""
+    """The first holds the only job and is stopped in its tracks; its runner works on."""
     workbench.files(files)
     workbench.settings |= {"processor": "tests.processors:traced", "heartbeat": "0.2"}
     workbench.settings |= {"log_format": "json"}
@@ -300,7 +300,7 @@ def test_a_worker_that_lost_its_lease_records_nothing_more(workbench: Workbench)
     until(lambda: idle.events("job taken"), "its lease to run out")
     frozen.kill(signal.SIGCONT)
     until(lambda: frozen.events("job lost"), "it to find out")
-    until(lambda: not frozen.horses(), "its horse to be gone")
+    until(lambda: not frozen.runners(), "its runner to be gone")
     assert workbench.ended().state == "done"
     now = workbench.check_books()
     assert (now.done, now.skipped, now.failed) == (100, 0, 0)
@@ -333,7 +333,7 @@ def test_outputs_that_were_there_are_made_anew_after_a_worker_died(workbench: Wo
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("victim", ["horse", "worker"])
+@pytest.mark.parametrize("victim", ["runner", "worker"])
 def test_a_file_is_done_again_unless_its_output_was_put_in_place(
     workbench: Workbench, moment: str, victim: str
 ) -> None:
@@ -363,10 +363,10 @@ def test_a_file_is_done_again_unless_its_output_was_put_in_place(
 
 def test_half_a_proof_proves_nothing(tmp_path: Path) -> None:
     (tmp_path / "renames").write_bytes(
-        workplace.RENAME.pack(1, 2, 3) + workplace.RENAME.pack(4, 0, 6)[:-1]
+        staging.RENAME.pack(1, 2, 3) + staging.RENAME.pack(4, 0, 6)[:-1]
     )
     number = os.open(tmp_path, os.O_RDONLY)
-    assert workplace.proofs(number) == {1: {(2, 3)}}
+    assert staging.proofs(number) == {1: {(2, 3)}}
     os.close(number)
 
 
@@ -390,41 +390,43 @@ def test_a_directory_that_was_about_to_be_replaced_is_put_back(workbench: Workbe
 # What is left behind
 
 
-def workplaces_left(workbench: Workbench) -> list[Path]:
+def staging_directories_left(workbench: Workbench) -> list[Path]:
     """As the kill of a worker with a job leaves it."""
     workbench.files(40)
     workbench.settings |= {"processor": "tests.processors:slow", "lease": "3"}
     workbench.enqueue(buckets=1, files_per_job=100)
     worker = workbench.worker()
     until(lambda: workbench.status().done, "the first files")
-    horse = worker.horse()
+    runner = worker.runner()
     worker.kill()
     worker.wait()
-    until(lambda: not is_running(horse), "its horse to be gone")
+    until(lambda: not is_running(runner), "its runner to be gone")
     return workbench.temporaries()
 
 
-def test_workplaces_of_the_dead_are_swept_and_those_of_the_living_kept(
+def test_staging_directories_of_the_dead_are_swept_and_those_of_the_living_kept(
     workbench: Workbench,
 ) -> None:
-    [left] = workplaces_left(workbench)
+    [left] = staging_directories_left(workbench)
     target = os.fsencode(workbench.target)
-    assert workplace.sweep(target) == 0, "its job may be taken over, who wants its proofs"
-    assert workplace.sweep(target, keep=[left.name.removeprefix(".imece-") + "0123"]) == 0
+    assert staging.sweep(target) == 0, "its job may be taken over, who wants its proofs"
+    assert staging.sweep(target, keep=[left.name.removeprefix(".imece-") + "0123"]) == 0
     workbench.settings["processor"] = "tests.processors:slow"
     workbench.enqueue("second", buckets=1, files_per_job=100, overwrite=True)
     workbench.worker()
-    until(lambda: len(workbench.temporaries()) == 2 or not left.exists(), "a second workplace")
-    assert workplace.sweep(target, keep=[]) <= 1
+    until(
+        lambda: len(workbench.temporaries()) == 2 or not left.exists(), "a second staging directory"
+    )
+    assert staging.sweep(target, keep=[]) <= 1
     assert not left.exists()
     until(lambda: workbench.status("second").done, "the living one to go on")
     [living] = workbench.temporaries()
-    assert workplace.sweep(target, keep=[], now=time.time() + 10**6) == 0
+    assert staging.sweep(target, keep=[], now=time.time() + 10**6) == 0
     assert living.exists()
 
 
-def test_old_workplaces_are_swept_by_the_next_worker(workbench: Workbench) -> None:
-    [left] = workplaces_left(workbench)
+def test_old_staging_directories_are_swept_by_the_next_worker(workbench: Workbench) -> None:
+    [left] = staging_directories_left(workbench)
     reports = workbench.target / ".imece-failures"
     reports.mkdir()
     for path in (left / "lock", reports):
@@ -433,18 +435,18 @@ def test_old_workplaces_are_swept_by_the_next_worker(workbench: Workbench) -> No
     workbench.enqueue("second", overwrite=True)
     workbench.worker()
     assert workbench.ended("second").done == 40
-    until(lambda: not left.exists(), "the old workplace to be gone")
+    until(lambda: not left.exists(), "the old staging directory to be gone")
     assert workbench.temporaries() == [reports]
 
 
-def test_a_workplace_of_another_host_is_swept_when_it_has_been_silent(
+def test_a_staging_directory_of_another_host_is_swept_when_it_has_been_silent(
     workbench: Workbench,
 ) -> None:
-    [left] = workplaces_left(workbench)
+    [left] = staging_directories_left(workbench)
     (left / "lock").write_text("another host\n")
     target = os.fsencode(workbench.target)
-    assert workplace.sweep(target, keep=[]) == 0
-    assert workplace.sweep(target, keep=[], now=time.time() + 61) == 1
+    assert staging.sweep(target, keep=[]) == 0
+    assert staging.sweep(target, keep=[], now=time.time() + 61) == 1
     assert not left.exists()
 
 

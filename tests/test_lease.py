@@ -10,15 +10,15 @@ import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from imece import keys
 from imece.connection import is_outage, raw
-from imece.cursor import Cursor, Owed
 from imece.errors import RunError
-from imece.failure import Failure
-from imece.job import Reference
-from imece.lease import Action, Batch, Claimed, Lease
-from imece.rescue import elect, put_back_lost, requeue_dead
-from imece.run import Run
+from imece.run import keys
+from imece.run.cursor import Cursor, PendingRetry
+from imece.run.failure import Failure
+from imece.run.job import Reference
+from imece.run.lease import Action, Batch, Claimed, Lease
+from imece.run.rescue import elect, put_back_lost, requeue_dead
+from imece.run.store import Run
 from tests.conftest import Workbench, until
 
 QUEUE = "imece"
@@ -90,7 +90,7 @@ def pending(redis: Redis) -> list[bytes]:
     return [raw(job) for job in redis.lrange(keys.pending(QUEUE), 0, -1)]
 
 
-def bury(
+def reap(
     workbench: Workbench,
     moving: dict[bytes, float] | None = None,
     now: float = 0,
@@ -187,7 +187,7 @@ def test_what_imece_did_not_write_is_refused(
 def test_a_batch_is_added_to_the_run(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
     failure = Failure("Traceback\nValueError: no", 3, 5.0, "one", "printed")
-    cursor = Cursor(6, 10, {2: Owed(1, 7.5)})
+    cursor = Cursor(6, 10, {2: PendingRetry(1, 7.5)})
     batch = Batch(
         done=3,
         failed=1,
@@ -250,7 +250,7 @@ def test_a_sign_of_life_renews_the_lease_and_records_nothing(
 def test_a_lost_lease_records_nothing(workbench: Workbench, hand: Hand, action: Action) -> None:
     hand.hold()
     hand.lapse()
-    assert len(bury(workbench)) == 1
+    assert len(reap(workbench)) == 1
     other = Hand(workbench, "other")
     other.hold()
     other.record(at=2, done=2)
@@ -273,7 +273,7 @@ def test_a_new_holder_counts_its_batches_from_one_again(workbench: Workbench, ha
     for done in range(1, 4):
         hand.record(at=done, done=1)
     hand.lapse()
-    bury(workbench)
+    reap(workbench)
     other = Hand(workbench, "other")
     assert other.hold().cursor == Cursor(3, 10)
     other.record(at=5, done=2)
@@ -335,10 +335,10 @@ def test_only_holders_that_died_with_a_job_are_named_to_the_next(
     died_first, died_next = Hand(workbench, "two"), Hand(workbench, "three")
     assert died_first.hold().earlier == []
     died_first.lapse()
-    bury(workbench)
+    reap(workbench)
     assert died_next.hold().earlier == ["execution-of-two"]
     died_next.lapse()
-    bury(workbench)
+    reap(workbench)
     last = Hand(workbench, "four")
     assert last.hold().earlier == ["execution-of-two", "execution-of-three"]
 
@@ -447,8 +447,8 @@ def test_no_run_is_done_while_files_are_left(workbench: Workbench, hand: Hand) -
     hand.record("finish", at=10, done=9)
     now = workbench.status()
     assert (now.state, now.left) == ("failed", 1)
-    assert now.trouble is not None
-    assert "1 files are neither done nor failed" in now.trouble
+    assert now.blocking_reason is not None
+    assert "1 files are neither done nor failed" in now.blocking_reason
 
 
 # A job that cannot start
@@ -470,7 +470,7 @@ def test_a_job_that_stalls_goes_to_the_back_and_its_run_pauses(
     workbench.enqueue("other", buckets=1, files_per_job=10)
     stall(hand)
     now = workbench.status()
-    assert (now.state, now.trouble, now.backlog.in_flight) == ("running", "no place", 0)
+    assert (now.state, now.blocking_reason, now.backlog.in_flight) == ("running", "no place", 0)
     other = Hand(workbench, "other")
     assert isinstance(other.hold(), Claimed)
     assert other.lease.reference.run == "other"
@@ -491,14 +491,14 @@ def test_the_pauses_grow_and_then_the_run_is_held(workbench: Workbench, hand: Ha
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
     stall(hand)
     now = workbench.status()
-    assert (now.state, now.trouble) == ("held", "no place")
+    assert (now.state, now.blocking_reason) == ("held", "no place")
     assert pending(workbench.redis) == []
     assert workbench.redis.lrange("imece:run:run:waiting", 0, -1) == [
         hand.lease.reference.field.encode()
     ]
 
 
-def test_many_workers_that_meet_the_same_trouble_count_as_one(workbench: Workbench) -> None:
+def test_many_workers_that_meet_the_same_blocking_reason_count_as_one(workbench: Workbench) -> None:
     workbench.files(3)
     workbench.enqueue(buckets=1, files_per_job=1)
     hands = [Hand(workbench, str(number)) for number in range(3)]
@@ -509,12 +509,12 @@ def test_many_workers_that_meet_the_same_trouble_count_as_one(workbench: Workben
     assert workbench.redis.hget("imece:run:run", "pauses") == b"1"
 
 
-def test_progress_ends_the_trouble(workbench: Workbench, hand: Hand) -> None:
+def test_progress_ends_the_blocking_reason(workbench: Workbench, hand: Hand) -> None:
     stall(hand)
     skip_pause(workbench.redis)
     hand.hold()
     hand.record(at=1, done=1)
-    assert workbench.status().trouble is None
+    assert workbench.status().blocking_reason is None
     assert not workbench.redis.hexists("imece:run:run", "pauses")
 
 
@@ -529,7 +529,12 @@ def test_a_worker_with_a_job_of_a_held_run_stops_and_the_job_waits(workbench: Wo
     one.record("return", at=0, stop=1)
     other.record("finish", at=1, stop=1, done=1)
     now = workbench.status()
-    assert (now.state, now.trouble, now.done, now.jobs_left) == ("held", "for a reason", 1, 1)
+    assert (now.state, now.blocking_reason, now.done, now.jobs_left) == (
+        "held",
+        "for a reason",
+        1,
+        1,
+    )
     assert pending(workbench.redis) == []
 
 
@@ -612,17 +617,17 @@ def test_a_job_whose_lease_has_run_out_goes_to_the_front(workbench: Workbench, h
     hand.hold()
     workbench.redis.rpush(keys.pending(QUEUE), "another")
     hand.lapse()
-    [line] = bury(workbench)
+    [line] = reap(workbench)
     job = hand.lease.reference.job_id
     assert line.startswith(f"job {job} is back in the queue: its worker is silent for ")
     assert pending(workbench.redis) == [job.encode(), b"another"]
     assert workbench.status().backlog.in_flight == 0
-    assert bury(workbench) == []
+    assert reap(workbench) == []
 
 
 def test_a_fresh_lease_is_left_alone(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
-    assert bury(workbench) == []
+    assert reap(workbench) == []
 
 
 def test_a_worker_that_has_hung_up_is_dead_before_its_lease_runs_out(
@@ -631,7 +636,7 @@ def test_a_worker_that_has_hung_up_is_dead_before_its_lease_runs_out(
     workbench.settings |= {"lease": "3600", "heartbeat": "0.1"}
     hand = Hand(workbench, "one")
     hand.hold()
-    until(lambda: bury(workbench), "three missed signs of life")
+    until(lambda: reap(workbench), "three missed signs of life")
     assert len(pending(workbench.redis)) == 1
 
 
@@ -643,9 +648,9 @@ def test_a_silent_worker_that_is_connected_is_left_alone(workbench: Workbench, h
     channel = workbench.redis.pubsub()  # type: ignore[no-untyped-call]
     channel.subscribe(f"rq:pubsub:{hand.name}")
     until(lambda: workbench.redis.pubsub_numsub(f"rq:pubsub:{hand.name}")[0][1], "the channel")
-    assert bury(workbench) == []
+    assert reap(workbench) == []
     channel.close()
-    until(lambda: bury(workbench), "the worker to be seen as dead")
+    until(lambda: reap(workbench), "the worker to be seen as dead")
 
 
 def test_of_many_who_look_for_the_dead_one_finds_them(workbench: Workbench, hand: Hand) -> None:
@@ -656,7 +661,7 @@ def test_of_many_who_look_for_the_dead_one_finds_them(workbench: Workbench, hand
 
     def look() -> list[str]:
         barrier.wait()
-        return bury(workbench)
+        return reap(workbench)
 
     with ThreadPoolExecutor(4) as pool:
         looks = [pool.submit(look) for _ in range(4)]
@@ -686,9 +691,9 @@ def test_who_was_last_heard_before_the_server_was_started_has_time_to_come_back(
     lease = workbench.load().lease
     hand.hold()
     hand.lapse()
-    assert bury(workbench, uptime=0) == []
-    assert bury(workbench, uptime=lease - 1) == []
-    assert len(bury(workbench, uptime=lease)) == 1
+    assert reap(workbench, uptime=0) == []
+    assert reap(workbench, uptime=lease - 1) == []
+    assert len(reap(workbench, uptime=lease)) == 1
 
 
 def test_a_job_that_nobody_took_after_it_was_popped_comes_back(
@@ -697,11 +702,11 @@ def test_a_job_that_nobody_took_after_it_was_popped_comes_back(
     moving: dict[bytes, float] = {}
     hand.pop()
     job = hand.lease.reference.job_id
-    assert bury(workbench, moving, 100.0) == []
+    assert reap(workbench, moving, 100.0) == []
     moving[job.encode()] = 100.0
     patience = 3 * workbench.load().heartbeat
-    assert bury(workbench, moving, 100.0 + patience - 0.01) == []
-    [line] = bury(workbench, moving, 100.0 + patience + 0.01)
+    assert reap(workbench, moving, 100.0 + patience - 0.01) == []
+    [line] = reap(workbench, moving, 100.0 + patience + 0.01)
     assert line == f"job {job} is back in the queue: nobody took it after it was popped"
     assert pending(workbench.redis) == [job.encode()]
     assert hand.take() == "lost"
@@ -711,7 +716,7 @@ def test_a_dead_workers_job_that_is_no_more_is_dropped(workbench: Workbench, han
     hand.hold()
     workbench.redis.hdel("imece:run:run:jobs", hand.lease.reference.field)
     hand.lapse()
-    assert bury(workbench) == []
+    assert reap(workbench) == []
     assert pending(workbench.redis) == []
     assert workbench.status().backlog.in_flight == 0
 
@@ -719,7 +724,7 @@ def test_a_dead_workers_job_that_is_no_more_is_dropped(workbench: Workbench, han
 def test_a_lease_without_a_sound_end_comes_back(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
     workbench.redis.zadd(keys.leases(QUEUE), {hand.member: float("inf")})
-    assert len(bury(workbench)) == 1
+    assert len(reap(workbench)) == 1
     assert workbench.status().backlog.in_flight == 0
     assert len(pending(workbench.redis)) == 1
 
@@ -730,8 +735,8 @@ def test_what_is_no_job_does_not_stay_between_queue_and_lease(
     workbench.redis.rpush(keys.moving(QUEUE), b"\xff\xfe", "nonsense")
     workbench.redis.zadd(keys.leases(QUEUE), {b"\xff:\xfe": 1.0, b"nonsense": float("inf")})
     moving: dict[bytes, float] = {}
-    bury(workbench, moving, 0.0)
-    bury(workbench, moving, 1000.0)
+    reap(workbench, moving, 0.0)
+    reap(workbench, moving, 1000.0)
     assert workbench.redis.llen(keys.moving(QUEUE)) == 0
     assert workbench.redis.zcard(keys.leases(QUEUE)) == 0
 
@@ -746,7 +751,7 @@ def test_nothing_is_written_to_a_run_that_is_gone(workbench: Workbench, hand: Ha
     run.purge(QUEUE)
     hand.send("stall", 1, Cursor(0, 10), Batch(), "no place")
     hand.lapse()
-    bury(workbench)
+    reap(workbench)
     assert list(workbench.redis.scan_iter("imece:run:*")) == []
 
 
@@ -854,7 +859,7 @@ def test_counters_are_exact_whatever_dies_lags_or_is_sent_again(
             one = alive.pop(chance.randrange(len(alive)))
             dead.append(one)
             one.hand.lapse()
-            bury(workbench)
+            reap(workbench)
         elif move == "haunt" and dead:
             one = chance.choice(dead)
             if one.at < one.stop:

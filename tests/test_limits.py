@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imece.failure import Failure
+from imece.run.failure import Failure
 from tests.conftest import Workbench, is_running, until
 
 OTHERS = 20
@@ -35,7 +35,7 @@ def quarantined(workbench: Workbench, content: str, retries: int = 1, **options:
 
 BAD = {
     "segfault": "its process was killed by SIGSEGV",
-    "kill-horse": "its process was killed by SIGKILL (out of memory?)",
+    "kill-runner": "its process was killed by SIGKILL (out of memory?)",
     "exit 0": "its process ended itself with exit code 0",
     "exit 3": "its process ended itself with exit code 3",
     "exit 80": "its process ended itself with exit code 80",

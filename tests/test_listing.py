@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imece import listing
 from imece.errors import ListingError
-from imece.listing import Listing
+from imece.files import listing
+from imece.files.listing import Listing
 
 ODD_NAMES = [
     b"two\nlines",

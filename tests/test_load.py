@@ -178,7 +178,7 @@ def whole_or_not_at_all(workbench: Workbench, count: int, share: float, seconds:
     names = [f"{number % 100:02d}/{number:07d}" for number in range(count)]
     before = set(workbench.redis.scan_iter("imece:run:run*"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "producer", *enqueue_call(workbench, count)],
+        [sys.executable, "-m", "imece_producer", *enqueue_call(workbench, count)],
         env={**os.environ, **workbench.environment()},
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

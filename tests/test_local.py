@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from producer import local
-from producer.embedded import Server, clear_socket_dirs
+from imece_producer.local import run
+from imece_producer.local.server import Server, clear_socket_dirs
 from tests import obstacles
 from tests.conftest import ROOT, is_running, until
 
@@ -36,7 +36,7 @@ class Folder:
         if "--command" not in options:
             words += ["--processor", processor]
         process = subprocess.Popen(
-            [sys.executable, "-m", "producer", *words],
+            [sys.executable, "-m", "imece_producer", *words],
             cwd=ROOT,
             env=self.environment(),
             stdin=subprocess.DEVNULL,
@@ -52,7 +52,7 @@ class Folder:
 
     def imece(self, *words: str) -> str:
         """Another command, in another terminal; its standard output."""
-        command = [sys.executable, "-m", "producer", *words]
+        command = [sys.executable, "-m", "imece_producer", *words]
         ended = subprocess.run(
             command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=True
         )
@@ -62,7 +62,7 @@ class Folder:
         return len(list(self.target.glob("f-*")))
 
     def on(self) -> dict[str, str]:
-        return local.live(self.state)
+        return run.live(self.state)
 
     def close(self) -> None:
         for call in self.calls:
@@ -286,7 +286,7 @@ def test_a_killed_call_ends_its_workers_in_the_middle_of_their_files(folder: Fol
     folder.files(2, "sleep 600")
     call = folder.start("--max-replicas", "2", processor="tests.processors:by_content")
     until(lambda: len(descendants(call.process.pid)) == 1 + 2 * 3, "two files in hand")
-    family = descendants(call.process.pid)  # the server; workers, horses, drainers
+    family = descendants(call.process.pid)  # the server; workers, runners, drainers
     call.process.kill()
     until(lambda: not any(map(is_running, family)), "all to be gone", 10)
 
@@ -373,7 +373,7 @@ def test_the_users_own_packages_do_not_hide_ours(folder: Folder, tmp_path: Path)
     folder.files(3)
     words = ["local", str(folder.source), str(folder.target), "--processor", "mine:convert"]
     ended = subprocess.run(
-        [sys.executable, "-P", "-m", "producer", *words],
+        [sys.executable, "-P", "-m", "imece_producer", *words],
         cwd=tmp_path,
         env=folder.environment(),
         capture_output=True,

@@ -92,7 +92,7 @@ def test_the_heartbeat_file_is_touched_while_idle_and_while_busy_with_one_long_f
     assert is_touched_again(beat)
     workbench.file("long", "sleep 1000")
     workbench.enqueue()
-    workbench.workers[0].took().horse()
+    workbench.workers[0].took().runner()
     for _ in range(5):
         assert is_touched_again(beat)
 

@@ -4,7 +4,7 @@ import zlib
 
 import pytest
 
-from imece import manifest
+from imece.run import manifest
 
 
 def test_names_come_back_as_they_went_in() -> None:

@@ -158,8 +158,8 @@ def test_libraries_are_not_loaded_unless_asked_for() -> None:
 
 SERVE_AND_LIST_MODULES = """
 import sys
-from worker import metrics
-from worker.tally import Tally
+from imece_worker import metrics
+from imece_worker.statistics import Tally
 metrics.serve(Tally(), int(sys.argv[1]))
 before = set(sys.modules)
 print("serving", flush=True)
@@ -191,14 +191,14 @@ def listeners(pid: int) -> set[str]:
     return listening & {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
 
 
-def test_work_horses_do_not_hold_the_port(workbench: Workbench) -> None:
+def test_work_runners_do_not_hold_the_port(workbench: Workbench) -> None:
     workbench.file("a", "hang")
     workbench.settings["processor"] = "tests.processors:by_content"
     workbench.enqueue()
     worker, port = watched(workbench)
-    horse = worker.took().horse()
+    runner = worker.took().runner()
     assert len(listeners(worker.pid)) == 1
-    until(lambda: not listeners(horse), "the horse to close what it need not have")
+    until(lambda: not listeners(runner), "the runner to close what it need not have")
     worker.kill()
     worker.wait()
     with pytest.raises(URLError):
@@ -225,7 +225,7 @@ def test_a_page_that_is_read_all_the_time_disturbs_no_fork(workbench: Workbench)
 def alive(beat: Path, *arguments: str) -> tuple[int, str]:
     """What the liveness probe of the manifests runs; its exit code and what it says."""
     asked = subprocess.run(
-        [sys.executable, "-P", "-m", "worker.alive", *arguments],
+        [sys.executable, "-P", "-m", "imece_worker.alive", *arguments],
         env={**os.environ, "IMECE_HEARTBEAT_FILE": str(beat)},
         cwd=ROOT,
         capture_output=True,

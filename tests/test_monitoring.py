@@ -10,7 +10,7 @@ import pytest
 import yaml
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
-from producer.cli import app
+from imece_producer.cli import app
 from tests.conftest import ROOT, Workbench
 from tests.manifests import DEPLOY, one, rendered
 from tests.test_metrics import page, samples, watched

@@ -50,7 +50,7 @@ def timed_out_programs(workbench: Workbench) -> str:
 def test_programs_that_ran_into_their_limit_leave_no_zombies(workbench: Workbench) -> None:
     worker = workbench.worker(command=timed_out_programs(workbench))
     assert workbench.ended().failed == TIMED_OUT
-    until(lambda: not worker.horses(), "the last horse to be gone")
+    until(lambda: not worker.runners(), "the last runner to be gone")
     assert zombies(worker.pid) == []
     workbench.check_books()
 
@@ -62,7 +62,7 @@ def test_as_process_1_a_worker_buries_all_that_become_its_children(workbench: Wo
     """As in a container, where orphans are process 1's."""
     command = timed_out_programs(workbench)
     words = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    words += [sys.executable, "-m", "worker"]
+    words += [sys.executable, "-m", "imece_worker"]
     environment = {**os.environ, **workbench.environment(), "IMECE_COMMAND": command}
     with (workbench.folder / "log").open("wb") as log:
         outside = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=log, stderr=log)
@@ -76,7 +76,7 @@ def test_as_process_1_a_worker_buries_all_that_become_its_children(workbench: Wo
         outside.wait()
 
 
-def test_a_process_in_a_session_of_its_own_is_killed_with_the_horse_that_left_it(
+def test_a_process_in_a_session_of_its_own_is_killed_with_the_runner_that_left_it(
     workbench: Workbench,
 ) -> None:
     del workbench.settings["processor"]
@@ -88,7 +88,7 @@ def test_a_process_in_a_session_of_its_own_is_killed_with_the_horse_that_left_it
     )
     worker = workbench.worker(command=command)
     assert workbench.ended().done == 3
-    until(lambda: not worker.horses(), "the horse, and what it left, to be gone")
+    until(lambda: not worker.runners(), "the runner, and what it left, to be gone")
     assert not any(map(is_running, pids(workbench)))
     workbench.check_books()
 
@@ -108,12 +108,12 @@ def test_what_the_processor_started_when_it_was_imported_lives_on(
     worker = workbench.worker(processor="helped:f")
     assert workbench.ended().done == 5
     [helper] = pids(workbench)
-    until(lambda: not worker.horses(), "the horse to be gone")
+    until(lambda: not worker.runners(), "the runner to be gone")
     assert is_running(helper)
     os.kill(helper, 9)
 
 
-def test_the_exit_code_of_a_horse_is_not_lost_among_those_of_orphans(workbench: Workbench) -> None:
+def test_the_exit_code_of_a_runner_is_not_lost_among_those_of_orphans(workbench: Workbench) -> None:
     """Each leaves an orphan that ends at the same moment."""
     for number in range(10):
         workbench.file(f"f-{number}", f"orphan-and-exit {number + 1}")

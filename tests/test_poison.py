@@ -251,8 +251,8 @@ SHOWN: dict[str, Spoil] = {
     "generation-text": field("generation", b"first"),
     "started-infinite": field("started", b"inf"),
     "ended-NaN": field("ended", b"nan"),
-    "trouble-raw": field("trouble", RAW),
-    "trouble-at-text": field("trouble_at", b"now"),
+    "trouble-raw": field("blocking_reason", RAW),
+    "trouble-at-text": field("blocked_at", b"now"),
     "durations-text": entry("durations", b"one", b"1"),
     "durations-huge": entry("durations", HUGE, b"1"),
     "durations-count": entry("durations", b"5", HUGE),
@@ -418,10 +418,10 @@ def test_every_command_answers_with_a_sentence(
 
 def remedy(workbench: Workbench, name: str) -> str:
     """The command that the run's trouble names."""
-    trouble = text(workbench.redis.hget(f"imece:run:{name}", "trouble"))
-    assert trouble.isprintable()
-    found = re.search(r"`imece (\w+) ", trouble)
-    assert found, trouble
+    blocking_reason = text(workbench.redis.hget(f"imece:run:{name}", "blocking_reason"))
+    assert blocking_reason.isprintable()
+    found = re.search(r"`imece (\w+) ", blocking_reason)
+    assert found, blocking_reason
     return found[1]
 
 
@@ -518,11 +518,11 @@ def test_a_count_of_files_that_is_too_low_makes_no_negative_numbers(workbench: W
     workbench.worker()
     last = workbench.ended("run")
     assert (last.done, last.left) == (5, 0)
-    assert last.trouble is not None
+    assert last.blocking_reason is not None
     for options in ((), ("--json",)):
         answer = workbench.imece("status", "run", *options)
         assert "-3" not in answer.stdout
-    assert "too low by 3" in last.trouble
+    assert "too low by 3" in last.blocking_reason
 
 
 def test_a_list_of_runs_with_ids_that_are_none_is_shown(workbench: Workbench) -> None:

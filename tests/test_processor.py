@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from imece.failure import LONGEST_OUTPUT, LONGEST_REASON
+from imece.run.failure import LONGEST_OUTPUT, LONGEST_REASON
 from tests.conftest import ROOT, Workbench, WorkerProcess
 
 
@@ -312,7 +312,14 @@ def test_a_check_leaves_the_worker_beside_it_alone(
     monkeypatch.setenv("IMECE_HEARTBEAT_FILE", str(heartbeat))
     with socket.create_server(("", 0)) as taken:
         monkeypatch.setenv("IMECE_METRICS_PORT", str(taken.getsockname()[1]))
-        check = [sys.executable, "-m", "worker", "--check", "--processor", "tests.processors:copy"]
+        check = [
+            sys.executable,
+            "-m",
+            "imece_worker",
+            "--check",
+            "--processor",
+            "tests.processors:copy",
+        ]
         ended = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert heartbeat.exists()

@@ -27,9 +27,9 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from imece.errors import ImeceError, RunError
-from imece.status import Status
-from producer.cli import app
-from producer.embedded import Server
+from imece.run.status import Status
+from imece_producer.cli import app
+from imece_producer.local.server import Server
 from tests.conftest import Workbench, until
 from tests.forks import Forked, Forks
 from tests.lifetimes import flaws
@@ -252,12 +252,12 @@ class Promises(RuleBasedStateMachine):
             self.is_calm = False
 
     @rule(which=WHICH)
-    def a_horse_is_killed(self, which: int) -> None:
-        horses = [horse for worker in self.alive() for horse in worker.children()]
-        for horse in self.one_of(which, horses):
-            self.say(f"kill -9 of the horse {horse}")
+    def a_runner_is_killed(self, which: int) -> None:
+        runners = [runner for worker in self.alive() for runner in worker.children()]
+        for runner in self.one_of(which, runners):
+            self.say(f"kill -9 of the runner {runner}")
             with suppress(ProcessLookupError):
-                os.kill(horse, signal.SIGKILL)
+                os.kill(runner, signal.SIGKILL)
             self.is_calm = False
 
     @rule(which=WHICH, whole_group=st.booleans())

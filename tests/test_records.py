@@ -16,13 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from imece import manifest, records
-from imece.cursor import Cursor, Owed
 from imece.errors import ListingError
-from imece.failure import Failure
-from imece.job import MalformedJobError, Reference
-from imece.run import Parameters
-from producer import grouping
+from imece.run import manifest, records
+from imece.run.cursor import Cursor, PendingRetry
+from imece.run.failure import Failure
+from imece.run.job import MalformedJobError, Reference
+from imece.run.store import Parameters
+from imece_producer import grouping
 
 PARAMETERS = Parameters(
     input="/data/in",
@@ -237,8 +237,8 @@ def test_what_imece_writes_is_read_again() -> None:
 
 
 def test_a_full_bucket_job_all_of_whose_files_failed_is_read_again() -> None:
-    owed = {index: Owed(101, 1795531242.123456) for index in range(100_000)}
-    cursor = Cursor(100_000, 100_000, owed)
+    retries = {index: PendingRetry(101, 1795531242.123456) for index in range(100_000)}
+    cursor = Cursor(100_000, 100_000, retries)
     assert Cursor.decode(cursor.encode()) == cursor
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from imece.cursor import Cursor, Owed
-from imece.run import Parameters
+from imece.run.cursor import Cursor, PendingRetry
+from imece.run.store import Parameters
+from imece_worker import retry
+from imece_worker.retry import ServerClock
 from tests.conftest import Workbench
-from worker import retry
-from worker.retry import ServerClock
 
 HOUR = 3600.0
 
@@ -36,25 +36,25 @@ def test_the_clock_is_the_servers_whatever_the_time_of_day_is_here(
     clock = ServerClock.at(server_time)
     monkeypatch.setattr(time, "time", lambda: server_time + HOUR)  # this worker's is wrong
     assert server_time <= clock.now() < server_time + 5
-    owed = retry.next_try(1, parameters, clock)
-    assert owed is not None
-    assert owed.tries == 1
-    assert server_time + 2 <= owed.due < server_time + 7
+    retries = retry.next_try(1, parameters, clock)
+    assert retries is not None
+    assert retries.tries == 1
+    assert server_time + 2 <= retries.due < server_time + 7
     assert retry.next_try(4, parameters, clock) is None
 
 
 def test_who_takes_over_waits_no_longer_than_the_pause(parameters: Parameters) -> None:
     clock = ServerClock.at(1_700_000_000.0)
     now = clock.now()
-    owed = {
-        0: Owed(1, now + HOUR),
-        1: Owed(3, now + HOUR),
-        2: Owed(1, now + 1),
-        3: Owed(1, now - HOUR),
-        4: Owed(2, float("inf")),
-        5: Owed(2, 1e300),
+    retries = {
+        0: PendingRetry(1, now + HOUR),
+        1: PendingRetry(3, now + HOUR),
+        2: PendingRetry(1, now + 1),
+        3: PendingRetry(1, now - HOUR),
+        4: PendingRetry(2, float("inf")),
+        5: PendingRetry(2, 1e300),
     }
-    taken = retry.taken_over(owed, parameters, clock)
+    taken = retry.taken_over(retries, parameters, clock)
     waits = {index: entry.due - now for index, entry in taken.items()}
     assert waits == pytest.approx({0: 2, 1: 8, 2: 1, 3: -HOUR, 4: 4, 5: 4}, abs=0.1)
     assert [taken[index].tries for index in range(6)] == [1, 3, 1, 1, 2, 2]
@@ -70,7 +70,7 @@ def test_a_retry_that_is_due_in_an_hour_by_another_workers_clock_comes_after_its
     workbench.settings |= {"processor": "tests.processors:slow", "retry_pause": "0.5"}
     workbench.enqueue(buckets=1, files_per_job=1, retries=3)
     [field] = workbench.redis.hkeys("imece:run:run:jobs")
-    cursor = Cursor(1, 1, {0: Owed(2, time.time() + HOUR)})
+    cursor = Cursor(1, 1, {0: PendingRetry(2, time.time() + HOUR)})
     workbench.redis.hset("imece:run:run:jobs", field, cursor.encode())
     if others_wait:
         (workbench.folder / "more").mkdir()

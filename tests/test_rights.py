@@ -1,13 +1,14 @@
 """The promise: what `imece doctor` looks for in Redis's ACL is what imece sends, and nothing else.
 
 A whole life of runs, by the command line and workers of a user of the ACL; then what the server has
-recorded is held against imece/rights.py.
+recorded is held against imece_producer/cluster/rights.py.
 """
 
 import pytest
 from redis import Redis
 
-from imece import keys, rights
+from imece.run import keys
+from imece_producer.cluster import rights
 from tests.conftest import Workbench, until
 
 ONLY_AFTER_A_WHILE = {"ping"}
@@ -90,8 +91,10 @@ def test_what_is_recorded_is_what_the_rights_name(workbench: Workbench, admin: R
     whole_life(workbench, admin)
     sent, named = recorded(admin), rights.commands()
     missing, superfluous = sorted(sent - named), sorted(named - sent - ONLY_AFTER_A_WHILE)
-    assert not missing, f"imece/rights.py has no probe for {missing}"
-    assert not superfluous, f"imece/rights.py has probes for what is not sent: {superfluous}"
+    assert not missing, f"imece_producer/cluster/rights.py has no probe for {missing}"
+    assert not superfluous, (
+        f"imece_producer/cluster/rights.py has probes for what is not sent: {superfluous}"
+    )
 
 
 def test_a_user_with_these_rights_alone_is_never_refused(

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from imece import scaling
-from imece.cluster import connect
+from imece.run.status import Backlog
 from imece.settings import load
-from imece.status import Backlog
-from producer.cli import app
+from imece_producer.cli import app
+from imece_producer.cluster import scaling
+from imece_producer.cluster.client import connect
 from tests.conftest import Workbench
 from tests.kubernetes_stand_in import StandIn, deployment, pod, scaled_object
 
@@ -266,8 +266,8 @@ def test_status_answers_at_once_without_a_cluster(
     answer = queued.imece("status")
     assert answer.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
-    assert "imece.status" in imported
-    assert not {"kubernetes", "imece.cluster", "urllib3"} & imported
+    assert "imece.run.status" in imported
+    assert not {"kubernetes", "imece_producer.cluster.client", "urllib3"} & imported
 
 
 def test_status_says_how_many_workers_there_are(queued: Workbench, cluster: StandIn) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from imece.errors import SettingsError
 from imece.settings import load
+from imece_worker import handover
 from tests.conftest import Workbench
-from worker import handover
 
 PASSWORD = "hunter2"
 
@@ -120,5 +120,5 @@ def test_a_worker_keeps_its_process_id_and_its_arguments(workbench: Workbench) -
     workbench.enqueue()
     worker = workbench.worker().started()
     command = Path(f"/proc/{worker.pid}/cmdline").read_bytes().split(b"\0")
-    assert command[1:3] == [b"-m", b"worker"]
+    assert command[1:3] == [b"-m", b"imece_worker"]
     assert workbench.ended().done == 2

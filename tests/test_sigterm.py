@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from imece_worker.stops import STOP_SIGNALS
 from tests.conftest import Workbench, WorkerProcess, until
-from worker.stops import STOP_SIGNALS
 
 PROMPTLY = 3.0
 """Seconds a worker may take to leave here: its file takes 20 ms, but the machine may be busy."""
@@ -96,7 +96,7 @@ def test_the_file_in_hand_is_finished_and_the_next_is_not_begun(
     workbench.settings["processor"] = "tests.processors:by_content"
     workbench.enqueue(buckets=1, files_per_job=10)
     worker = workbench.worker()
-    worker.horse()
+    worker.runner()
     worker.kill(number)
     worker.kill(number)  # being asked twice changes nothing
     assert worker.wait() == 0
@@ -152,15 +152,15 @@ def test_a_worker_stopped_while_it_imports_the_processor_leaves_without_a_job(
     assert workbench.check_books().backlog.pending == 1
 
 
-def test_a_stop_in_careful_mode_loses_nothing(workbench: Workbench) -> None:
+def test_a_stop_in_crash_isolation_loses_nothing(workbench: Workbench) -> None:
     names = workbench.files(60)
     workbench.settings |= {"processor": "tests.processors:traced", "lease": "3"}
     workbench.settings["heartbeat"] = "0.2"
     workbench.enqueue(buckets=1, files_per_job=100)
-    workbench.worker().started().horse()
+    workbench.worker().started().runner()
     workbench.workers[0].kill()
     second = workbench.worker().took()
-    until(lambda: workbench.status().done > 1, "progress in careful mode")
+    until(lambda: workbench.status().done > 1, "progress in crash isolation")
     assert second.stop() == 0
     assert workbench.check_books().left > 0
     third = workbench.worker()
@@ -231,7 +231,7 @@ def test_a_function_goes_on_when_all_processes_of_its_worker_get_the_signal(
     workbench.settings["processor"] = "tests.processors:by_content"
     workbench.enqueue(buckets=1, files_per_job=10, retries=0)
     worker = workbench.worker().took()
-    worker.horse()
+    worker.runner()
     time.sleep(0.3)  # the first file is in hand; had it not begun, nothing would be done at all
     for _ in range(3):
         signal_all(family(worker.pid), number)
@@ -265,7 +265,7 @@ def test_a_program_that_dies_of_the_signal_before_its_worker_hears_of_it_costs_n
     workbench: Workbench,
 ) -> None:
     worker = a_program_at_work(workbench)
-    [program] = family(worker.horse())[1:2]
+    [program] = family(worker.runner())[1:2]
     os.kill(program, signal.SIGTERM)
     time.sleep(0.3)  # the worker takes that long to hear of it
     assert worker.stop() == 0
@@ -276,7 +276,7 @@ def test_a_program_that_somebody_ends_while_nobody_stops_the_worker_has_failed(
     workbench: Workbench,
 ) -> None:
     worker = a_program_at_work(workbench)
-    os.kill(family(worker.horse())[1], signal.SIGTERM)
+    os.kill(family(worker.runner())[1], signal.SIGTERM)
     now = workbench.ended()
     assert (now.state, now.failed) == ("failed", 1)
     assert "was killed by signal 15" in workbench.failures()["f-0000.txt"].cause
@@ -319,7 +319,7 @@ def test_sigquit_gives_the_file_in_hand_back_too(workbench: Workbench) -> None:
     workbench.settings["processor"] = "tests.processors:by_content"
     workbench.enqueue(retries=0, buckets=1)
     worker = workbench.worker().took()
-    worker.horse()
+    worker.runner()
     asked = time.monotonic()
     worker.kill(signal.SIGQUIT)
     assert worker.wait() == 0

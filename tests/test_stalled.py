@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imece import keys
+from imece.run import keys
 from tests.conftest import Workbench, until
 
 QUEUE = keys.pending("imece")
@@ -36,10 +36,10 @@ def test_a_run_whose_output_directory_cannot_be_made_does_not_stop_another(
     assert workbench.ended("good").done == 11
     bad = workbench.status("bad")
     assert (bad.state, bad.done, bad.failed) == ("running", 0, 0)
-    assert str(obstacle) in str(bad.trouble)
+    assert str(obstacle) in str(bad.blocking_reason)
     obstacle.unlink()
     assert workbench.ended("bad", 60).done == 11
-    assert workbench.status("bad").trouble is None
+    assert workbench.status("bad").blocking_reason is None
     worker.stop()
 
 
@@ -54,9 +54,9 @@ def test_processes_that_die_before_their_first_file_do_not_stop_another_run(
     workbench.enqueue("good")
     workbench.worker(memory_limit="64")
     assert workbench.ended("good").done == 5
-    until(lambda: workbench.status("bad").trouble, "word of it")
+    until(lambda: workbench.status("bad").blocking_reason, "word of it")
     bad = workbench.status("bad")
-    assert "its processes die before their first file" in str(bad.trouble)
+    assert "its processes die before their first file" in str(bad.blocking_reason)
     assert bad.left == 50_000
 
 
@@ -65,7 +65,7 @@ def test_a_run_that_cannot_go_on_is_held_and_resumed(workbench: Workbench, fixed
     workbench.files(11)
     obstacle = enqueue_with_a_file_in_the_way(workbench)
     worker = workbench.worker()
-    until(lambda: workbench.status("bad").trouble, "the first pause")
+    until(lambda: workbench.status("bad").blocking_reason, "the first pause")
     last_pause(workbench)
     until(lambda: workbench.status("bad").state == "held", "the run to be held")
     until(lambda: workbench.redis.llen(QUEUE) == 0, "nothing for an autoscaler to count")
@@ -84,7 +84,7 @@ def test_a_run_that_cannot_go_on_is_held_and_resumed(workbench: Workbench, fixed
     if fixed:
         assert workbench.ended("bad").done == 11
     else:
-        until(lambda: workbench.status("bad").trouble, "the trouble to be told again")
+        until(lambda: workbench.status("bad").blocking_reason, "the trouble to be told again")
         assert workbench.status("bad").left == 11
     worker.stop()
 
@@ -93,7 +93,7 @@ def test_a_held_run_goes_on_when_it_is_enqueued_again(workbench: Workbench) -> N
     workbench.files(3)
     obstacle = enqueue_with_a_file_in_the_way(workbench)
     worker = workbench.worker()
-    until(lambda: workbench.status("bad").trouble, "the first pause")
+    until(lambda: workbench.status("bad").blocking_reason, "the first pause")
     last_pause(workbench)
     until(lambda: workbench.status("bad").state == "held", "the run to be held")
     obstacle.unlink()
@@ -116,7 +116,7 @@ def test_a_run_whose_records_break_while_it_is_on_is_held(workbench: Workbench, 
         pipeline.set(f"imece:run:bad:{key}", "no such thing", ex=1000)
         pipeline.execute()
     until(lambda: workbench.redis.hget("imece:run:bad", "state") == b"held", "the run to be held")
-    assert b"cannot be used" in (workbench.redis.hget("imece:run:bad", "trouble") or b"")
+    assert b"cannot be used" in (workbench.redis.hget("imece:run:bad", "blocking_reason") or b"")
     done = int(workbench.redis.hget("imece:run:bad", "done") or 0)
     assert done <= 40
     until(lambda: workbench.redis.zcard(keys.leases("imece")) == 0, "the lease to be gone")

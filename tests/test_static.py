@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imece.run import SEED
-from producer.grouping import group
+from imece.run.store import SEED
+from imece_producer.grouping import group
 from tests import obstacles
 from tests.conftest import ROOT, until
 
@@ -35,7 +35,7 @@ def start(folder: Path, *arguments: str, **settings: str | None) -> "subprocess.
     }
     environment = {f"IMECE_{name.upper()}": value for name, value in given.items() if value}
     return subprocess.Popen(
-        [sys.executable, "-m", "worker", *arguments],
+        [sys.executable, "-m", "imece_worker", *arguments],
         env={**os.environ, **environment},
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

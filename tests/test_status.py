@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from redis import Redis
 
-from imece import duration, status
 from imece.errors import RunError
-from imece.run import Run
-from imece.status import Backlog, Status
-from producer import display
+from imece.run import status
+from imece.run.status import Backlog, Status
+from imece.run.store import Run
+from imece_producer import display, duration
 from tests.conftest import Workbench
 
 
@@ -182,10 +182,10 @@ def test_the_time_left_is_what_is_left_at_the_rate(workbench: Workbench, redis: 
     assert seen.seconds == pytest.approx(20, rel=0.1)
 
 
-def test_trouble_is_shown(workbench: Workbench, fresh: Status) -> None:
+def test_blocking_reason_is_shown(workbench: Workbench, fresh: Status) -> None:
     key = "imece:run:run"
-    workbench.redis.hset(key, mapping={"trouble": "no disk", "trouble_at": fresh.now - 50})
-    assert workbench.status().trouble == "no disk"
+    workbench.redis.hset(key, mapping={"blocking_reason": "no disk", "blocked_at": fresh.now - 50})
+    assert workbench.status().blocking_reason == "no disk"
     assert "trouble  no disk" in display.block(workbench.status())
 
 

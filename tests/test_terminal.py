@@ -17,10 +17,10 @@ import pytest
 
 from imece import names
 from imece.errors import ServiceError
-from imece.failure import Failure
-from producer import display
+from imece.run.failure import Failure
+from imece_producer import display
+from imece_worker.log import HumanLines, JsonLines
 from tests.conftest import ROOT, Workbench
-from worker.log import HumanLines, JsonLines
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\x7f\u202e\b"
 """Titles, colours, an empty screen: in C0 and C1, a DEL, right to left, a backspace."""
@@ -68,7 +68,7 @@ def test_no_command_prints_what_a_terminal_obeys(
         check(hostile, *call, *options)
     check(hostile, "doctor", str(hostile.source), str(hostile.target), *options)
     check(hostile, "doctor", *options, command=f"no{EVIL}")
-    spoil(hostile, state="running", trouble=f"trouble{EVIL}", trouble_at=str(2**40))
+    spoil(hostile, state="running", blocking_reason=f"trouble{EVIL}", blocked_at=str(2**40))
     for call in [("status", "run"), ("runs",)]:
         check(hostile, *call, *options)
     spoil(hostile, state=f"state{EVIL}")
@@ -104,7 +104,7 @@ def test_a_progress_bar_shows_a_hostile_state_as_escapes(hostile: Workbench) -> 
     spoil(hostile, state="done")
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "producer", "wait", "run"],
+        [sys.executable, "-m", "imece_producer", "wait", "run"],
         env={**os.environ, **hostile.environment(), "TERM": "xterm"},
         cwd=ROOT,
         stdout=follower,

@@ -50,7 +50,7 @@ class SlowListing:
         self._is_new = not self._redis.exists(self._run)
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "producer", "enqueue"),
+                *(sys.executable, "-m", "imece_producer", "enqueue"),
                 *(str(workbench.source), str(workbench.target), "--run-id", run_id),
                 *("--from-file", "-", "--files-per-job", "1"),
             ],
@@ -240,7 +240,7 @@ def test_a_local_run(workbench: Workbench) -> None:
     settings = load(**given)
     environment = {f"IMECE_{name.upper()}": value for name, value in given.items()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "producer", *call, "--max-replicas", "1"],
+        [sys.executable, "-m", "imece_producer", *call, "--max-replicas", "1"],
         env={**os.environ, **environment},
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from imece import names
-from imece.run import recent
+from imece.run.store import recent
 from tests.conftest import ROOT, until
 from tests.test_local import Folder
 
@@ -52,7 +52,7 @@ def runs_of(folder: Folder, run_id: str) -> list[str]:
 
 def call(folder: Folder, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "producer", *words],
+        [sys.executable, "-m", "imece_producer", *words],
         cwd=ROOT,
         env=folder.environment(),
         capture_output=True,
@@ -90,7 +90,7 @@ def test_a_redis_that_is_named_is_meant_whatever_the_run_is_called(folder: Folde
     start(folder, "here")
     environment = {**folder.environment(), "IMECE_REDIS_URL": "unix:///nowhere/redis.sock"}
     answer = subprocess.run(
-        [sys.executable, "-m", "producer", "cancel", "here"],
+        [sys.executable, "-m", "imece_producer", "cancel", "here"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -4,7 +4,7 @@ import itertools
 import os
 import signal
 
-from imece.run import Run
+from imece.run.store import Run
 from tests.conftest import Workbench, until
 
 
@@ -155,7 +155,7 @@ def test_a_cancelled_run_stops_its_workers_after_the_file_in_hand(workbench: Wor
     worker = workbench.worker().took()
     until(lambda: workbench.status().done, "the first file")
     Run(workbench.redis, "run").cancel(3600)
-    until(lambda: not worker.horses(), "the file in hand to be finished")
+    until(lambda: not worker.runners(), "the file in hand to be finished")
     until(lambda: workbench.status().backlog.in_flight == 0, "the job to be given up")
     now = workbench.check_books()
     assert now.state == "cancelled"

@@ -46,7 +46,7 @@ def airflow_database() -> None:
 @pytest.fixture(autouse=True)
 def no_shortest_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """`dag.test()` has no scheduler that a trigger should give time to."""
-    from producer.airflow import trigger
+    from imece_producer.airflow import trigger
 
     monkeypatch.setattr(trigger, "SHORTEST_WAIT", 0.0)
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from producer.airflow import (
+from imece_producer.airflow import (
     ImecePreflightOperator,
     ImeceRolloutOperator,
     ImeceScaleOperator,
     cluster,
 )
-from producer.airflow.connection import settings_of
+from imece_producer.airflow.connection import settings_of
 from tests.conftest import Workbench, until
 from tests.kubernetes_stand_in import StandIn, deployment
 
@@ -86,7 +86,7 @@ def test_a_rollout_sets_the_image_and_waits(api: StandIn, monkeypatch: pytest.Mo
         api.deployed["status"] = steps.pop(0)
 
     next_step(0)
-    monkeypatch.setattr("producer.airflow.cluster.time.sleep", next_step)
+    monkeypatch.setattr("imece_producer.airflow.cluster.time.sleep", next_step)
     task = ImeceRolloutOperator(task_id="roll_out", image=IMAGE)
     with cluster.connected("imece_kubernetes", settings_of(None)) as client:
         cluster.roll_out(client, 60, lambda form, *text: said.append(text[0] if text else form),

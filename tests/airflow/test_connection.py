@@ -9,10 +9,10 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferralTimeout
 
 from imece.connection import address
 from imece.errors import UsageError
-from imece.run import Run
-from producer.airflow import ImeceRunOperator
-from producer.airflow.connection import settings_of
-from producer.airflow.fields import allowed_failures, globs, switch, whole
+from imece.run.store import Run
+from imece_producer.airflow import ImeceRunOperator
+from imece_producer.airflow.connection import settings_of
+from imece_producer.airflow.fields import allowed_failures, globs, switch, whole
 from tests.conftest import Workbench
 
 

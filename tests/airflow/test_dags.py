@@ -8,7 +8,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 from packaging.requirements import Requirement
 
-from producer.airflow import ImeceImageOperator, bucket_pods
+from imece_producer.airflow import ImeceImageOperator, bucket_pods
 from tests.airflow.conftest import DAGS, dag_named, rendered
 from tests.conftest import Workbench
 

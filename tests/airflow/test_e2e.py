@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from imece.run import Run, recent
-from producer.embedded import Server
+from imece.run.store import Run, recent
+from imece_producer.local.server import Server
 from tests.airflow.conftest import DAGS, TEST_DAGS
 from tests.airflow.deployment import Deployment
 from tests.conftest import Workbench, until

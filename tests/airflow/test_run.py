@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from imece.run import Run
+from imece.run.store import Run
 from tests.airflow.conftest import dag_named, listed
 from tests.conftest import Workbench, until
 
@@ -55,7 +55,7 @@ def test_failed_files_fail_the_task_and_are_named_and_listed(
     assert str(file) in said
     assert listed(file) == ["bad-1.txt", "bad-2.txt"]
 
-    # Mended and cleared: only they are processed again.
+    # Fixed and cleared: only they are processed again.
     connected.file("bad-1.txt", "good")
     connected.file("bad-2.txt", "good")
     task = run(connected)

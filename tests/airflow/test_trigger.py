@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from airflow.triggers.base import TriggerEvent
 
-from imece.run import Run
-from producer.airflow import ImeceRunTrigger
-from producer.airflow.trigger import Report
+from imece.run.store import Run
+from imece_producer.airflow import ImeceRunTrigger
+from imece_producer.airflow.trigger import Report
 from tests.conftest import Workbench, until
 
 
@@ -57,7 +57,7 @@ def within(what: Awaitable[Any], seconds: float = 20) -> Any:
 
 def test_it_comes_back_as_it_was_whatever_another_version_says(workbench: Workbench) -> None:
     path, arguments = trigger(generation="7").serialize()
-    assert path == "producer.airflow.trigger.ImeceRunTrigger"
+    assert path == "imece_producer.airflow.trigger.ImeceRunTrigger"
     again = ImeceRunTrigger(**arguments, something_new=1)
     assert again.serialize() == (path, arguments)
     assert arguments["generation"] == "7"
@@ -99,7 +99,7 @@ def test_it_ends_with_the_run(workbench: Workbench, state: str) -> None:
 def test_it_gives_the_scheduler_time_to_hear_that_the_task_was_deferred(
     workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("producer.airflow.trigger.SHORTEST_WAIT", 1.0)
+    monkeypatch.setattr("imece_producer.airflow.trigger.SHORTEST_WAIT", 1.0)
     workbench.files(1)
     workbench.enqueue()
     Run(workbench.redis, "run").cancel(600)

@@ -151,7 +151,7 @@ class Cluster:
 
     def imece(self, *arguments: str) -> str:
         """The command on this machine, by the kubeconfig."""
-        command = [sys.executable, "-m", "producer", *arguments]
+        command = [sys.executable, "-m", "imece_producer", *arguments]
         return self._call([*command, "--namespace", self.options.namespace], None, 60)
 
     def inside(self, *arguments: str, given: str | None = None, timeout: float = 120) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, Param
 
-from producer.airflow import ImeceReportOperator, ImeceRunOperator
+from imece_producer.airflow import ImeceReportOperator, ImeceRunOperator
 
 PARAMS = {
     "input": Param("", type="string"),

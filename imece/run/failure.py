@@ -1,0 +1,89 @@
+"""A failure: why a file is in quarantine."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from imece.run import records
+from imece.run.records import RecordError
+
+LONGEST_REASON = 2000
+LONGEST_OUTPUT = 4000
+LARGEST = 2**18
+"""Bytes a record may have in Redis."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One quarantined file.
+
+    Attributes:
+        reason: the traceback's or standard error's tail, or what killed the process.
+        tries: how often the file was tried in all.
+        at: when it was given up, epoch seconds.
+        worker: the name of the worker that tried last.
+        output: the tail of what the processor printed; kept for the first failures of a run.
+    """
+
+    reason: str
+    tries: int
+    at: float
+    worker: str
+    output: str = ""
+
+    @property
+    def cause(self) -> str:
+        """The reason in one line: the last that says something."""
+        lines = [line.strip() for line in self.reason.splitlines() if line.strip("+-| ")]
+        return lines[-1] if lines else "no reason given"
+
+    def encode(self) -> str:
+        kept = asdict(self)
+        del kept["output"]
+        return json.dumps(kept)
+
+    @classmethod
+    def decode(cls, text: bytes, output: bytes | None = None) -> "Failure":
+        """The failure in a run's hash.
+
+        Raises:
+            RecordError: it is not what `encode` makes.
+        """
+        found = records.unpacked(text, LARGEST, parts=LARGEST)
+        if not isinstance(found, dict) or set(found) != _KEPT:
+            raise RecordError("it does not have the fields of a failure")
+        if not isinstance(found["reason"], str) or not isinstance(found["worker"], str):
+            raise RecordError("its reason or worker is not a text")
+        if type(found["tries"]) is not int or found["tries"] < 0:
+            raise RecordError("its tries are not a number")
+        if type(found["at"]) not in (int, float) or found["at"] < 0:
+            raise RecordError("its time is not a time")
+        return cls(**found, output=_output(output))
+
+    @classmethod
+    def read(cls, text: bytes, output: bytes | None = None) -> "Failure":
+        """As `decode`. A record that is refused becomes a failure that says so: the file is in
+        quarantine all the same."""
+        try:
+            return cls.decode(text, output)
+        except RecordError as error:
+            return cls(f"the record of this failure cannot be read: {error}", 0, 0.0, "?")
+
+
+_KEPT = {field.name for field in fields(Failure)} - {"output"}
+
+
+def _output(printed: bytes | None) -> str:
+    return (printed or b"")[:LARGEST].decode("utf-8", "replace")
+
+
+def tail(text: str, longest: int) -> str:
+    """The end of a text, whole lines where it can be."""
+    text = text.strip()
+    if len(text) <= longest:
+        return text
+    last = text[text.rfind("\n") + 1 :]
+    if len(last) >= longest:
+        return last[:longest] + "…"  # its beginning says what it is about
+    cut = text[-longest:]
+    _, newline, rest = cut.partition("\n")
+    return "…" + (rest if newline and rest else cut)

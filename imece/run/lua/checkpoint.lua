@@ -1,0 +1,134 @@
+#!lua flags=allow-oom
+-- The one place where progress is recorded. Fenced: who has lost the lease records nothing.
+-- Exactly once: a batch that comes again (its answer was lost) has no effect, and one that does not
+-- follow the last recorded one shows that the server has forgotten something: the lease is lost, and
+-- the job is done again from the cursor that is there.
+--
+-- KEYS 1 run  2 leases (rq:wip)  3 queue
+-- ARGV 1 job id  2 execution  3 lease, s  4 field of the job
+--      5 action: continue; finish: the job is through; return: to the front of the queue;
+--        defer: to its back; stall: to its back, and the run pauses
+--      6 number of the batch, counted from 1 in each execution; 0: no batch, only a sign of life
+--      7 cursor  8 deltas, JSON: done, failed, skipped, retried, bytes_in, bytes_out,
+--        durations {exponent: count}, untouched
+--      9 run TTL, s  10 result TTL, s  11 reason for a stall
+--      12 failures, count, then name, record, output of each
+--      then pairs of name and microseconds: candidates for the slowest files
+-- Returns {'held' | 'stop' (the run is not on) | 'lost' | 'gone', length of the queue}.
+local run, leases, queue = KEYS[1], KEYS[2], KEYS[3]
+local member, field, action, number = ARGV[1] .. ':' .. ARGV[2], ARGV[4], ARGV[5], tonumber(ARGV[6])
+local detailed = 1000
+
+if not redis.call('ZSCORE', leases, member) then
+  return {'lost', 0}
+end
+
+-- First all that can go wrong, then all that is written.
+must_fit(run, counters)
+local state = redis.call('HGET', run, 'state')
+if not state then
+  redis.call('ZREM', leases, member)
+  return {'gone', 0}
+end
+local time = now()
+local sequence = tonumber(redis.call('HGET', run .. ':holders', field .. ':seq') or 0)
+local cursor = redis.call('HGET', run .. ':jobs', field)
+if not cursor or number > sequence + 1 then
+  redis.call('ZREM', leases, member)
+  if cursor then
+    put_back(run, queue, state, field, 'LPUSH')
+  end
+  return {'lost', 0}
+end
+local deltas = number > sequence and cjson.decode(ARGV[8])
+
+local function add(key, name, amount)
+  if amount and amount ~= 0 then
+    redis.call('HINCRBY', key, name, string.format('%.0f', amount))
+  end
+end
+
+if deltas then
+  local through = deltas.done + deltas.failed + deltas.skipped
+  for _, name in ipairs(counters) do
+    add(run, name, deltas[name])
+  end
+  if deltas.untouched then
+    redis.call('HSET', run, 'untouched', '1')
+  end
+  if through > 0 and is_on(state) then
+    redis.call('HDEL', run, 'pauses', 'not_before', 'blocking_reason', 'blocked_at')
+  end
+  for exponent, count in pairs(deltas.durations) do
+    add(run .. ':durations', exponent, count)
+  end
+  -- Slots of the timeline widen as a run gets older, so that it stays small.
+  local age = math.max(0, time - (tonumber(redis.call('HGET', run, 'started') or time) or time))
+  local width = age < 3600 and 5 or age < 86400 and 60 or 600
+  local slot = string.format('%.0f', math.floor(age / width) * width)
+  add(run .. ':timeline', slot, through)
+
+  local argument = 13
+  for _ = 1, tonumber(ARGV[12]) do
+    local name, record, output = ARGV[argument], ARGV[argument + 1], ARGV[argument + 2]
+    redis.call('HSET', run .. ':failures', name, record)
+    if output ~= '' and redis.call('HLEN', run .. ':outputs') < detailed then
+      redis.call('HSET', run .. ':outputs', name, output)
+    end
+    argument = argument + 3
+  end
+  while argument < #ARGV do
+    redis.call('ZADD', run .. ':slowest', 'GT', ARGV[argument + 1], ARGV[argument])
+    argument = argument + 2
+  end
+  redis.call('ZREMRANGEBYRANK', run .. ':slowest', 0, -11)
+
+  redis.call('HSET', run .. ':jobs', field, ARGV[7])
+  redis.call('HSET', run .. ':holders', field .. ':seq', ARGV[6])
+  if redis.call('TTL', run) < tonumber(ARGV[9]) / 2 and is_on(state) then
+    keep(run, tonumber(ARGV[9]))
+  end
+  keep_new(run)
+end
+
+if action == 'continue' then
+  redis.call('ZADD', leases, 'XX', time + tonumber(ARGV[3]), member)
+else
+  redis.call('ZREM', leases, member)
+  redis.call('HDEL', run .. ':holders', field, field .. ':seq', field .. ':worker')
+  if action == 'stall' and is_on(state) then
+    local not_before = tonumber(redis.call('HGET', run, 'not_before') or 0) or 0
+    if time >= not_before then -- else another worker has met the same within this pause
+      local pauses = redis.call('HINCRBY', run, 'pauses', 1)
+      not_before = time + math.min(2 ^ (pauses - 1), LONGEST_PAUSE)
+      redis.call('HSET', run, 'not_before', string.format('%.6f', not_before),
+        'blocking_reason', ARGV[11], 'blocked_at', time)
+      if pauses > PAUSES then
+        hold(run, ARGV[11], time)
+        state = 'held'
+      end
+    end
+  end
+  if action == 'finish' then
+    redis.call('HDEL', run .. ':jobs', field)
+  else
+    put_back(run, queue, state, field, action == 'return' and 'LPUSH' or 'RPUSH')
+  end
+  if redis.call('EXISTS', run .. ':jobs') == 0 then
+    local files, done, failed, skipped =
+      unpack(redis.call('HMGET', run, 'files', 'done', 'failed', 'skipped'))
+    local left = (tonumber(files) or 0) - (done or 0) - (failed or 0) - (skipped or 0)
+    redis.call('HSET', run, 'ended', time,
+      'state', (left ~= 0 or tonumber(failed or 0) > 0) and 'failed' or 'done')
+    if left ~= 0 then
+      local what = left > 0 and '%.0f files are neither done nor failed'
+        or 'its count of files in Redis is too low by %.0f'
+      redis.call('HSET', run, 'blocked_at', time, 'blocking_reason',
+        string.format(what .. ': enqueue the run again', math.abs(left)))
+    end
+    redis.call('HDEL', run, 'window')
+    redis.call('UNLINK', run .. ':waiting')
+    keep(run, tonumber(ARGV[10]))
+  end
+end
+return {is_on(state) and 'held' or 'stop', redis.call('LLEN', queue)}

@@ -1,0 +1,226 @@
+"""What becomes of the jobs of dead workers, and of jobs that are in no list any more.
+
+One worker of a queue looks at a time (`elect`). RQ's own clean-up takes up to 808 s to notice a
+dead worker, and runs jobs twice (rq/registry.py, `StartedJobRegistry.cleanup`).
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from imece.connection import is_outage, raw, text
+from imece.files import staging
+from imece.run import keys, scripts
+from imece.run.job import MalformedJobError, Reference
+from imece.run.store import ON, STEP, Run, queue_of, recent
+from imece.settings import Settings
+
+SWEEP_PATIENCE = 1.0
+"""Seconds to look for what the dead have left: an output directory may have millions of entries."""
+
+
+def elect(redis: Redis, queue: str, worker: str, seconds: float) -> bool:
+    """Whether this worker is the one that looks, for so many seconds."""
+    arguments: list[str | bytes | int | float] = [worker, int(seconds * 1000)]
+    return bool(scripts.run("elect", redis, [keys.sweeper(queue)], arguments))
+
+
+def requeue_dead(
+    redis: Redis, settings: Settings, moving: dict[bytes, float], now: float, uptime: float
+) -> Iterator[str]:
+    """Puts the jobs of dead workers back into the queue; one line for each.
+
+    Dead is a worker whose lease has run out; sooner, one that has missed three signs of life and
+    whose channel has no subscriber.
+
+    Args:
+        moving: this caller's memory, kept by it: when an id was first seen between queue and lease.
+        now: a clock of the caller's that does not jump.
+        uptime: whole seconds since the server was started. Whoever was last heard before that may
+            still be alive: it has a lease's time to be heard again.
+    """
+    queue = settings.queue
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.time()
+        pipeline.zrange(keys.leases(queue), 0, -1, withscores=True)
+        pipeline.lrange(keys.moving(queue), 0, -1)
+        (seconds, microseconds), leases, between = pipeline.execute()
+    here = seconds + microseconds / 1e6
+    patience = 3 * settings.heartbeat
+    started = int(here) - uptime + 1  # at the latest: both count whole seconds
+
+    for member, expiry in leases:
+        job_id = member.rpartition(b":")[0]
+        if expiry > here + 2 * settings.lease:  # no worker of ours has written that
+            if _requeue(redis, queue, job_id, keys.leases(queue), ["lease", member, repr(expiry)]):
+                yield f"job {_shown(job_id)} is back in the queue: its lease had no sound end"
+            continue
+        heard = expiry - settings.lease
+        silent = here - heard
+        if silent < patience or (heard < started and uptime < settings.lease):
+            continue
+        if expiry > here and _listens(redis, job_id):
+            continue
+        if _requeue(redis, queue, job_id, keys.leases(queue), ["lease", member, repr(expiry)]):
+            why = f"its worker is silent for {silent:.1f} s"
+            yield f"job {_shown(job_id)} is back in the queue: {why}"
+
+    for job in set(moving) - set(between):
+        del moving[job]
+    for job in between:
+        silent = now - moving.setdefault(job, now)
+        if silent > patience and _requeue(
+            redis, queue, job, keys.moving(queue), ["moving", job, ""]
+        ):
+            yield f"job {_shown(job)} is back in the queue: nobody took it after it was popped"
+
+
+def _shown(job_id: bytes) -> str:
+    return job_id.decode("utf-8", "backslashreplace")
+
+
+def _reference(job_id: bytes) -> Reference | None:
+    try:
+        return Reference.parse(job_id)
+    except MalformedJobError:
+        return None
+
+
+def _listens(redis: Redis, job_id: bytes) -> bool:
+    """Whether the worker that holds the job is still connected."""
+    reference = _reference(job_id)
+    if reference is None:
+        return False
+    holders = f"{keys.run(reference.run)}:holders"
+    try:
+        worker = raw(redis.hget(holders, f"{reference.field}:worker") or b"")
+    except ResponseError as error:
+        if is_outage(error):
+            raise
+        return False  # of another type: nobody can say who holds it
+    channel = keys.channel(worker.decode("utf-8", "replace"))
+    return bool(redis.pubsub_numsub(channel)[0][1])
+
+
+def _requeue(
+    redis: Redis, queue: str, job_id: bytes, place: str, arguments: list[str | bytes | int | float]
+) -> bool:
+    reference = _reference(job_id)
+    run, field = (keys.run(reference.run), reference.field) if reference else (keys.RUNS, "")
+    where = [run, keys.pending(queue), place]
+    return bool(scripts.run("requeue", redis, where, [*arguments, field]) == b"requeued")
+
+
+def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str], list[str]]:
+    """Puts jobs back that have a cursor and are in no list: somebody has emptied the queue, or a
+    worker of another kind has popped them.
+
+    The lists are read one after the other while jobs move between them. So a run is only suspected
+    when jobs are missed for the first time, and dealt with when they are missed again.
+
+    Args:
+        suspects: what the last call returned.
+
+    Returns:
+        The runs that miss jobs, and a line for each run that was dealt with.
+    """
+    places = Counter[str]()
+    queued = _places(redis, queue, places)
+    missing, lines = set(), []
+    for run in _runs_on(redis, queue):
+        if line := hold_damaged(run, queue):
+            lines.append(line)
+            continue
+        with redis.pipeline() as pipeline:
+            pipeline.hlen(f"{run.key}:jobs")
+            pipeline.llen(f"{run.key}:waiting")
+            jobs, waiting = pipeline.execute()
+        if jobs <= waiting + places[run.id]:
+            continue
+        missing.add(run.id)
+        if run.id in suspects and (count := _restore(redis, queue, run, queued)):
+            missing.discard(run.id)
+            lines.append(f"{count} jobs of run {run.id} are back: they were in no list")
+    return missing, lines
+
+
+def hold_damaged(run: Run, queue: str) -> str | None:
+    """Lets a run that is on wait for a person if it cannot go on because somebody has changed its
+    records; a line about it."""
+    damage = run.damage()
+    if damage is None or not run.hold(damage.what, damage.generation):
+        return None
+    run.purge(queue)
+    return f"run {run.id} is held: {damage.what}"
+
+
+def _places(redis: Redis, queue: str, places: Counter[str]) -> set[bytes]:
+    """The ids in the queue; counts for each run those and the ones in the other two lists."""
+    queued: set[bytes] = set()
+    start = 0
+    while ids := redis.lrange(keys.pending(queue), start, start + STEP - 1):
+        queued.update(map(raw, ids))
+        start += STEP
+    moving = map(raw, redis.lrange(keys.moving(queue), 0, -1))
+    members: list[bytes] = redis.zrange(keys.leases(queue), 0, -1)  # type: ignore[assignment]
+    for job_id in (*queued, *moving, *(member.rpartition(b":")[0] for member in members)):
+        if (reference := _reference(job_id)) is not None:
+            places[reference.run] += 1
+    return queued
+
+
+def _runs_on(redis: Redis, queue: str) -> Iterator[Run]:
+    """The runs of a queue that are on; those, too, of which nobody can say the queue."""
+    ids = recent(redis)
+    with redis.pipeline(transaction=False) as pipeline:
+        for run_id in ids:
+            pipeline.hget(keys.run(run_id), "state")
+        states = pipeline.execute(raise_on_error=False)
+    for run_id, state in zip(ids, states, strict=True):
+        if isinstance(state, bytes) and text(state) in ON:
+            parameters = redis.hget(keys.run(run_id), "parameters")
+            if parameters is None or queue_of(raw(parameters)) in (queue, None):
+                yield Run(redis, run_id)
+
+
+def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
+    """Waiting is made anew from the cursors: what is there twice does no harm (lua/take.lua)."""
+    redis.unlink(f"{run.key}:waiting")
+    prefix = run.id.encode() + b"-"
+    window = sum(1 for job_id in queued if job_id.startswith(prefix))
+    where = [run.key, keys.pending(queue), keys.leases(queue)]
+    restored = 0
+    position = 0
+    while True:
+        position, found = redis.hscan(f"{run.key}:jobs", position, count=STEP)
+        fields = [raw(field) for field in found if prefix + raw(field) not in queued]
+        if any(_reference(prefix + field) is None for field in fields):
+            run.hold(run.remedy("a bucket job in Redis is none that imece makes"))
+            return 0
+        if fields:
+            restored += scripts.run("restore", redis, where, [window, *fields])
+            window = min(window + len(fields), 1000)
+        if position == 0:
+            return restored
+
+
+def clear_output(run: Run, queue: str, output: Path | bytes | None) -> None:
+    """Removes what dead workers have left of a run in its output directory, if that is seen from
+    here. What a worker that takes a job over needs of them stays, and what is in use."""
+    if output is None or not os.path.isdir(output):
+        return
+    members = run.redis.zrange(keys.leases(queue), 0, -1)
+    keep = [raw(member).rpartition(b":")[2] for member in members]
+    if run.state() in ON:
+        for field, executions in run.redis.hgetall(f"{run.key}:holders").items():
+            if b":" not in field:
+                keep += raw(executions).split(b",")
+    staging.sweep(
+        os.fsencode(output),
+        [execution.decode("utf-8", "replace") for execution in keep if execution],
+        patience=SWEEP_PATIENCE,
+    )

@@ -1,0 +1,280 @@
+"""How far a run is. Costs the same for a thousand files as for ten million."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+
+from imece import names
+from imece.connection import raw, text
+from imece.run import keys, records
+from imece.run.records import RecordError
+from imece.run.store import ENDED, ON, Parameters, Run
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis as AsyncRedis
+
+COUNTERS = (
+    "generation", "round", "files", "buckets", "done", "failed", "skipped", "retried",
+    "bytes_in", "bytes_out", "links_refused",
+)  # fmt: skip
+"""The whole numbers in a run's hash, by the names they have in `Status`."""
+
+STATES = ON | ENDED | {"listing", "held"}
+
+WINDOW = 60.0
+"""Seconds the rate looks back."""
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """The queue: jobs waiting (with those just being moved), jobs in flight, workers alive."""
+
+    pending: int
+    in_flight: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at one moment. Times are epoch seconds of the server's clock.
+
+    Attributes:
+        rate: files a second over the last minute; for an ended run, over its whole time.
+        time_left: seconds, None if nothing moves.
+        durations: exponent -> files that took [2^(e-1), 2^e) microseconds.
+        timeline: seconds since the start -> files ended in that slot.
+        slowest: (name, seconds), slowest first.
+        round: how often the run was enqueued; the counters are those of the last time.
+        blocking_reason: why the run is held, or why workers can do nothing for it at the moment.
+    """
+
+    id: str
+    state: str
+    parameters: Parameters
+    generation: int
+    round: int
+    files: int
+    buckets: int
+    jobs_left: int
+    done: int
+    failed: int
+    skipped: int
+    retried: int
+    bytes_in: int
+    bytes_out: int
+    links_refused: int
+    created: float
+    started: float | None
+    ended: float | None
+    now: float
+    rate: float
+    time_left: float | None
+    durations: dict[int, int]
+    timeline: dict[int, int]
+    slowest: list[tuple[bytes, float]]
+    blocking_reason: str | None
+    backlog: Backlog
+
+    @property
+    def left(self) -> int:
+        """Never below zero, though somebody may have changed `files` in Redis."""
+        return max(0, self.files - self.done - self.failed - self.skipped)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the run waits for a person."""
+        return self.state == "held"
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing will change without a person."""
+        return self.has_ended or self.is_held
+
+    @property
+    def seconds(self) -> float:
+        """Since the first bucket job was taken, to the end or to now."""
+        return max(0.0, (self.ended or self.now) - self.started) if self.started else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """What a program would want, ready for JSON."""
+        return {
+            "run": self.id,
+            "state": self.state,
+            "input": self.parameters.input,
+            "output": self.parameters.output,
+            "files": self.files,
+            "done": self.done,
+            "failed": self.failed,
+            "skipped": self.skipped,
+            "left": self.left,
+            "retried": self.retried,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "seconds": round(self.seconds, 3),
+            "rate": round(self.rate, 3),
+            "time_left": round(self.time_left, 1) if self.time_left is not None else None,
+            "created": self.created,
+            "started": self.started,
+            "ended": self.ended,
+            "generation": self.generation,
+            "round": self.round,
+            "buckets": self.buckets,
+            "jobs_left": self.jobs_left,
+            "links_refused": self.links_refused,
+            "queue": self.parameters.queue,
+            "pending": self.backlog.pending,
+            "in_flight": self.backlog.in_flight,
+            "workers": self.backlog.workers,
+            "blocking_reason": self.blocking_reason,
+        }
+
+
+def backlog(redis: Redis, queue: str) -> Backlog:
+    """The queue's numbers, the ones KEDA scales by."""
+    with redis.pipeline(transaction=False) as pipeline:
+        _ask_backlog(pipeline, queue)
+        answers = pipeline.execute()
+    alive = redis.exists(*answers[-1]) if answers[-1] else 0
+    return _backlog(answers, alive)
+
+
+def _ask_backlog(pipeline: Any, queue: str) -> None:
+    pipeline.llen(keys.pending(queue))
+    pipeline.llen(keys.moving(queue))
+    pipeline.zcard(keys.leases(queue))
+    pipeline.smembers(keys.workers(queue))
+
+
+def _backlog(answers: list[Any], alive: int) -> Backlog:
+    pending, moving, in_flight, _ = answers
+    return Backlog(pending + moving, in_flight, alive)
+
+
+def read(run: Run) -> Status:
+    """Raises RunError if there is no such run."""
+    with run.redis.pipeline(transaction=False) as pipeline:
+        _ask_run(pipeline, run)
+        fields = _fields(run, *pipeline.execute())
+    with run.redis.pipeline(transaction=False) as pipeline:
+        _ask(pipeline, run, fields)
+        answers = pipeline.execute()
+    alive = run.redis.exists(*answers[-1]) if answers[-1] else 0
+    return _status(run, fields, answers, alive)
+
+
+async def read_async(redis: "AsyncRedis", run_id: str) -> Status:
+    """As `read`, from an event loop."""
+    run = Run(redis, run_id)  # type: ignore[arg-type]  # for its keys and words only
+    async with redis.pipeline(transaction=False) as pipeline:
+        _ask_run(pipeline, run)
+        fields = _fields(run, *await pipeline.execute())
+    async with redis.pipeline(transaction=False) as pipeline:
+        _ask(pipeline, run, fields)
+        answers = await pipeline.execute()
+    alive = await redis.exists(*answers[-1]) if answers[-1] else 0
+    return _status(run, fields, answers, alive)
+
+
+def _ask_run(pipeline: Any, run: Run) -> None:
+    pipeline.hgetall(run.key)
+    pipeline.hgetall(keys.claim(run.id))
+
+
+def _fields(run: Run, found: dict[Any, Any], claim: dict[Any, Any]) -> dict[str, bytes]:
+    """What is known of a run; while a producer lists for its next round, what its claim says."""
+    fields = {text(key): raw(value) for key, value in found.items()}
+    if claim and text(fields.get("state", b"")) not in ON:
+        listing = {text(key): raw(value) for key, value in claim.items()}
+        for key in ("generation", "round"):
+            listing[key] = fields.get(key, b"0")
+        fields = {**listing, "state": b"listing"}
+    if "parameters" not in fields or "state" not in fields:
+        raise run.missing()
+    return fields
+
+
+def _ask(pipeline: Any, run: Run, fields: dict[str, bytes]) -> None:
+    pipeline.time()
+    pipeline.hlen(f"{run.key}:jobs")
+    pipeline.hgetall(f"{run.key}:durations")
+    pipeline.hgetall(f"{run.key}:timeline")
+    pipeline.zrevrange(f"{run.key}:slowest", 0, -1, withscores=True)
+    _ask_backlog(pipeline, run.decode(fields["parameters"]).queue)
+
+
+def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
+    """Raises RunError if what is there was not made by imece."""
+    try:
+        return _checked(run, fields, answers, alive)
+    except RecordError as error:
+        raise run.unusable(str(error), "delete") from None
+
+
+def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
+    parameters = run.decode(fields["parameters"])
+    time, jobs_left, durations, timeline, slowest, *queue = answers
+    numbers = {name: records.whole(fields, name) for name in COUNTERS}
+    state = records.text(fields, "state") or ""
+    if state not in STATES:
+        raise RecordError(
+            f"its state in Redis is none that a run can have: {names.printable(state[:50])}"
+        )
+    started, ended = records.moment(fields, "started"), records.moment(fields, "ended")
+    now = time[0] + time[1] / 1e6
+    slots = records.histogram("its timeline", timeline)
+    through = numbers["done"] + numbers["failed"] + numbers["skipped"]
+    rate = _rate(slots, through, started, ended, now)
+    ranked = records.ranking("its slowest files", slowest)
+    return Status(
+        id=run.id,
+        state=state,
+        parameters=parameters,
+        **numbers,
+        jobs_left=jobs_left,
+        created=records.moment(fields, "created") or 0.0,
+        started=started,
+        ended=ended,
+        now=now,
+        rate=rate,
+        time_left=None
+        if state not in ON or rate == 0
+        else max(0, numbers["files"] - through) / rate,
+        durations=records.histogram("its durations", durations),
+        timeline=slots,
+        slowest=[(name, microseconds / 1e6) for name, microseconds in ranked],
+        blocking_reason=records.text(fields, "blocking_reason"),
+        backlog=_backlog(queue, alive),
+    )
+
+
+def _rate(
+    slots: dict[int, int], through: int, started: float | None, ended: float | None, now: float
+) -> float:
+    """Files a second: of the last minute's slots while it runs, of the whole once it has ended."""
+    if started is None:
+        return 0.0
+    if ended is not None:
+        return through / max(ended - started, 1e-3)
+    age = max(now - started, 1e-3)
+    recent = [(slot, count) for slot, count in slots.items() if slot > age - WINDOW]
+    if not recent:
+        return 0.0
+    return sum(count for _, count in recent) / max(age - recent[0][0], 1.0)
+
+
+def quantile(durations: dict[int, int], share: float) -> float | None:
+    """About how many seconds `share` of the files took at most: exact to the power of two it lies
+    in, and within that as if the files were spread evenly."""
+    wanted = share * sum(durations.values())
+    seen = 0
+    for exponent, count in sorted(durations.items()):
+        if seen + count >= wanted:
+            lower = 2.0 ** (exponent - 1) if exponent else 0.0
+            return lower * (1 + (wanted - seen) / count) / 1e6
+        seen += count
+    return None

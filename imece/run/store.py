@@ -1,0 +1,507 @@
+"""A run in Redis: its parameters, and what may be done to it as a whole; keys:
+imece/run/keys.py."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
+
+from imece.connection import is_outage, raw, text
+from imece.errors import RunError
+from imece.run import keys, manifest, records, scripts
+from imece.run.cursor import MOST_FILES, Cursor
+from imece.run.failure import Failure
+from imece.run.job import Reference
+from imece.run.records import RecordError
+from imece.settings import QUEUE
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis as AsyncRedis
+
+SEED = 1
+"""The mmh3 seed of new runs; each run records its own."""
+
+CLAIM_TTL = 10
+"""Seconds after which the claim of a producer that shows no sign of life is gone."""
+
+ON = frozenset({"queued", "running"})
+ENDED = frozenset({"done", "failed", "cancelled"})
+
+SOUND_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+"""What a run's id is made of; see `names.slug`."""
+
+STEP = 1000
+"""How many jobs or queue entries one command touches at the most: none takes 20 ms."""
+
+IDENTITY = ("input", "output", "suffix", "queue", "seed")
+"""The parameters in which all rounds of a run agree."""
+
+
+LOST_NAMES = "names of its files are gone from Redis"
+
+LARGEST_PARAMETERS = 2**20
+"""Bytes a run's parameters may have in Redis."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "buckets": (1, 2**32),
+    "files_per_job": (1, MOST_FILES),
+    "retries": (0, 100),
+    "retry_pause": (0, 3600),
+    "timeout": (1e-6, 10 * 365 * 86400),
+    "seed": (0, 2**32 - 1),
+}
+"""What numbers the parameters take; as the settings of the same names."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What was asked for when the round was enqueued. While it is on, the same run id with others
+    is refused; a later round may have others, but for those of `IDENTITY`.
+
+    Attributes:
+        input, output: absolute paths, as the producer saw them. No output: the processor keeps
+            what it makes elsewhere, and no file is ever skipped.
+        suffix: the output names' ending in place of the inputs', or None to keep it.
+        source: how the files were found: "directory" or "list".
+        buckets, files_per_job: as asked for; None where imece chose.
+        retries, retry_pause, timeout: see the settings of the same names.
+    """
+
+    input: str
+    output: str | None
+    suffix: str | None
+    overwrite: bool
+    source: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    hidden: bool
+    buckets: int | None
+    files_per_job: int | None
+    retries: int
+    retry_pause: float
+    timeout: float
+    queue: str
+    seed: int = SEED
+
+    @property
+    def input_path(self) -> Path:
+        return Path(self.input)
+
+    @property
+    def output_path(self) -> Path | None:
+        return Path(self.output) if self.output is not None else None
+
+    def encode(self) -> str:
+        """JSON, in ASCII: paths that are not UTF-8 survive as lone surrogates."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: bytes | str) -> "Parameters":
+        """The parameters in a run's hash.
+
+        Raises:
+            RecordError: it is not what `encode` makes.
+        """
+        given = _read(text)
+        known = {field.name for field in fields(cls)}
+        for other, how in ((set(given) - known, "unknown"), (known - set(given), "missing")):
+            if other:
+                raise RecordError(
+                    f"the run's parameters cannot be read: {how}: {', '.join(sorted(other))[:200]}"
+                )
+        for name in ("include", "exclude"):
+            if not isinstance(given[name], list):
+                raise RecordError(f"the run's parameters cannot be read: {name} is no list")
+            given[name] = tuple(given[name])
+        parameters = cls(**given)
+        for field in fields(cls):
+            if not _fits(getattr(parameters, field.name), field.type):
+                raise RecordError(f"the run's parameter {field.name} is not what it should be")
+        if flaw := parameters.flaw():
+            raise RecordError(f"the run's parameter {flaw}")
+        return parameters
+
+    def flaw(self) -> str | None:
+        """What no worker would take, by the name of the parameter; None if there is nothing."""
+        for name, path in (("input", self.input), ("output", self.output)):
+            if path is not None and (flaw := records.path_flaw(path)):
+                return f"{name} {flaw}"
+        if self.suffix is not None:
+            flaw = records.text_flaw(self.suffix)
+            if flaw or not self.suffix or "/" in self.suffix:
+                return f"suffix {flaw or 'is empty or holds a /'}"
+        if len(self.encode()) > LARGEST_PARAMETERS:
+            return f"include and exclude are longer than {LARGEST_PARAMETERS} bytes"
+        if any(records.text_flaw(glob) for glob in (*self.include, *self.exclude)):
+            return "include or exclude holds what no file is named"
+        if self.source not in ("directory", "list"):
+            return "source is neither directory nor list"
+        if not re.fullmatch(QUEUE, self.queue):
+            return "queue takes letters, digits, dash and underscore, 64 at most"
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                return f"{name} {value} is not from {least} to {most}"
+        return None
+
+    def differences(self, other: "Parameters") -> list[str]:
+        """The names of the parameters in which two differ."""
+        return [name for name, value in asdict(self).items() if asdict(other)[name] != value]
+
+
+def _read(text: bytes | str) -> dict[str, Any]:
+    """A run's parameters as they stand in Redis, unchecked."""
+    try:
+        given = records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
+    except RecordError as error:
+        raise RecordError(f"the run's parameters cannot be read: {error}") from None
+    if not isinstance(given, dict):
+        raise RecordError("the run's parameters cannot be read: it is no JSON object")
+    return given
+
+
+def queue_of(parameters: bytes) -> str | None:
+    """The queue of a run whose other parameters may not be readable; None if it is not either."""
+    try:
+        queue = _read(parameters).get("queue")
+    except RecordError:
+        return None
+    return queue if isinstance(queue, str) else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is of the type a field of `Parameters` has."""
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind == tuple[str, ...]:
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment, as whoever enqueues its next round has to know it.
+
+    Attributes:
+        state: None if there is no such run.
+        generation: "" if there is no such run.
+        held: bucket jobs that a worker has in hand, or died with -> cursor.
+    """
+
+    state: str | None
+    generation: str
+    parts: tuple[str, ...]
+    held: dict[bytes, bytes]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What somebody has done to a run's records.
+
+    Attributes:
+        generation: of the run that was looked at.
+        helps: the command that helps: "enqueue" makes the records anew, "delete" removes them.
+        what: what is wrong, and how to fix it.
+    """
+
+    generation: str
+    helps: str
+    what: str
+
+
+REMEDIES = {
+    "enqueue": "`imece enqueue IN OUT --run-id {}` lists the files again",
+    "delete": "`imece delete {}` removes the run and leaves its outputs; then enqueue it again",
+}
+
+
+class Run:
+    """One run, by its id. Holds no state of its own: every call asks Redis."""
+
+    def __init__(self, redis: Redis, run_id: str) -> None:
+        self.redis = redis
+        self.id = run_id
+        self.key = keys.run(run_id)
+
+    def state(self) -> str | None:
+        """listing, queued, running, held, done, failed or cancelled; None if there is no such run.
+        While a producer lists for the next round of an ended run, that is its state."""
+        value, claimed = self._ask("state")
+        state = _word(value)
+        return "listing" if claimed and state not in ON else state
+
+    def parameters(self) -> Parameters:
+        """Raises RunError if there is no such run."""
+        found, claimed = self._ask("parameters")
+        if found is not None:
+            return self.decode(found)
+        listed = self.redis.hget(keys.claim(self.id), "parameters") if claimed else None
+        if listed is None:
+            raise (
+                self.unusable("its parameters are gone from Redis")
+                if self.exists()
+                else (self.missing())
+            )
+        return self.decode(raw(listed))
+
+    def readable_parameters(self) -> Parameters | None:
+        """None if there are none: a run that nobody can read can be cancelled and deleted, too."""
+        try:
+            with self.explained():
+                return self.parameters()
+        except RunError:
+            return None
+
+    def exists(self) -> bool:
+        return bool(self.redis.exists(self.key))
+
+    def _ask(self, field: str) -> tuple[bytes | None, bool]:
+        """A field of the run's hash, and whether a producer lists for it."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.hget(self.key, field)
+            pipeline.exists(keys.claim(self.id))
+            value, claimed = pipeline.execute()
+        return value, bool(claimed)
+
+    def state_and_parameters(self) -> tuple[str, Parameters] | None:
+        """Both as they were at one moment, listing apart; None if there is no such run."""
+        state, parameters = self.redis.hmget(self.key, "state", "parameters")
+        if state is None or parameters is None:
+            return None
+        return text(state), self.decode(raw(parameters))
+
+    def decode(self, parameters: bytes) -> Parameters:
+        """Raises RunError if they are not what this version of imece writes."""
+        try:
+            return Parameters.decode(parameters)
+        except ValueError as error:
+            why = f"it was not made by this version of imece: {error}"
+            raise self.unusable(why, "delete") from None
+
+    def missing(self) -> RunError:
+        return RunError(f"there is no run {self.id}: `imece runs` lists those there are")
+
+    def unusable(self, what: str, helps: str = "enqueue") -> RunError:
+        """The error for records that somebody has removed or changed."""
+        return RunError(f"run {self.id} cannot be used: {self.remedy(what, helps)}")
+
+    def remedy(self, what: str, helps: str = "enqueue") -> str:
+        """What is wrong with the run's records, and the command that helps; see `REMEDIES`."""
+        return f"{what}: {REMEDIES[helps].format(self.id)}"
+
+    def damage(self) -> Damage | None:
+        """What somebody has done to the run's records, if it cannot go on so."""
+        found = scripts.run("look", self.redis, [self.key], [])
+        if found is not None:
+            generation, helps, what = map(text, found)
+        else:
+            number, parameters = self.redis.hmget(self.key, "generation", "parameters")
+            if parameters is None:
+                return None  # there is no such run
+            try:
+                Parameters.decode(raw(parameters))
+                return None
+            except RecordError as error:
+                generation, helps, what = text(number or b""), "delete", str(error)
+        return Damage(generation, helps, self.remedy(what, helps))
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns what is found inside of damaged records into a RunError that says what helps."""
+        try:
+            yield
+        except RecordError as error:
+            raise self.unusable(str(error)) from None
+        except ResponseError as error:
+            if is_outage(error) or isinstance(error, NoPermissionError):
+                raise
+            damage = self.damage()
+            if damage is None:
+                raise
+            raise RunError(f"run {self.id} cannot be used: {damage.what}") from None
+
+    def snapshot(self) -> Snapshot:
+        with self.redis.pipeline() as pipeline:
+            pipeline.hmget(self.key, "state", "generation", "parts")
+            pipeline.hkeys(f"{self.key}:holders")
+            (state, generation, parts), holders = pipeline.execute()
+        fields = [field for field in holders if b":" not in field]
+        cursors = self.redis.hmget(f"{self.key}:jobs", fields) if fields else []
+        return Snapshot(
+            _word(state),
+            _word(generation) or "",
+            tuple(part for part in (_word(parts) or "").split(",") if part),
+            {
+                field: raw(cursor)
+                for field, cursor in zip(fields, cursors, strict=True)
+                if cursor is not None
+            },
+        )
+
+    def claim(self, parameters: Parameters, token: str, ttl: int) -> str:
+        """Takes the id for a producer that is about to list.
+
+        Returns:
+            "claimed"; "listing" if another producer has it; or the state of a run that is on.
+        """
+        arguments: list[str | bytes | int | float] = [
+            self.id, token, CLAIM_TTL, parameters.encode(), ttl,
+        ]  # fmt: skip
+        return text(scripts.run("claim", self.redis, [self.key, keys.claim(self.id)], arguments))
+
+    def attach(self) -> str | None:
+        """Says that somebody waits for the run, which moves it to its next generation.
+
+        Returns:
+            The generation: what a cancel by whoever waits must name. None if the run is not on.
+        """
+        return text(scripts.run("attach", self.redis, [self.key], [])) or None
+
+    def cancel(self, result_ttl: int, generation: str = "") -> None:
+        """No new files are started; what is done stays.
+
+        Args:
+            generation: the one that is meant; a later one goes on. "" for whichever it is.
+
+        Raises:
+            RunError: there is no such run, or it has ended.
+        """
+        parameters = self.readable_parameters()
+        where = [self.key, keys.claim(self.id)]
+        answer = text(scripts.run("cancel", self.redis, where, [generation, result_ttl]))
+        if answer == "":
+            raise self.missing()
+        if answer != "cancelled":
+            raise RunError(f"run {self.id} is {answer}: there is nothing to cancel")
+        if parameters is not None:  # else workers drop its jobs where they meet them
+            self.purge(parameters.queue)
+
+    def purge(self, queue: str) -> None:
+        """Takes the jobs of a run that is not on out of the queue, piece by piece."""
+        where = [self.key, keys.pending(queue)]
+        pieces = -(-self.redis.llen(keys.pending(queue)) // STEP)
+        for _ in range(pieces):
+            if not scripts.run("purge", self.redis, where, [STEP]):
+                break
+
+    def hold(self, reason: str, generation: str = "") -> bool:
+        """Lets a run wait for a person, if it is on.
+
+        Args:
+            generation: the one that is meant; "" for whichever it is.
+        """
+        return bool(scripts.run("hold", self.redis, [self.key], [reason, generation]))
+
+    def delete(self) -> None:
+        """Removes an ended run from Redis, and one whose records cannot be used, whatever its
+        state. Outputs stay.
+
+        Raises:
+            RunError: there is no such run, or it has not ended.
+        """
+        unreadable = self.readable_parameters() is None
+        where = [self.key, keys.claim(self.id)]
+        answer = text(scripts.run("delete", self.redis, where, [int(unreadable)]))
+        left: list[bytes] = []
+        if unreadable and answer in ("", "deleted"):  # which parts it has, nobody may know
+            left = list(self.redis.scan_iter(match=f"{self.key}:*", count=STEP))
+        if left:
+            self.redis.unlink(*left)
+        elif answer == "":
+            raise self.missing()
+        if answer not in ("", "deleted"):
+            raise RunError(f"run {self.id} is {answer}: `imece cancel {self.id}` first")
+
+    def failures(self) -> Iterator[tuple[bytes, Failure]]:
+        """The quarantined files and why, in no order."""
+        for name, record in self.redis.hscan_iter(f"{self.key}:failures", count=500):
+            output = self.redis.hget(f"{self.key}:outputs", name)
+            yield name, Failure.read(record, raw(output) if output is not None else None)
+
+    def unfinished(self) -> dict[tuple[str, int], list[Cursor]]:
+        """(part, bucket) -> the cursors of its unfinished bucket jobs."""
+        found: dict[tuple[str, int], list[Cursor]] = {}
+        for field, cursor in self.redis.hscan_iter(f"{self.key}:jobs", count=STEP):
+            reference = Reference.of_field(self.id, field)
+            found.setdefault((reference.part, reference.bucket), []).append(Cursor.decode(cursor))
+        return found
+
+    def open_files(self) -> int:
+        """How many files of the last round are not done: failed, in hand, or not come to."""
+        names = ("files", "done", "skipped")
+        values = self.redis.hmget(self.key, names)
+        found = {name: raw(value) for name, value in zip(names, values, strict=True) if value}
+        files, *through = (records.whole(found, name) for name in names)
+        return files - sum(through)
+
+    def names(self, part: str, bucket: int) -> list[bytes]:
+        """The files of one bucket.
+
+        Raises:
+            RecordError: its manifest is gone, or is none.
+        """
+        blob = self.redis.hget(keys.manifest(self.id, part), str(bucket))
+        if blob is None:
+            raise RecordError(LOST_NAMES)
+        return manifest.decode(raw(blob))
+
+    def buckets(self, part: str) -> Iterator[tuple[int, list[bytes]]]:
+        """The buckets of one part, each with its files."""
+        for bucket, blob in self.redis.hscan_iter(keys.manifest(self.id, part), count=10):
+            yield records.whole({"a bucket": bucket}, "a bucket"), manifest.decode(blob)
+
+
+def _word(value: bytes | None) -> str | None:
+    """A word in a run's hash, if it is there."""
+    return None if value is None else text(value)
+
+
+async def attach_async(redis: "AsyncRedis", run_id: str) -> str | None:
+    """As `Run.attach`, from an event loop."""
+    return text(await scripts.run("attach", redis, [keys.run(run_id)], [])) or None
+
+
+async def cancel_async(
+    redis: "AsyncRedis", run_id: str, queue: str, result_ttl: int, generation: str
+) -> str:
+    """As `Run.cancel`, from an event loop.
+
+    Returns:
+        "cancelled", or the state that forbids it ("" if there is no such run).
+    """
+    where = [keys.run(run_id), keys.claim(run_id)]
+    answer = text(await scripts.run("cancel", redis, where, [generation, result_ttl]))
+    if answer == "cancelled":
+        pieces = -(-await redis.llen(keys.pending(queue)) // STEP)
+        for _ in range(pieces):
+            where = [keys.run(run_id), keys.pending(queue)]
+            if not await scripts.run("purge", redis, where, [STEP]):
+                break
+    return answer
+
+
+def recent(redis: Redis) -> list[str]:
+    """The ids of all runs, newest first. Those that have expired are dropped from the list."""
+    found = (raw(run_id) for run_id in redis.zrevrange(keys.RUNS, 0, -1))
+    ids = [run_id.decode() for run_id in found if SOUND_ID.fullmatch(run_id)]
+    with redis.pipeline(transaction=False) as pipeline:
+        for run_id in ids:
+            pipeline.exists(keys.run(run_id), keys.claim(run_id))
+        present = pipeline.execute()
+    expired = [run_id for run_id, there in zip(ids, present, strict=True) if not there]
+    if expired:
+        redis.zrem(keys.RUNS, *expired)
+    return [run_id for run_id, there in zip(ids, present, strict=True) if there]
+
+
+def text_path(path: Path) -> str:
+    """A path as text that `Parameters` can hold, whatever bytes are in it."""
+    return os.fsdecode(path)

@@ -1,0 +1,27 @@
+"""Airflow's side of imece: operators and the trigger they wait in. Needs the extra `airflow`.
+
+DAG files import from here. A trigger must be installed where the triggerer runs; it may not come
+from a DAG file or bundle.
+"""
+
+from imece_producer.airflow.cluster import (
+    ImecePreflightOperator,
+    ImeceReportOperator,
+    ImeceRolloutOperator,
+    ImeceScaleOperator,
+)
+from imece_producer.airflow.pod import ImeceImageOperator, ImecePodOperator, bucket_pods
+from imece_producer.airflow.run import ImeceRunOperator
+from imece_producer.airflow.trigger import ImeceRunTrigger
+
+__all__ = [
+    "ImeceImageOperator",
+    "ImecePodOperator",
+    "ImecePreflightOperator",
+    "ImeceReportOperator",
+    "ImeceRolloutOperator",
+    "ImeceRunOperator",
+    "ImeceRunTrigger",
+    "ImeceScaleOperator",
+    "bucket_pods",
+]

@@ -1,0 +1,285 @@
+"""One task for one run, whatever the number of files."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    TaskDeferred,
+)
+from airflow.sdk import Asset
+
+from imece import names
+from imece.connection import connect
+from imece.errors import RunError
+from imece.names import TEMPORARY_PREFIX
+from imece.run import status
+from imece.run.status import Backlog, Status
+from imece.run.store import Parameters, Run
+from imece.settings import Settings
+from imece_producer import display
+from imece_producer.airflow import fields
+from imece_producer.airflow.cluster import ImeceOperator, connected
+from imece_producer.airflow.connection import airflow_errors
+from imece_producer.airflow.trigger import ImeceRunTrigger
+from imece_producer.cluster import scaling
+from imece_producer.enqueue import Producer
+from imece_producer.options import list_files, parameters_of
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from redis import Redis
+
+RUN_ID = (
+    "{{ dag.dag_id }}/{{ run_id }}/{{ task.task_id }}"
+    "{% if ti.map_index >= 0 %}/{{ ti.map_index }}{% endif %}"
+)
+"""The same for each try of a task, so that a later one finds what an earlier one has begun. The ids
+of Airflow have no slash in them: with a dash between them those of two tasks could become one."""
+
+TIMED_OUT = "Trigger timeout"
+"""What Airflow resumes a task with that has waited for too long (TriggerFailureReason)."""
+
+FAILURES_DIR = TEMPORARY_PREFIX.decode() + "failures"
+"""Where in the output directory lists of failed files go; imece never lists it as input."""
+
+
+class ImeceRunOperator(ImeceOperator):
+    """Processes a folder: enqueues a run, or attaches to one, and waits in the triggerer.
+
+    A try that finds its run on attaches to it; if it has ended, this is its next round: what is
+    current is skipped, what is new, changed, failed or missing is processed. Killing the task
+    (clear, mark as failed, a timeout of the DAG run) cancels the run. A cleared task goes on with
+    it, and begins no file a second time; with `overwrite`, none of those in hand.
+
+    The XCom is `{"run", "output", "files", "done", "failed", "skipped"}`; each Asset among the
+    outlets gets the run's figures as extra.
+
+    Args:
+        input_dir, output_dir: as the workers see them too (or map them by IMECE_INPUT and
+            IMECE_OUTPUT). The input directory is listed here. "-" for the output: the processor
+            keeps what it makes elsewhere; then the next round of a done run processes all again.
+        run_id: by default made of the ids of DAG, DAG run and task.
+        include, exclude, hidden, from_file, null, suffix, overwrite, buckets, files_per_job: as
+            `imece enqueue` takes them. Globs are a list, or one a line.
+        file_retries, file_timeout: its --retries and --timeout, for each file; `retries` are the
+            task's own.
+        run_queue: the RQ queue; None: IMECE_QUEUE. (`queue` is that of the Airflow executor.)
+        max_replicas: the limit of replicas to set before; None: as it is.
+        allow_failed: how many files may fail before the task does: a number, or a share of all
+            files below 1 (0.01, or "1%").
+        failures_file: where the list of failed files goes, as JSON lines; None: below the output
+            directory.
+        redis_conn_id, kubernetes_conn_id: see `ImeceOperator`; the second for `max_replicas` only.
+        poll_interval: seconds; see `ImeceRunTrigger`.
+    """
+
+    template_fields: Sequence[str] = (
+        "input_dir", "output_dir", "run_id", "include", "exclude", "hidden", "from_file", "null",
+        "suffix", "overwrite", "buckets", "files_per_job", "file_retries", "file_timeout",
+        "run_queue", "max_replicas", "allow_failed", "failures_file", "redis_conn_id",
+        "kubernetes_conn_id",
+    )  # fmt: skip
+    ui_color = "#f4e3c1"
+
+    def __init__(
+        self,
+        *,
+        input_dir: str,
+        output_dir: str,
+        run_id: str = RUN_ID,
+        include: Sequence[str] | str | None = None,
+        exclude: Sequence[str] | str | None = None,
+        hidden: bool | str = False,
+        from_file: str | None = None,
+        null: bool | str = False,
+        suffix: str | None = None,
+        overwrite: bool | str = False,
+        buckets: int | str | None = None,
+        files_per_job: int | str | None = None,
+        file_retries: int | str | None = None,
+        file_timeout: float | str | None = None,
+        run_queue: str | None = None,
+        max_replicas: int | str | None = None,
+        allow_failed: float | str = 0,
+        failures_file: str | None = None,
+        poll_interval: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.input_dir = input_dir
+        self.output_dir = output_dir
+        self.run_id = run_id
+        self.include = include
+        self.exclude = exclude
+        self.hidden = hidden
+        self.from_file = from_file
+        self.null = null
+        self.suffix = suffix
+        self.overwrite = overwrite
+        self.buckets = buckets
+        self.files_per_job = files_per_job
+        self.file_retries = file_retries
+        self.file_timeout = file_timeout
+        self.run_queue = run_queue
+        self.max_replicas = max_replicas
+        self.allow_failed = allow_failed
+        self.failures_file = failures_file
+        self.poll_interval = poll_interval
+        self._held: tuple[Settings, str] | None = None
+
+    def execute(self, context: "Context") -> dict[str, Any]:
+        """Enqueues or attaches, and defers; returns at once if the run has ended already."""
+        settings = self._settings(queue=fields.words(self.run_queue))
+        with airflow_errors():
+            parameters = self._parameters(settings)
+            limit = fields.whole(self.max_replicas, "max_replicas")
+            fields.allowed_failures(self.allow_failed, 0)  # a wrong one is said before, not after
+        with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
+            generation = self._enqueue(redis, settings, parameters)
+            if generation is None:
+                return self._finish(redis, context)
+            self._held = (settings, generation)
+            if limit is not None:
+                self._scale(settings, limit, status.backlog(redis, parameters.queue))
+        raise TaskDeferred(
+            trigger=ImeceRunTrigger(
+                run_id=self._id,
+                queue=parameters.queue,
+                redis_conn_id=self.redis_conn_id,
+                generation=generation,
+                poll_interval=self.poll_interval,
+            ),
+            method_name=self.resume.__name__,
+            timeout=self.execution_timeout,
+        )
+
+    def resume(self, context: "Context", event: dict[str, Any]) -> dict[str, Any]:
+        """The run has ended, or cannot be waited for."""
+        if "error" in event:
+            raise AirflowException(event["error"])
+        settings = self._settings(queue=fields.words(self.run_queue))
+        with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
+            return self._finish(redis, context)
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: "Context"
+    ) -> Any:
+        """As the base class's. A task that waited for too long takes its run with it."""
+        if (next_kwargs or {}).get("error") == TIMED_OUT:
+            settings = self._settings(queue=fields.words(self.run_queue))
+            self._cancel(settings)
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def on_kill(self) -> None:
+        """The process is told to end before it waits in the triggerer: as `ImeceRunTrigger`'s."""
+        if self._held is None:
+            return
+        settings, generation = self._held
+        self._cancel(settings, generation)
+
+    def _cancel(self, settings: Settings, generation: str = "") -> None:
+        with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
+            try:
+                Run(redis, self._id).cancel(settings.result_ttl, generation)
+            except RunError as error:  # it has ended, or somebody else waits for it
+                self.log.info("%s", error)
+
+    @property
+    def _id(self) -> str:
+        return names.slug(str(self.run_id))
+
+    def _parameters(self, settings: Settings) -> Parameters:
+        return parameters_of(
+            settings,
+            Path(str(self.input_dir)),
+            str(self.output_dir),
+            suffix=fields.words(self.suffix),
+            overwrite=fields.switch(self.overwrite, "overwrite"),
+            from_file=fields.words(self.from_file),
+            include=fields.globs(self.include),
+            exclude=fields.globs(self.exclude),
+            hidden=fields.switch(self.hidden, "hidden"),
+            buckets=fields.whole(self.buckets, "buckets"),
+            files_per_job=fields.whole(self.files_per_job, "files_per_job"),
+            retries=fields.whole(self.file_retries, "file_retries", least=0),
+            timeout=fields.number(self.file_timeout, "file_timeout"),
+        )
+
+    def _enqueue(self, redis: "Redis", settings: Settings, parameters: Parameters) -> str | None:
+        """Makes the run, or attaches to it; the generation that is ours, None if it has ended."""
+        producer = Producer(redis, settings, self.log.info)
+        null, from_file = fields.switch(self.null, "null"), fields.words(self.from_file)
+        while True:
+            enqueued = producer.enqueue(
+                self._id, parameters, lambda: list_files(parameters, from_file, null)
+            )
+            self.log.info("%s", display.enqueued(enqueued))
+            if (generation := enqueued.run.attach()) is not None:
+                return generation
+            if enqueued.run.state() in ("done", "failed", "held"):
+                return None
+            # Cancelled just now, or expired: once more.
+
+    def _scale(self, settings: Settings, limit: int, backlog: Backlog) -> None:
+        with connected(self.kubernetes_conn_id, settings) as cluster:
+            before, after = scaling.change(cluster, limit, backlog=backlog)
+        self.log.info("at most %d replicas (it was %d)", after.limit, before.limit)
+
+    def _finish(self, redis: "Redis", context: "Context") -> dict[str, Any]:
+        """What the task says of an ended run."""
+        run = Run(redis, self._id)
+        last = status.read(run)
+        self.log.info("%s", "\n".join(display.summary(last, last.seconds, [])))
+        if last.is_held:
+            raise AirflowFailException(
+                f"run {run.id} is held: {last.blocking_reason}. When that is fixed, clear this "
+                "task: it goes on where it was"
+            )
+        if last.state == "cancelled":
+            raise AirflowFailException(
+                f"run {run.id} was cancelled with {display.count(last.left, 'file')} left: "
+                "clear this task to go on where it was"
+            )
+        told = list(self._list_failures(run, last))
+        if last.failed > fields.allowed_failures(self.allow_failed, last.files):
+            raise AirflowFailException(
+                "\n".join(
+                    [
+                        f"{last.failed:,} of {display.count(last.files, 'file')} failed; "
+                        "when what they failed of is fixed, clear this task: "
+                        "only they are processed again",
+                        *told,
+                    ]
+                )
+            )
+        if told:
+            self.log.warning("%s", "\n".join(["these failed, which is allowed", *told]))
+        figures = last.summary()
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra.update(figures)
+        return {
+            name: figures[name] for name in ("run", "output", "files", "done", "failed", "skipped")
+        }
+
+    def _list_failures(self, run: Run, last: Status) -> list[str]:
+        """The first failures, line by line. All of them go to a file, where one can be written."""
+        output = last.parameters.output_path
+        file = Path(str(self.failures_file)) if self.failures_file else None
+        if file is None and output is not None:
+            file = output / FAILURES_DIR / f"{run.id}.jsonl"
+        if not last.failed and not (file and file.exists()):
+            return []
+        where = ""
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                return list(display.failures(run, last, file))
+            except OSError as error:
+                where = f" ({file} cannot be written: {error.strerror})"
+        found = sorted(run.failures(), key=lambda item: item[0])
+        return [*display.first_failures(found), f"  all of them: imece failures {run.id}{where}"]

@@ -1,0 +1,1 @@
+"""The cluster: how to reach it, what it says, its scaling."""

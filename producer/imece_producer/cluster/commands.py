@@ -1,0 +1,88 @@
+"""What the command line does with the workers of a cluster, and what it says of it."""
+
+from typing import Any
+
+from imece.connection import connect as connect_redis
+from imece.connection import reachable
+from imece.errors import ImeceError
+from imece.run import status
+from imece.run.status import Backlog, Status
+from imece.settings import Settings
+from imece_producer import display
+from imece_producer.cluster import diagnose, scaling
+from imece_producer.cluster.client import Cluster, ClusterError, connect
+from imece_producer.cluster.scaling import Scaling
+
+
+def look(settings: Settings, now: Status | None = None) -> dict[str, Any]:
+    """The workers, ready for JSON; `error` if the cluster does not say.
+
+    Args:
+        now: the run they are for; None if no run can be read.
+    """
+    queue, pending = settings.queue, 0
+    if now is not None:
+        queue, pending = now.parameters.queue, now.backlog.pending
+    try:
+        with connect(settings) as cluster:
+            found, reasons = diagnose.look(cluster, queue, pending)
+            if now is not None and now.has_ended:
+                reasons = []
+            return {"where": str(cluster), **found.summary(), "reasons": reasons}
+    except ImeceError as error:
+        return {"error": str(error)}
+
+
+def scale(settings: Settings, limit: int, minimum: int | None, as_json: bool) -> None:
+    with connect(settings) as cluster:
+        _say_where(cluster)
+        queue = _backlog(settings)
+        before, after = scaling.change(cluster, limit, minimum, queue)
+    _tell(before, after, as_json)
+
+
+def pause(settings: Settings, scale_in_only: bool, as_json: bool) -> None:
+    with connect(settings) as cluster:
+        _say_where(cluster)
+        if scale_in_only:
+            _warn_of_old_keda(cluster)
+        before, after = scaling.pause(cluster, scale_in_only=scale_in_only)
+    _tell(before, after, as_json)
+
+
+def resume(settings: Settings, as_json: bool) -> None:
+    with connect(settings) as cluster:
+        _say_where(cluster)
+        before, after = scaling.resume(cluster)
+    _tell(before, after, as_json)
+
+
+def _backlog(settings: Settings) -> Backlog | None:
+    """The queue, if Redis is there; without it KEDA starts the workers, a moment later."""
+    try:
+        with reachable(settings), connect_redis(settings, retries=0, timeout=2.0) as redis:
+            return status.backlog(redis, settings.queue)
+    except ImeceError as error:
+        display.say(f"(what the queue needs is left to KEDA: {error.what})")
+        return None
+
+
+def _warn_of_old_keda(cluster: Cluster) -> None:
+    try:
+        version = cluster.keda_version()
+    except ClusterError:
+        return  # to look at it takes a right on the whole cluster
+    if version is not None and scaling.numbers(version) < scaling.PAUSES_SCALE_IN:
+        display.say(f"(KEDA {version} takes no notice of it: that came with 2.18)")
+
+
+def _tell(before: Scaling, after: Scaling, as_json: bool) -> None:
+    if as_json:
+        display.put_json({"was": before.summary(), "is": after.summary()})
+        return
+    display.put(f"it was {display.replicas(before.summary())}")
+    display.put(f"it is  {display.replicas(after.summary())}")
+
+
+def _say_where(cluster: Cluster) -> None:
+    display.say(f"({cluster})")

@@ -1,0 +1,319 @@
+"""Runs and their numbers as text: for a terminal, for a log, for a summary."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imece import names
+from imece.run.failure import Failure
+from imece.run.status import Status, quantile, read
+from imece.run.store import Run
+from imece_producer.duration import seconds
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from imece_producer.doctor import Check
+    from imece_producer.enqueue import Enqueued, Plan
+
+SPARKS = " ▁▂▃▄▅▆▇█"
+
+
+def put(text: str) -> None:
+    """Prints what was asked for. All that imece prints goes through this, `put_json` or `say`:
+    names, paths and reasons come from elsewhere, and a terminal obeys control characters."""
+    print(names.printable_lines(text), flush=True)
+
+
+def put_json(value: Any) -> None:
+    """Prints what was asked for, for programs: a line of JSON."""
+    print(names.json_line(value), flush=True)
+
+
+def say(text: str) -> None:
+    """Prints a note beside it, on standard error."""
+    print(names.printable_lines(text), file=sys.stderr, flush=True)
+
+
+def on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def size(value: int) -> str:
+    """`512 B`, `3.1 MB`."""
+    number = float(value)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 999.95 or unit == "TB":
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    raise AssertionError
+
+
+def rate(value: float) -> str:
+    return f"{value:,.0f} files/s" if value >= 10 else f"{value:.2g} files/s"
+
+
+def count(value: int, noun: str) -> str:
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
+def plan(made: "Plan") -> str:
+    """What is enqueued, or would be, and what was left out."""
+    text = (
+        f"{count(made.files, 'file')} in {count(made.shape.buckets, 'bucket')}, "
+        f"{count(made.jobs, 'bucket job')} of at most {count(made.shape.files_per_job, 'file')}"
+    )
+    return "; ".join([text, *made.listing.omissions()])
+
+
+def enqueued(how: "Enqueued") -> str:
+    """What has come of an enqueuing."""
+    if how.plan is not None:
+        again = " goes on" if how.how == "resumed" else ""
+        known = f"; {count(how.again, 'file')} in hand or done already" if how.again else ""
+        return f"run {how.run.id}{again}: {plan(how.plan)}{known}"
+    return f"run {how.run.id} is on already: {line(read(how.run))}"
+
+
+def shortened(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else text[:longest] + "…"
+
+
+def failure(name: bytes, why: Failure) -> str:
+    tries = "1 try" if why.tries == 1 else f"{why.tries} tries"
+    return f"{names.shown(name)} ({tries}): {names.printable(shortened(why.cause))}"
+
+
+def line(status: Status, workers: str = "") -> str:
+    """How far a run is, in one line.
+
+    Args:
+        workers: how many there are, in words; else those that Redis knows are counted.
+    """
+    parts = [
+        f"{status.state}: {status.done:,} done",
+        f"{status.failed:,} failed",
+        f"{status.skipped:,} skipped",
+        f"{status.left:,} left of {status.files:,}",
+    ]
+    if not status.has_stopped:
+        parts.append(rate(status.rate))
+        if status.time_left is not None:
+            parts.append(f"{seconds(status.time_left)} left")
+        parts.append(workers or count(status.backlog.workers, "worker"))
+    return ", ".join(parts)
+
+
+def block(status: Status) -> str:
+    """All of a run's numbers, for `imece status`."""
+    backlog = status.backlog
+    lines = [
+        f"run {status.id}: {status.state}",
+        f"  files    {status.done:,} done, {status.failed:,} failed, {status.skipped:,} skipped, "
+        f"{status.left:,} left of {status.files:,}",
+        f"  speed    {rate(status.rate)}, {seconds(status.seconds)} so far"
+        + (f", {seconds(status.time_left)} left" if status.time_left is not None else ""),
+        f"  workers  {backlog.workers:,}; bucket jobs in the queue {status.parameters.queue}: "
+        f"{backlog.pending:,} pending, {backlog.in_flight:,} in flight",
+        f"  from     {names.printable(status.parameters.input)}",
+        f"  to       {names.printable(status.parameters.output or '(no output)')}",
+    ]
+    if status.retried:
+        lines.append(f"  retries  {status.retried:,}")
+    if status.links_refused:
+        lines.append(f"  links    {status.links_refused:,} refused")
+    if status.blocking_reason:
+        lines.append(f"  trouble  {names.printable(status.blocking_reason)}")
+    if status.is_held and "`imece " not in (
+        status.blocking_reason or ""
+    ):  # else it says what helps
+        lines.append(f"  imece resume {status.id} goes on when that is fixed")
+    if status.failed:
+        lines.append(f"  imece failures {status.id} says which failed and why")
+    return "\n".join(lines)
+
+
+def workers(found: dict[str, Any] | None) -> Iterator[str]:
+    """The lines about a cluster's workers, for `imece status`."""
+    if found is None:
+        return
+    if "error" in found:
+        yield f"  cluster  {names.printable(found['error'])}"
+        return
+    yield f"  cluster  {replicas(found)}"
+    yield f"           {found['where']}"
+    for reason in found["reasons"]:
+        yield f"  held up  {names.printable(reason)}"
+
+
+def replicas(found: dict[str, Any]) -> str:
+    """`3 workers ready, 5 wanted, limit 20`"""
+    parts = [
+        f"{count(found['ready'], 'worker')} ready",
+        f"{found['wanted']:,} wanted",
+        f"limit {found['limit']:,}",
+    ]
+    if found["minimum"]:
+        parts.append(f"minimum {found['minimum']:,}")
+    if found["paused"]:
+        parts.append(f"paused: {found['paused']}")
+    return ", ".join(parts)
+
+
+def check(made: "Check") -> str:
+    """One line of `imece doctor`."""
+    says = names.printable(f"{made.says}: {made.hint}" if made.hint else made.says)
+    return f"{made.verdict:<4}  {made.name:<18}  {says}"
+
+
+def ago(moment: float, now: float) -> str:
+    return f"{seconds(max(now - moment, 0))} ago"
+
+
+def sparkline(values: list[int], width: int = 60) -> str:
+    """Values as bars, at most `width` of them: each the largest of its stretch."""
+    if not values:
+        return ""
+    stretch = max(1, -(-len(values) // width))
+    columns = [max(values[at : at + stretch]) for at in range(0, len(values), stretch)]
+    top = max(columns) or 1
+    return "".join(SPARKS[-(-value * (len(SPARKS) - 1) // top)] for value in columns)
+
+
+def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str]:
+    """What a local run has come to, line by line.
+
+    Args:
+        elapsed: seconds of this call.
+        replicas: how many workers there were, at even intervals.
+    """
+    through = status.files - status.left
+    yield f"run {status.id}: {status.state if status.has_stopped else 'stopped'}"
+    if status.blocking_reason:
+        yield f"  trouble   {names.printable(status.blocking_reason)}"
+    yield (
+        f"  files     {status.done:,} done, {status.failed:,} failed, {status.skipped:,} skipped"
+        + (f", {status.left:,} left" if status.left else "")
+    )
+    yield f"  bytes     {size(status.bytes_in)} in, {size(status.bytes_out)} out"
+    yield f"  time      {seconds(elapsed)}, {rate(through / max(elapsed, 1e-3))}"
+    median, most = quantile(status.durations, 0.5), quantile(status.durations, 0.99)
+    if median is not None and most is not None:
+        if status.slowest:  # the histogram knows powers of two only
+            median, most = (min(value, status.slowest[0][1]) for value in (median, most))
+        yield f"  a file    half take about {seconds(median)}, 99 % less than {seconds(most)}"
+    if replicas:
+        yield f"  replicas  {sparkline(replicas)} (most: {max(replicas)})"
+    if status.slowest:
+        yield "  slowest"
+        for name, took in status.slowest[:5]:
+            yield f"    {seconds(took):>8}  {names.shown(name)}"
+
+
+class Follower:
+    """Shows a run's progress as it comes: a bar on a terminal, plain lines elsewhere."""
+
+    PLAIN_INTERVAL = 2.0
+
+    def __init__(self, progress: "Progress | None") -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None, info="") if progress is not None else None
+        self._last = ("", float("-inf"))
+
+    def show(self, status: Status, extra: str = "") -> None:
+        if self._progress is not None and self._task is not None:
+            info = f"{status.failed:,} failed · {rate(status.rate)}"
+            if status.time_left is not None:
+                info += f" · {seconds(status.time_left)} left"
+            if status.has_stopped:
+                info = f"{status.failed:,} failed · {status.state}"
+            self._progress.update(
+                self._task,
+                total=status.files or None,
+                completed=status.files - status.left,
+                description=names.printable(status.id),
+                info=names.printable(info + (f" · {extra}" if extra else "")),
+            )
+            return
+        text = line(status, extra)
+        now = time.monotonic()
+        if text != self._last[0] and (
+            now - self._last[1] >= self.PLAIN_INTERVAL or status.has_stopped
+        ):
+            stamp = datetime.now().strftime("%H:%M:%S")
+            put(f"{stamp} {text}")
+            self._last = (text, now)
+
+
+class Silence(Follower):
+    """Follows without a word."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def show(self, status: Status, extra: str = "") -> None:
+        pass
+
+
+@contextmanager
+def following(quiet: bool = False) -> Iterator[Follower]:
+    """A follower for what standard output is."""
+    if quiet or not on_terminal():
+        yield Silence() if quiet else Follower(None)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[info]}", markup=False),
+    )
+    with Progress(*columns) as progress:
+        yield Follower(progress)
+
+
+def follow(read_status: Callable[[], Status], interval: float = 0.5) -> Status:
+    """Shows a run's progress until it ends or is held; its last status."""
+    with following() as follower:
+        while True:
+            status = read_status()
+            follower.show(status)
+            if status.has_stopped:
+                return status
+            time.sleep(interval)
+
+
+SHOWN_FAILURES = 10
+
+
+def failures(run: Run, last: Status, file: Path) -> Iterator[str]:
+    """The first failures of a run, line by line; all of them go to `file`, as JSON lines."""
+    file.unlink(missing_ok=True)
+    if not last.failed:
+        return
+    found = sorted(run.failures(), key=lambda item: item[0])
+    with file.open("w", encoding="utf-8") as stream:
+        for name, why in found:
+            stream.write(names.json_line(failure_entry(name, why)) + "\n")
+    yield from first_failures(found)
+    yield f"  all failures, with what was printed: {file}"
+
+
+def first_failures(found: list[tuple[bytes, Failure]]) -> Iterator[str]:
+    """The first of a run's failures, line by line."""
+    yield "  failed"
+    for name, why in found[:SHOWN_FAILURES]:
+        yield f"    {failure(name, why)}"
+    if len(found) > SHOWN_FAILURES:
+        yield f"    and {len(found) - SHOWN_FAILURES:,} more"
+
+
+def failure_entry(name: bytes, why: Failure) -> dict[str, object]:
+    """A failure for programs; bytes of the name that are not UTF-8 come as lone surrogates."""
+    return {"file": name.decode("utf-8", "surrogateescape"), **asdict(why)}

@@ -1,0 +1,406 @@
+"""Everything a first-time user trips over, looked at one by one, each with its fix.
+
+The command line prints it; an Airflow task can ask the same before it starts.
+"""
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from redis import Redis
+from redis.exceptions import NoPermissionError
+
+from imece import connection, names
+from imece.errors import ImeceError
+from imece.settings import Settings
+from imece_producer.cluster import diagnose, kubeconfig, scaling
+from imece_producer.cluster.client import Cluster, ClusterError, connect
+from imece_producer.cluster.rights import PROBES, RIGHTS
+from imece_producer.cluster.scaling import numbers
+from imece_producer.duration import seconds
+
+OLDEST_REDIS = (7, 0)
+OLDEST_KEDA = (2, 20)
+SKEW = 5.0
+"""Seconds two clocks may differ."""
+
+PATIENCE = 60.0
+"""Seconds the import of a processor may take."""
+
+LUA = "return(1)"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one look has found.
+
+    Attributes:
+        name: what was looked at: `redis`, `cluster rights`, `claim`, …
+        verdict: ok; warn: it works, or may be meant; fail: imece does not work like this.
+        says: what was found.
+        hint: what to do about it; empty if nothing.
+        exit_code: 0, or for a failure the exit code it leads to: 2 settings, 3 a service.
+    """
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    says: str
+    hint: str = ""
+    exit_code: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def checks(
+    settings: Settings, source: Path | None = None, target: Path | None = None
+) -> Iterator[Check]:
+    """All checks, each as soon as it is made. Raises nothing: what goes wrong is a check's word.
+
+    What no setting names is looked at all the same, but what is wrong there is only a warning: the
+    cluster of a laptop's kubeconfig, and a Redis here where a cluster is named.
+
+    Args:
+        source, target: a run's input and output directory; in place of those in the settings.
+    """
+    named = kubeconfig.is_named(settings)
+    redis_is_elsewhere = named and "redis_url" not in settings.model_fields_set
+    yield from _softened(of_redis(settings), redis_is_elsewhere)
+    yield from _softened(of_cluster(settings), not named)
+    yield from of_processor(settings)
+    yield from of_directories(source or settings.input, target or settings.output)
+
+
+def exit_code(made: list[Check]) -> int:
+    """0 if nothing failed, else the exit code of the worst failure."""
+    return max((check.exit_code for check in made), default=0)
+
+
+def _softened(made: Iterator[Check], soften: bool) -> Iterator[Check]:
+    """With failures as warnings: what is wrong there may not be what is meant."""
+    for check in made:
+        may_be_meant = soften and check.verdict == "fail"
+        yield replace(check, verdict="warn", exit_code=0) if may_be_meant else check
+
+
+def _failed(name: str, error: ImeceError) -> Check:
+    return Check(name, "fail", error.what, error.hint, error.exit_code)
+
+
+# Redis
+
+
+def of_redis(settings: Settings) -> Iterator[Check]:
+    try:
+        with connection.reachable(settings):
+            redis = connection.connect(settings, retries=1, timeout=3.0)
+            try:
+                began = time.time()
+                redis.ping()
+                took = time.time() - began
+                where = connection.address(settings)
+                yield Check("redis", "ok", f"{where} answers in {seconds(took)}")
+                forbidden = _forbidden(redis)
+                yield _redis_rights(forbidden)
+                if "INFO" not in forbidden:
+                    yield from _redis_server(redis.info())
+                if "TIME" not in forbidden:
+                    yield _redis_clock(redis)
+            finally:
+                redis.close()
+    except ImeceError as error:
+        yield _failed("redis", error)
+
+
+def _forbidden(redis: Redis) -> list[str]:
+    """The commands that the ACL does not grant, on the keys they are needed for."""
+    token = secrets.token_hex(8)
+    digest = str(redis.register_script(LUA).sha)
+    places = {
+        "lua": LUA,
+        "digest": digest,
+        "channel": f"rq:pubsub:doctor-{token}",
+        "run": f"imece:run:doctor-{token}",
+        "list": f"rq:queue:doctor-{token}",
+        "sorted": f"rq:wip:doctor-{token}",
+        "set": f"rq:workers:doctor-{token}",
+        "job": f"rq:job:doctor-{token}",
+    }
+    forbidden = []
+    with redis.client() as one:  # type: ignore[no-untyped-call]  # MULTI and EXEC belong together
+        for probe in PROBES:
+            words = probe.format(**places).split()
+            try:
+                if words[0] == "SUBSCRIBE":
+                    _subscribe(redis, words[1])
+                else:
+                    one.execute_command(*words)
+            except NoPermissionError:
+                forbidden.append(words[0])
+            except connection.OUTAGES:
+                raise
+            except Exception:  # noqa: S110
+                pass  # EXEC without the MULTI that was forbidden: the right is there
+    return sorted(set(forbidden))
+
+
+def _subscribe(redis: Redis, channel: str) -> None:
+    """On a connection of its own: one that has subscribed takes no other commands."""
+    with redis.pubsub() as listener:  # type: ignore[no-untyped-call]
+        listener.subscribe(channel)
+        listener.parse_response(timeout=3.0)
+
+
+def _redis_rights(forbidden: list[str]) -> Check:
+    name = "redis rights"
+    if not forbidden:
+        return Check(name, "ok", "the user may do what imece needs")
+    return Check(
+        name,
+        "fail",
+        f"the user may not {', '.join(forbidden)} on the keys imece:* and rq:*, or on the "
+        "channels rq:pubsub:*",
+        "grant it in the server's ACL; deploy/redis has one that is enough",
+        3,
+    )
+
+
+def _redis_server(info: dict[str, Any]) -> Iterator[Check]:
+    version = str(info.get("valkey_version") or info.get("redis_version", "0"))
+    kind = "Valkey" if "valkey_version" in info else "Redis"
+    if numbers(version) < OLDEST_REDIS:
+        yield Check("redis version", "fail", f"{kind} {version}", "imece needs Redis 7 or later", 3)
+    else:
+        yield Check("redis version", "ok", f"{kind} {version}")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and info.get("maxmemory"):
+        yield Check(
+            "redis memory",
+            "fail",
+            f"maxmemory-policy is {policy}: a full server would drop parts of a run",
+            "CONFIG SET maxmemory-policy noeviction",
+            3,
+        )
+    else:
+        limit = f"{info['maxmemory'] // 2**20} MiB" if info.get("maxmemory") else "no limit"
+        yield Check("redis memory", "ok", f"{policy}, {limit}")
+    if info.get("aof_last_write_status", "ok") != "ok":
+        yield Check("redis persistence", "fail", "the last write failed", "see its disk and log", 3)
+    elif info.get("aof_enabled"):
+        yield Check("redis persistence", "ok", "append-only file")
+    else:
+        yield Check(
+            "redis persistence",
+            "warn",
+            "no append-only file: a restart of the server loses the runs",
+            "CONFIG SET appendonly yes",
+        )
+
+
+def _redis_clock(redis: Redis) -> Check:
+    before = time.time()
+    whole, microseconds = redis.time()
+    return _clock("redis clock", "Redis", whole + microseconds / 1e6, (before + time.time()) / 2)
+
+
+def _clock(name: str, whose: str, theirs: float, ours: float) -> Check:
+    off = theirs - ours
+    if abs(off) <= SKEW:
+        return Check(name, "ok", f"no more than {seconds(SKEW)} from ours")
+    way = "ahead of" if off > 0 else "behind"
+    return Check(
+        name,
+        "warn",
+        f"{whose} is {seconds(abs(off))} {way} this machine",
+        "let both follow NTP: leases and tokens go by these clocks",
+    )
+
+
+# The cluster
+
+
+def of_cluster(settings: Settings) -> Iterator[Check]:
+    try:
+        with connect(settings) as cluster:
+            yield from _of_connected(cluster)
+    except ImeceError as error:
+        yield _failed("cluster", error)
+
+
+def _of_connected(cluster: Cluster) -> Iterator[Check]:
+    flaw = kubeconfig.token_flaw(cluster.access.token)
+    if flaw:
+        yield Check("cluster token", "fail", flaw, "log in again", 3)
+        return
+    try:
+        missing = [right for right in RIGHTS if not cluster.has_right(right)]
+    except ClusterError as error:
+        yield _failed("cluster", error)
+        return
+    yield Check("cluster", "ok", str(cluster))
+    if cluster.date is not None:
+        yield _clock("cluster clock", "the API server", cluster.date + 0.5, time.time())
+    if missing:
+        yield Check(
+            "cluster rights",
+            "fail",
+            f"no right in namespace {cluster.namespace} to {', '.join(map(str, missing))}",
+            "have the Role imece-producer of deploy/producer bound to you in this namespace",
+            3,
+        )
+    else:
+        yield Check("cluster rights", "ok", "all that imece needs")
+    try:
+        scaled_object, deployment = cluster.scaled_object(), cluster.deployment()
+    except ClusterError as error:
+        yield _failed("keda" if not error.known else "workers", error)
+        return
+    yield _keda(cluster)
+    now = scaling.of(scaled_object, deployment)
+    yield Check(
+        "workers",
+        "ok" if now.paused is None else "warn",
+        f"{now.ready} ready, {now.wanted} wanted, limit {now.limit}"
+        + (f"; {now.paused}" if now.paused else ""),
+        "" if now.paused is None else "`imece resume`",
+    )
+    yield from _scaler(cluster, scaled_object, now)
+    yield from _many("claim", list(diagnose.of_claims(cluster, deployment)), _bound(deployment))
+    yield from _many(
+        "pods",
+        [*diagnose.of_deployment(deployment), *diagnose.of_pods(cluster, deployment)],
+        "nothing keeps them from working",
+    )
+
+
+def _bound(deployment: dict[str, Any]) -> str:
+    claims = diagnose.claims(deployment)
+    return f"{', '.join(claims)} bound" if claims else "the workers mount none"
+
+
+def _many(name: str, flaws: list[str], fine: str) -> Iterator[Check]:
+    if not flaws:
+        yield Check(name, "ok", fine)
+    for flaw in flaws:
+        yield Check(name, "fail", flaw, "docs/troubleshooting.md", 3)
+
+
+def _keda(cluster: Cluster) -> Check:
+    try:
+        version = cluster.keda_version()
+    except ClusterError:
+        version = None  # to look at it takes a right on the whole cluster
+    if version is None:
+        return Check("keda", "ok", "installed; which version is not to be seen from here")
+    if numbers(version) < OLDEST_KEDA:
+        wanted = ".".join(map(str, OLDEST_KEDA))
+        return Check("keda", "warn", f"version {version}", f"imece is made for {wanted} and later")
+    return Check("keda", "ok", f"version {version}")
+
+
+def _scaler(
+    cluster: Cluster, scaled_object: dict[str, Any], now: scaling.Scaling
+) -> Iterator[Check]:
+    """The ScaledObject, the keys it counts, and the autoscaler KEDA makes of it."""
+    if now.paused is None:
+        flaws = list(diagnose.of_keda(cluster, scaled_object, cluster.settings.queue))
+        fine = f"ready, and its triggers count the queue {cluster.settings.queue}"
+        yield from _many("scaled object", flaws, fine)
+    name = scaled_object.get("status", {}).get("hpaName")
+    if not name or now.paused is not None:
+        return
+    try:
+        active = diagnose.condition(cluster.autoscaler(name).get("status", {}), "ScalingActive")
+    except ClusterError as error:
+        yield _failed("autoscaler", error)
+        return
+    # With no replicas an autoscaler rests, and KEDA starts the first.
+    if active.get("status") == "False" and active.get("reason") != "ScalingDisabled":
+        yield Check(
+            "autoscaler",
+            "fail",
+            f"{name} does not scale: {active.get('message')}",
+            "KEDA's metrics server must run: kubectl -n keda (OpenShift: openshift-keda) get pods",
+            3,
+        )
+    else:
+        yield Check("autoscaler", "ok", name if now.wanted else f"{name}, at rest with no workers")
+
+
+# What processes files, and where they are
+
+
+def of_processor(settings: Settings) -> Iterator[Check]:
+    """Loads it as a worker does, in a process of its own."""
+    what = settings.processor or settings.command
+    if not what:
+        yield Check("processor", "ok", "none set here; the workers have theirs")
+        return
+    environment = {**os.environ, "IMECE_PROCESSOR": settings.processor or ""}
+    environment["IMECE_COMMAND"] = settings.command or ""
+    try:
+        ended = subprocess.run(
+            # -P: ours, not one in this directory
+            [sys.executable, "-P", "-m", "imece_worker", "--check"],
+            env={name: value for name, value in environment.items() if value},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield Check(
+            "processor",
+            "fail",
+            f"{what}: importing it takes more than {seconds(PATIENCE)}",
+            "leave the work to the function; a module is for definitions",
+            2,
+        )
+        return
+    if ended.returncode == 0:
+        yield Check("processor", "ok", f"{what} can be loaded")
+        return
+    lines = ended.stderr.strip().splitlines()
+    last = lines[-1].removeprefix("imece-worker: ") if lines else f"exit code {ended.returncode}"
+    yield Check("processor", "fail", names.printable(last), "docs/reference/processors.md", 2)
+
+
+def of_directories(source: Path | None, target: Path | None) -> Iterator[Check]:
+    """Whether the input can be read and the output written, by doing it."""
+    if source is not None:
+        try:
+            with os.scandir(source) as entries:
+                next(entries, None)
+            yield Check("input", "ok", f"{source} can be read")
+        except OSError as error:
+            yield Check(
+                "input",
+                "fail",
+                f"{source} cannot be read: {error.strerror}",
+                "mount it, or give user or group the right to read it",
+                2,
+            )
+    if target is not None:
+        try:
+            there = next(one for one in (target, *target.parents) if one.exists())
+            with tempfile.TemporaryFile(dir=there, prefix=os.fsdecode(names.TEMPORARY_PREFIX)):
+                pass
+            yield Check("output", "ok", f"{target} can be written to")
+        except OSError as error:
+            yield Check(
+                "output",
+                "fail",
+                f"{target} cannot be written to: {error.strerror}",
+                "mount it read-write, or give user or group the right to write to it",
+                2,
+            )

@@ -1,0 +1,176 @@
+"""Idle pods go first: what it would cost the cluster to take this worker's pod away.
+
+Of pods that are ready, Kubernetes deletes those of the least `controller.kubernetes.io/
+pod-deletion-cost` first. The manifests start every pod as dear as a busy one; here a worker that
+has nothing to do makes its own cheap, and dear again with its next bucket job.
+
+The patching is done by a process of its own, the patcher. So no file waits for the cluster, and
+runners are forked from a process without threads: a lock that another thread holds at the
+moment of the fork, one of the import system say, stays locked in the child for ever.
+"""
+
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from typing import NoReturn
+
+from imece.process import follow_parent
+from imece.settings import Settings
+from imece_worker import log
+from imece_worker.stops import STOP_SIGNALS
+
+ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
+IDLE, BUSY = 0, 1000
+TIMEOUT = (2.0, 5.0)
+"""Seconds to connect to the API and to hear from it."""
+LONGEST_PAUSE = 30.0
+NICENESS = 10
+"""The patcher gives way to the files when there is but one processor."""
+
+
+class RefusalError(Exception):
+    """The cluster's answer is not 200."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status, self.reason = status, reason
+
+
+class DeletionCost:
+    """The worker's side: says what it wants, and never waits.
+
+    Args:
+        line: to the patcher; None outside of a cluster.
+        idle_after: seconds without a job that make a worker idle.
+        patcher: its process id.
+    """
+
+    def __init__(
+        self, line: socket.socket | None, idle_after: float, patcher: int | None = None
+    ) -> None:
+        self._patcher = patcher
+        self._line = line
+        self._idle_after = idle_after
+        self._idle_since: float | None = None
+        self._wanted: int | None = None
+
+    def idle(self) -> None:
+        """There is no job at the moment."""
+        now = time.monotonic()
+        if self._idle_since is None:
+            self._idle_since = now
+        if now - self._idle_since >= self._idle_after:
+            self._want(IDLE)
+
+    def busy(self) -> None:
+        """A job has come."""
+        self._idle_since = None
+        self._want(BUSY)
+
+    def _want(self, cost: int) -> None:
+        if self._line is None or cost == self._wanted:
+            return
+        try:
+            self._line.send(b"%d\n" % cost)
+        except BlockingIOError:
+            return  # asked again at the next turn
+        except OSError:
+            log.event("deletion cost left as it is: its process is gone", logging.WARNING)
+            self._line = None
+            if self._patcher is not None:
+                os.waitpid(self._patcher, os.WNOHANG)
+        self._wanted = cost
+
+
+def start(settings: Settings) -> DeletionCost:
+    """Forks the patcher, if this is a pod that may speak to its cluster.
+
+    To be called before anything starts a thread.
+    """
+    token = settings.service_account_dir / "token"
+    if not (settings.pod_name and settings.pod_namespace and token.is_file()):
+        return DeletionCost(None, settings.idle_after)
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    patcher = os.fork()
+    if patcher == 0:
+        ours.close()
+        _run(theirs, settings, parent)
+    theirs.close()
+    ours.setblocking(False)
+    return DeletionCost(ours, settings.idle_after, patcher)
+
+
+def _run(line: socket.socket, settings: Settings, parent: int) -> NoReturn:
+    """The child's side of the fork; does not come back."""
+    try:
+        follow_parent(parent, signal.SIGKILL)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it ends with the worker
+        os.nice(NICENESS)
+        gc.freeze()  # what it shares with the worker stays shared
+        _serve(line, settings)
+    except BaseException:
+        log.logger.exception("the process that sets the deletion cost has crashed")
+    finally:
+        os._exit(0)
+
+
+def _serve(line: socket.socket, settings: Settings) -> None:
+    """Until the worker is gone: patches the last cost it wanted, again and again if need be."""
+    wanted = told = None
+    pause: float | None = None
+    while True:
+        if select.select([line], [], [], pause)[0]:
+            heard = line.recv(4096)
+            if not heard:
+                return
+            wanted = int(heard.split()[-1])
+        if wanted is None or wanted == told:
+            pause = None
+            continue
+        try:
+            _patch(settings, wanted)
+            told, pause = wanted, None
+        except Exception as error:  # whatever it is, it is no reason to disturb the worker
+            if pause is None:
+                log.event("deletion cost not set", logging.WARNING, reason=_reason(error))
+            told, pause = None, min(2 * (pause or 0.5), LONGEST_PAUSE)
+
+
+def _patch(settings: Settings, cost: int) -> None:
+    """One request, with the token as it is now: the kubelet renews it in its file.
+
+    The package's models stay out of it: they are 40 MB in every pod.
+    """
+    from kubernetes.client.configuration import Configuration
+    from kubernetes.client.rest import RESTClientObject
+    from kubernetes.config.incluster_config import InClusterConfigLoader
+
+    configuration = Configuration()
+    token, ca = (str(settings.service_account_dir / name) for name in ("token", "ca.crt"))
+    InClusterConfigLoader(token, ca).load_and_set(configuration)
+    configuration.retries = 0
+    bearer = configuration.auth_settings()["BearerToken"]
+    answer = RESTClientObject(configuration).request(
+        "PATCH",
+        f"{configuration.host}/api/v1/namespaces/{settings.pod_namespace}/pods/{settings.pod_name}",
+        headers={bearer["key"]: bearer["value"], "Content-Type": "application/merge-patch+json"},
+        body={"metadata": {"annotations": {ANNOTATION: str(cost)}}},
+        _request_timeout=TIMEOUT,
+    )
+    if answer.status != 200:  # versions before 36 raise an error that says the same
+        raise RefusalError(answer.status, answer.reason)
+
+
+def _reason(error: Exception) -> str:
+    """In one line; of an API's answer what it says, without its headers."""
+    status = getattr(error, "status", None)
+    if not status:
+        return " ".join(str(error).split()) or type(error).__name__
+    hint = ": may the service account patch pods? (deploy/base)" if status == 403 else ""
+    return f"the cluster answered {status} {getattr(error, 'reason', '')}{hint}"

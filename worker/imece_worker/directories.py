@@ -1,0 +1,126 @@
+"""A run's directory and those beneath it, held open by their descriptors (imece/files/beneath.py).
+
+Nobody who may write to them leads a worker out of them. That a directory is moved away is seen only
+when it is looked at (`leads_to_held`).
+"""
+
+import errno
+import os
+
+from imece import names
+from imece.files import beneath
+
+HELD = 16
+"""How many directories below each root are held open; files come sorted, so few are enough."""
+
+
+class PathError(Exception):
+    """A file cannot be read or written where it should be; the text is the reason to keep."""
+
+    def __init__(self, text: str, number: int | None = None) -> None:
+        super().__init__(text)
+        self.errno = number
+
+
+class Tree:
+    """A directory, and those beneath it that have been used last."""
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+        self._within = path.rstrip(b"/") + b"/"
+        self._root: int | None = None
+        self._identity = (0, 0)
+        self._held: dict[bytes, int] = {}
+        self._identities: dict[bytes, tuple[int, int]] = {}
+
+    @property
+    def root(self) -> int:
+        """Raises OSError if it is not there."""
+        if self._root is None:
+            self._root = os.open(self.path, beneath.PINNED | os.O_NOFOLLOW)
+            self._identity = identity(os.fstat(self._root))
+        return self._root
+
+    @property
+    def device(self) -> int:
+        if self._root is None:
+            self.root  # noqa: B018 - opens it
+        return self._identity[0]
+
+    def directory(self, path: bytes, make: bool = False) -> int:
+        """The descriptor of a directory beneath.
+
+        Raises:
+            PlaceError: a link leads it out.
+            OSError: it is not there, or cannot be made.
+        """
+        held = self._held.get(path)
+        if held is not None:
+            return held
+        if not path:
+            return self._root if self._root is not None else self.root
+        try:
+            number = self._open(path, make)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            number = self._open(self.resolve(path), make)
+        if len(self._held) == HELD:
+            oldest = next(iter(self._held))
+            del self._identities[oldest]
+            os.close(self._held.pop(oldest))
+        self._held[path] = number
+        self._identities[path] = identity(os.fstat(number))
+        return number
+
+    def _open(self, path: bytes, make: bool) -> int:
+        try:
+            return beneath.open_directory(self.root, path)
+        except FileNotFoundError:
+            if not make:
+                raise
+        return beneath.make_directories(self.root, path)
+
+    def resolve(self, path: bytes) -> bytes:
+        """The path without links, relative to the root.
+
+        Raises:
+            PlaceError: it leads out.
+        """
+        resolved = os.path.realpath(self._within + path)
+        if resolved == self.path:
+            return b""
+        if not resolved.startswith(self._within):
+            raise PathError(
+                f"a link leads it out of {names.shown(self.path)}, to {names.shown(resolved)}"
+            )
+        return resolved[len(self._within) :]
+
+    def leads_to_held(self, path: bytes) -> bool:
+        """Whether a directory's path still leads to what is held open."""
+        try:
+            now = os.stat(self._within + path)
+        except OSError:
+            return False
+        return identity(now) == (self._identities[path] if path else self._identity)
+
+    def is_in_place(self) -> bool:
+        """Whether the root still is what it was. Raises OSError if it cannot be looked at."""
+        self.root  # noqa: B018 - opens it
+        return identity(os.stat(self.path)) == self._identity
+
+    def forget(self) -> None:
+        """Looks at everything afresh from here on."""
+        for number in [*self._held.values(), self._root]:
+            if number is not None:
+                try:
+                    os.close(number)
+                except OSError:
+                    pass  # a processor has closed it
+        self._held.clear()
+        self._identities.clear()
+        self._root = None
+
+
+def identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino

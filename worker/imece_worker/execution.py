@@ -1,0 +1,496 @@
+"""One execution of a bucket job, in the parent: forks runners, watches them, records checkpoints.
+
+All that goes to Redis goes from here, so a runner that hangs, crashes or outlives an outage of
+Redis loses nothing: what it has done stands in the shared progress.
+"""
+
+import logging
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from redis.exceptions import RedisError
+
+from imece import names
+from imece.connection import is_outage
+from imece.run.cursor import Cursor
+from imece.run.job import Reference
+from imece.run.lease import Action, Batch, Claimed, Verdict
+from imece.settings import Settings
+from imece_worker import log, runner, stops
+from imece_worker.directories import PathError
+from imece_worker.message import JobMessage
+from imece_worker.outage import Outage
+from imece_worker.paths import Paths
+from imece_worker.progress import Progress
+from imece_worker.retry import ServerClock
+from imece_worker.shared import NONE, Outcome
+from imece_worker.statistics import WorkerStatistics
+from imece_worker.supervisor import Supervisor
+from imece_worker.wakeup import Wakeup
+
+Ending = Literal["finished", "returned", "deferred", "stalled", "lost", "abandoned"]
+
+DUMP_PATIENCE = 0.2
+"""Seconds a hanging runner is given to say where it hangs before it is killed."""
+
+OUTAGE_PATIENCE = 30.0
+"""Seconds a worker that is to stop waits for Redis to come back, to record its last checkpoint."""
+
+SWEEP_PATIENCE = 1.0
+"""Seconds a look for what dead workers have left may take: the lease has to be renewed."""
+
+MOST_SWEPT = 1000
+_swept: set[str] = set()
+"""The runs in whose output directories this worker has looked for what dead ones have left."""
+
+FENCE_AFTER = 2
+"""Heartbeats without an answer after which a worker that is through asks first whether the job is
+still its own; after three it may be thought dead (imece/run/rescue.py)."""
+
+MOST_EARLY_CRASHES = 3
+"""How many runners in a row may die without a file in hand before the job is given back."""
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """What all executions of one worker share.
+
+    Attributes:
+        name: the worker's.
+        alive: shows that the worker lives; called at every sign of life.
+        statistics: told of what Redis has recorded.
+        outage: what the worker knows of Redis being away.
+    """
+
+    name: str
+    settings: Settings
+    supervisor: Supervisor
+    wakeup: Wakeup
+    alive: Callable[[], None]
+    statistics: WorkerStatistics
+    outage: Outage = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outage", Outage(self.settings.lease))  # it is frozen
+
+
+@dataclass
+class Unanswered:
+    """A batch that was sent and must be sent again as it is until Redis answers."""
+
+    number: int
+    cursor: Cursor
+    batch: Batch
+
+
+class Claim(Protocol):
+    """Where progress is recorded: a lease, or what stands in for one without Redis."""
+
+    @property
+    def reference(self) -> Reference: ...
+
+    @property
+    def execution(self) -> str: ...
+
+    def checkpoint(
+        self,
+        action: Action,
+        number: int = 0,
+        cursor: Cursor | None = None,
+        batch: Batch | None = None,
+        reason: str = "",
+    ) -> tuple[Verdict, int]: ...
+
+    def is_remembered(self) -> bool: ...
+
+
+class Execution:
+    """Processes what a lease claims."""
+
+    def __init__(
+        self, context: WorkerContext, lease: Claim, claimed: Claimed, paths: Paths
+    ) -> None:
+        self._context = context
+        self._lease = lease
+        self._claimed = claimed
+        self._paths = paths
+        self._supervisor = context.supervisor
+        self._first = min([claimed.cursor.next, *claimed.cursor.retries])
+        self._shared = self._supervisor.prepare(self._first, claimed.cursor.stop)
+        self._shared.others_wait = claimed.pending > 0
+        self._clock = ServerClock.at(claimed.now)
+        self._progress = Progress(
+            claimed, self._shared, self._supervisor.journal, context.name, self._clock
+        )
+        self._untouched = claimed.untouched or False
+        if claimed.untouched is None and paths.untouched():
+            self._untouched = True
+            self._progress.note_untouched()
+        self._number = 0
+        self._unanswered: Unanswered | None = None
+        self._checkpoint_due = time.monotonic() + context.settings.checkpoint
+        self._lost = False
+        self._answered_at = time.monotonic()
+
+    def run(self) -> Ending:
+        """To the end, or until the worker is asked to stop."""
+        try:
+            self._paths.occupy()
+        except PathError as error:
+            return self._stall(str(error))
+        self._sweep()
+        self._take_over()
+        early_crashes = 0
+        while not self._progress.finished():
+            if self._context.wakeup.stopping:
+                return self._end("return", "returned")
+            before = self._progress.cursor()
+            outcome = self._process()
+            if self._lost:
+                return self._lose()
+            if outcome == runner.DEFERRED:
+                return self._end("defer", "deferred")
+            if outcome == runner.STALLED:
+                return self._stall(self._progress.stalled)
+            if outcome == runner.STOPPED:
+                self._supervisor.dismiss()  # it may have left an answer unread
+                return self._end("return", "returned")
+            if self._progress.finished():
+                break
+            held = isinstance(outcome, int) and self._attribute_crash(outcome)
+            if self._progress.stalled:
+                return self._stall(self._progress.stalled)
+            now = self._progress.cursor()
+            got_on = (now.next, now.retries) != (before.next, before.retries)
+            early_crashes = 0 if held or got_on else early_crashes + 1
+            if early_crashes == MOST_EARLY_CRASHES:
+                reason = f"worker {self._context.name}: its processes die before their first file"
+                log.event("job cannot start", logging.ERROR, reason=reason)
+                return self._end("stall", "stalled", reason)
+        return self._end("finish", "finished")
+
+    def _lose(self) -> Ending:
+        """Another worker has the job, or will: it reads our proofs, and clears up after us. If it
+        knows nothing of us, we do."""
+        if self._is_remembered():
+            self._paths.leave()
+        else:
+            self._paths.clear(self._lease.execution)
+        return "lost"
+
+    def _is_remembered(self) -> bool:
+        try:
+            return self._lease.is_remembered()
+        except RedisError:
+            return True
+
+    def _stall(self, reason: str) -> Ending:
+        """Gives the job back, because its directories cannot be used."""
+        about = {"run": self._lease.reference.run, "job": self._lease.reference.field}
+        log.event("directories cannot be used", logging.ERROR, **about, reason=reason)
+        return self._end("stall", "stalled", reason)
+
+    def _sweep(self) -> None:
+        """Once for each run: what dead workers have left in its output directory."""
+        run = self._lease.reference.run
+        if run not in _swept:
+            if len(_swept) >= MOST_SWEPT:
+                _swept.clear()
+            _swept.add(run)
+            self._paths.sweep(patience=SWEEP_PATIENCE)
+
+    def _take_over(self) -> None:
+        """Clears up after executions whose worker died with this job. What they can prove to have
+        done is done; all else is done again."""
+        claimed, progress = self._claimed, self._progress
+        if not claimed.earlier:
+            return
+        progress.isolated = True
+        for execution in claimed.earlier:
+            self._count_proven(execution)
+        for execution in claimed.earlier:
+            self._paths.restore(execution, claimed.files)
+            self._paths.clear(execution)
+        progress.collect()
+        now, marked = progress.cursor(), claimed.cursor.marked
+        if marked != NONE and (marked >= now.next or marked in now.retries):
+            self._charge(marked, "its worker died while at it (killed, out of memory?)", "")
+
+    def _count_proven(self, execution: str) -> None:
+        cursor = self._progress.cursor()
+        for index, device, inode in self._paths.proven(execution):
+            if not (cursor.next <= index < cursor.stop or index in cursor.retries):
+                continue
+            if self._shared.outcomes[index - self._first] == Outcome.OPEN:
+                there = self._paths.proof(self._claimed.files[index], device, inode)
+                if there is not None:
+                    self._shared.begin(index)
+                    self._close_finished(index, there)
+                    self._paths.renew_proof(index, device, inode)
+
+    def _finished(self, index: int) -> os.stat_result | None:
+        """The output, if it can be proven that the runner has put it in its place."""
+        for proven, device, inode in self._paths.proven(self._lease.execution):
+            if proven == index:
+                there = self._paths.proof(self._claimed.files[index], device, inode)
+                if there is not None:
+                    return there
+        return None
+
+    def _close_finished(self, index: int, there: os.stat_result) -> None:
+        """Does what the runner was killed before: notes that the output is in its place."""
+        bytes_in = self._paths.input_size(self._claimed.files[index])
+        bytes_out = 0 if stat.S_ISDIR(there.st_mode) else there.st_size
+        self._shared.end(index, Outcome.DONE, bytes_in, bytes_out)
+
+    def _process(self) -> int | bytes:
+        """One runner, from the job's being given to it to its being through with it.
+
+        Returns:
+            How it left the job, in a word; or if it has died, its exit code, negative for a signal.
+        """
+        claimed, first = self._claimed, self._first
+        cursor = self._progress.cursor()
+        files = claimed.files[first : cursor.stop]
+        self._supervisor.give(
+            JobMessage(
+                first=first,
+                files=files,
+                cursor=cursor,
+                parameters=claimed.parameters,
+                untouched=self._untouched,
+                paths=self._paths,
+                clock=self._clock,
+            )
+        )
+        outcome = self._watch()
+        self._progress.collect()
+        if isinstance(outcome, int):
+            self._progress.drop_half_a_line()
+        return outcome
+
+    def _watch(self) -> int | bytes:
+        """Signs of life, checkpoints, marks, the time limit."""
+        context, shared, supervisor = self._context, self._shared, self._supervisor
+        shared.overdue = NONE
+        beat_due = time.monotonic() + context.settings.heartbeat
+        lines = [supervisor.line] if supervisor.line is not None else []
+        while True:
+            # A checkpoint that is due already waits for Redis to be asked again.
+            record_due = max(self._checkpoint_due, context.outage.ask_at)
+            due = min(beat_due, record_due, self._deadline())
+            if context.wakeup.wait(due - time.monotonic(), *lines):
+                word = supervisor.hear()
+                if word == runner.MARK:
+                    self._mark()
+                elif word:
+                    return word
+                else:
+                    lines = []  # its death is a signal of its own
+            if context.wakeup.stopping:
+                shared.ask_to_stop()
+            if (code := supervisor.death()) is not None:
+                return code
+            if shared.overdue == NONE and time.monotonic() >= self._deadline():
+                self._stop_overdue()
+            now = time.monotonic()
+            if now >= min(beat_due, record_due):
+                beat_due = now + context.settings.heartbeat
+                self._beat()
+            if self._lost or context.wakeup.at_once:
+                supervisor.dismiss()
+                return -signal.SIGKILL
+
+    def _deadline(self) -> float:
+        """When the file in hand will have taken too long, on the monotonic clock."""
+        if self._shared.current == NONE or self._shared.overdue != NONE:
+            return float("inf")
+        return self._shared.started + self._claimed.parameters.timeout
+
+    def _stop_overdue(self) -> None:
+        """Kills the runner, in Python and in C code alike; before that it says where it hangs."""
+        self._shared.overdue, began = self._shared.current, self._shared.began
+        if self._shared.overdue == NONE:
+            return
+        try:
+            self._supervisor.signal(signal.SIGUSR2)
+            size, end = -1, time.monotonic() + DUMP_PATIENCE
+            while size != (size := self._supervisor.capture.size()) or size == 0:
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.02)
+        except ProcessLookupError:
+            pass
+        if (self._shared.current, self._shared.began) == (self._shared.overdue, began):
+            self._supervisor.kill()
+        else:
+            self._shared.overdue = NONE  # it has come to its end after all
+
+    def _attribute_crash(self, code: int) -> bool:
+        """Charges the runner's death to the file it had in hand. False if it had none."""
+        index = self._shared.current
+        if index == NONE:
+            log.event("process died without a file in hand", logging.WARNING, exit=code)
+            return False
+        there = self._finished(index)
+        if there is None and index != self._shared.overdue:
+            self._progress.stalled = self._paths.fault(None) or ""
+        self._paths.restore(self._lease.execution, self._claimed.files)
+        if self._progress.last_failed == (index, self._shared.began):
+            self._shared.end(index, Outcome.FAILED)  # it died after its last word on the file
+            self._progress.collect()
+            return True
+        if there is not None:
+            self._close_finished(index, there)
+            self._progress.collect()
+            return True
+        self._shared.drop_current()
+        if self._progress.stalled or self._was_stopped(code):
+            return True
+        if index == self._shared.overdue:
+            limit = f"{self._claimed.parameters.timeout:g} s"
+            how = f"took longer than its limit of {limit}, and was killed"
+            reason = f"{self._supervisor.capture.text()}\n{how}".strip()
+            self._charge(index, reason, "")
+        else:
+            self._charge(index, _cause_of_death(code), self._supervisor.capture.text())
+        return True
+
+    def _was_stopped(self, code: int) -> bool:
+        """Whether the runner died because the worker is to stop, and not of its file."""
+        wakeup = self._context.wakeup
+        if stops.is_death_by_stop(code):
+            end = time.monotonic() + runner.STOP_PATIENCE
+            while not wakeup.stopping and (left := end - time.monotonic()) > 0:
+                wakeup.wait(left)
+            return wakeup.stopping
+        return wakeup.at_once
+
+    def _charge(self, index: int, reason: str, output: str) -> None:
+        tries = self._progress.charge(index, reason, output)
+        log.event(
+            "file killed its process",
+            logging.WARNING,
+            run=self._lease.reference.run,
+            file=names.shown(self._claimed.files[index]),
+            tries=tries,
+            reason=reason.splitlines()[-1],
+        )
+
+    def _mark(self) -> None:
+        """Records that the runner is about to start a file, and lets it."""
+        self._progress.collect()
+        self._progress.marked = self._shared.wanted
+        while not (self._lost or self._context.wakeup.stopping):
+            self._checkpoint_due = 0.0
+            carries_mark = self._unanswered is None  # else an older batch goes first
+            if not self._beat():
+                self._wait_for_redis()
+            elif carries_mark:
+                break
+        go = not (self._lost or self._shared.stopping or self._context.wakeup.stopping)
+        self._supervisor.answer(runner.GO if go else runner.STOP)
+
+    def _beat(self) -> bool:
+        """A sign of life, with a checkpoint if one is due. False if Redis is away."""
+        self._context.alive()
+        self._paths.show_life()
+        if self._context.outage.left():
+            return False
+        if self._unanswered is None and time.monotonic() >= self._checkpoint_due:
+            self._checkpoint_due = time.monotonic() + self._context.settings.checkpoint
+            self._progress.collect()
+            self._unanswered = self._next_batch()
+        return self._send("continue", self._unanswered)
+
+    def _next_batch(self) -> Unanswered:
+        self._number += 1
+        return Unanswered(self._number, self._progress.cursor(), self._progress.take())
+
+    def _send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
+        """False if Redis is away: then the same batch must be sent again.
+
+        Raises:
+            RedisError: Redis refuses it, and would refuse it again.
+        """
+        try:
+            if batch is not None:
+                answer = self._lease.checkpoint(
+                    action, batch.number, batch.cursor, batch.batch, reason
+                )
+            else:
+                answer = self._lease.checkpoint(action)
+        except RedisError as error:
+            self._context.statistics.redis_errors += 1
+            if not is_outage(error):
+                self._supervisor.dismiss()
+                raise
+            self._context.outage.noted(error)
+            return False
+        self._context.outage.over()
+        self._answered_at = time.monotonic()
+        self._unanswered = None
+        verdict, pending = answer
+        if batch is not None and verdict in ("held", "stop"):
+            self._context.statistics.recorded(batch.batch)
+        self._shared.others_wait = pending > 0
+        if verdict == "stop":
+            self._shared.ask_to_stop()
+        elif verdict != "held":
+            self._lost = True
+        return True
+
+    def _end(self, action: Action, ending: Ending, reason: str = "") -> Ending:
+        """Records the rest and gives the lease up, however long Redis is away."""
+        self._progress.marked = NONE  # nothing is in hand
+        silent = time.monotonic() - self._answered_at
+        if (
+            silent > FENCE_AFTER * self._context.settings.heartbeat
+            and not self._context.outage.left()
+        ):
+            # Others may have thought us dead: then they need what is removed below.
+            self._send("continue", self._unanswered)
+            if self._lost:
+                return self._lose()
+        # Whoever sees the end sees no temporary file.
+        if not self._paths.clear(self._lease.execution):
+            self._supervisor.dismiss()  # with what the processor has left running
+            self._paths.clear(self._lease.execution)
+        last: Unanswered | None = None
+        sent_before = False
+        while True:
+            if self._unanswered is not None:
+                through = self._send("continue", self._unanswered)
+            else:
+                last = last or self._next_batch()
+                through = self._send(action, last, reason)
+                if through:
+                    # Lost at the second time of asking: the first has been recorded.
+                    return "lost" if self._lost and not sent_before else ending
+                sent_before = True
+            if self._lost:
+                return "lost"
+            while self._context.outage.left():
+                self._context.alive()
+                self._wait_for_redis()
+                patience = 0.0 if self._context.wakeup.at_once else OUTAGE_PATIENCE
+                if self._context.wakeup.stopping and self._context.outage.lasted() > patience:
+                    return "abandoned"
+
+    def _wait_for_redis(self) -> None:
+        """Until it may be asked again; a signal, and the next sign of life, end the wait sooner."""
+        settings = self._context.settings
+        self._context.wakeup.wait(min(self._context.outage.left(), settings.heartbeat))
+
+
+def _cause_of_death(code: int) -> str:
+    if code >= 0:
+        return f"its process ended itself with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"its process was killed by {name}{hint}"

@@ -1,0 +1,128 @@
+"""Whose fault it was that a file failed: its own, or that of the directories it was to be read from
+and written to. What is said is what is found now: a fault that has passed already is not seen.
+"""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+
+from imece import names
+from imece_worker.directories import Tree
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+BROKEN = (errno.ESTALE, errno.ENOTCONN, errno.EIO)
+PROBE = 2**16
+LITTLE_ROOM = 64 * 2**20
+"""Bytes. With less than this, a failure for want of room is the place's and not the file's."""
+
+
+def fault(
+    error: BaseException | None, inputs: Tree, outputs: Tree | None, staging_directory: int | None
+) -> str | None:
+    """What is wrong with the run's directories, so that a file failed with this error; None:
+    nothing.
+
+    Args:
+        staging_directory: the descriptor of the directory in which outputs are written, if it is
+            open.
+    """
+    numbers = set(_errnos(error))
+    text = _text(error)
+    said_full = bool(numbers.intersection(FULL)) or any(
+        os.strerror(number) in text for number in FULL
+    )
+    shown = f"the input directory {names.shown(inputs.path)}"
+    if (flaw := _flaw(inputs, os.R_OK | os.X_OK)) is not None:
+        return f"{shown} {flaw}"
+    if outputs is not None:
+        shown = f"the output directory {names.shown(outputs.path)}"
+        flaw = _flaw(outputs, os.W_OK | os.X_OK) or _probe(outputs, staging_directory, said_full)
+        if flaw is not None:
+            return f"{shown} {flaw}"
+    if said_full and _is_full(tempfile.gettempdir()):
+        return f"the directory for temporary files {tempfile.gettempdir()} is full"
+    return None
+
+
+def _flaw(tree: Tree, rights: int) -> str | None:
+    """What is wrong with a root."""
+    try:
+        if not tree.is_in_place():
+            return "is not the one it was when the job was begun"
+        if rights & os.W_OK and os.statvfs(tree.path).f_flag & os.ST_RDONLY:
+            return "is read-only"
+    except OSError as error:
+        return _described(error.errno) or f"cannot be looked at: {error.strerror}"
+    if not os.access(tree.path, rights):
+        return "cannot be written to" if rights & os.W_OK else "cannot be read"
+    return None
+
+
+def _probe(outputs: Tree, staging_directory: int | None, said_full: bool) -> str | None:
+    """Writes a little to the output directory."""
+    name = names.TEMPORARY_PREFIX + b"probe-%d" % os.getpid()
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        room = os.statvfs(outputs.path)
+        try:
+            directory = staging_directory if staging_directory is not None else outputs.root
+            number = os.open(name, flags, 0o600, dir_fd=directory)
+        except FileNotFoundError:  # the file has removed the staging directory
+            directory = outputs.root
+            number = os.open(name, flags, 0o600, dir_fd=directory)
+        try:
+            written = os.write(number, bytes(PROBE))
+        finally:
+            os.close(number)  # where a network file system tells
+            os.unlink(name, dir_fd=directory)
+    except OSError as error:
+        return _described(error.errno)
+    little = room.f_blocks and room.f_bavail * room.f_frsize < LITTLE_ROOM
+    return "is full" if written < PROBE or (said_full and little) else None
+
+
+def _described(number: int | None) -> str | None:
+    if number in FULL:
+        return "is full"
+    if number == errno.EROFS:
+        return "is read-only"
+    if number == errno.ENOENT:
+        return "is gone"
+    if number in BROKEN:
+        return f"cannot be used: {os.strerror(number or 0)}"
+    return None
+
+
+def _is_full(directory: str) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as stream:
+            return stream.write(bytes(PROBE)) != PROBE
+    except OSError as error:
+        return error.errno in FULL
+
+
+def _text(error: BaseException | None) -> str:
+    """What an error says; a processor's own class may fail to."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def _errno(error: BaseException) -> int | None:
+    try:
+        number = getattr(error, "errno", None)
+    except Exception:  # a processor's own class
+        return None
+    return number if isinstance(number, int) else None
+
+
+def _errnos(error: BaseException | None) -> Iterator[int]:
+    """Those of an error and of all it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if (number := _errno(error)) is not None:
+            yield number
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,86 @@
+"""The worker's page for Prometheus. docs/reference/metrics.md explains each metric.
+
+Imported only where it is wanted. Served by a thread of the worker, from which runners are
+forked meanwhile. That is safe as long as the thread holds no lock a runner could need: it
+writes nothing, and it imports nothing once it runs (a test sees to that).
+"""
+
+import os
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Metric, core, start_http_server
+
+from imece.errors import SettingsError
+from imece_worker.statistics import WorkerStatistics
+
+EXPONENTS = range(10, 33, 2)
+"""Of the histogram's bounds, 2^e microseconds: from a millisecond to 71 minutes."""
+
+
+class Page:
+    """A collector: makes the metrics from the tally whenever Prometheus asks."""
+
+    def __init__(self, statistics: WorkerStatistics) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        def counter(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
+            family = core.CounterMetricFamily(name, text, labels=[label])
+            for value, count in values.items():
+                family.add_metric([value], count)
+            return family
+
+        now = self._statistics
+        outcomes = {"done": now.done, "failed": now.failed, "skipped": now.skipped}
+        yield counter("imece_files", "Files ended, by outcome", "outcome", outcomes)
+        yield core.CounterMetricFamily(
+            "imece_file_retries", "Failed tries of files that get another one", value=now.retried
+        )
+        moved = {"in": now.bytes_in, "out": now.bytes_out}
+        yield counter("imece_bytes", "Bytes of files done", "direction", moved)
+        yield core.HistogramMetricFamily(
+            "imece_file_seconds",
+            "Seconds a file took that was done",
+            buckets=self._buckets(),
+            sum_value=now.microseconds / 1e6,
+        )
+        yield counter("imece_jobs", "Bucket jobs taken, by ending", "ending", now.jobs)
+        yield core.CounterMetricFamily(
+            "imece_redis_errors", "Calls to Redis that failed", value=now.redis_errors
+        )
+        lag = now.lag()
+        yield core.GaugeMetricFamily(
+            "imece_worker_busy", "1 while a bucket job is in hand", value=lag is not None
+        )
+        yield core.GaugeMetricFamily(
+            "imece_checkpoint_lag_seconds",
+            "Seconds since the last recorded checkpoint of the job in hand",
+            value=lag or 0.0,
+        )
+
+    def _buckets(self) -> list[tuple[str, float]]:
+        durations = self._statistics.durations
+        counts = {exponent: durations[exponent] for exponent in range(64)}  # a snapshot
+        below = [
+            (repr(2**bound / 1e6), sum(counts[e] for e in range(bound + 1))) for bound in EXPONENTS
+        ]
+        return [*below, ("+Inf", sum(counts.values()))]
+
+
+def serve(statistics: WorkerStatistics, port: int) -> None:
+    """Starts to serve the page.
+
+    Raises:
+        SettingsError: the port cannot be had.
+    """
+    registry = CollectorRegistry()
+    registry.register(Page(statistics))
+    try:
+        server, _ = start_http_server(port, registry=registry)
+    except OSError as error:
+        raise SettingsError(
+            f"IMECE_METRICS_PORT: port {port} cannot be listened on: "
+            f"{error.strerror}; workers on one host need a port each"
+        ) from None
+    # A runner does not need it, and what it may leave behind must not hold the port.
+    os.register_at_fork(after_in_child=server.socket.close)

@@ -1,0 +1,297 @@
+"""The outputs of a job: each is written in the execution's staging directory, a directory of its
+own in the output directory (imece/files/staging.py), and renamed when it is whole; carried first,
+where its place is on another file system.
+
+Written beside their places, outputs would make workers wait for each other: a directory takes one
+new name at a time (bench/process.py). And what an execution leaves behind is removed in one go.
+After each output was put there its directory is looked for: if it was moved away, the output is not
+done. What is moved away with its directory later is not followed.
+"""
+
+import errno
+import os
+import shutil
+import stat
+
+from imece import names
+from imece.files import beneath, staging
+from imece.files.staging import StagingDirectory
+from imece_worker.directories import PathError, Tree, identity
+from imece_worker.private import InputLink, path_by
+from imece_worker.signature import is_emptied, is_signed, sign
+
+BACKUP = b".old"
+"""What a temporary output's name ends in while the older output it replaces lies beside it."""
+
+LONGEST_ENDING = 32
+IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
+"""A directory takes the place of nothing but an empty directory, and a file of no directory."""
+
+KINDS = {
+    stat.S_IFDIR: "a directory that imece has not made for this file",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+class Outputs:
+    """The output directory's.
+
+    Args:
+        suffix: see `names.with_suffix`.
+        execution: names the staging directory, so that no other execution writes to the same.
+        overwrite: whether a directory output takes the place of any directory, and any output that
+            of a link.
+
+    Attributes:
+        staging_directory: while it is open.
+    """
+
+    def __init__(
+        self, root: bytes, suffix: bytes | None, execution: str, overwrite: bool, link: InputLink
+    ) -> None:
+        self.tree = Tree(root)
+        self.staging_directory: StagingDirectory | None = None
+        self._suffix = suffix
+        self._execution = execution
+        self._overwrite = overwrite
+        self._link = link
+        self._written = b""  # the path of the staging directory, for the processor
+        # Of the output in hand: its name, in parts too, relative to the root; where that is; and
+        # the name in the staging directory.
+        self._output = self._directory = self._last = b""
+        self._there = -1
+        self._temporary = b""
+
+    def name(self, name: bytes) -> bytes:
+        """Of an input's output, relative to the root."""
+        return names.with_suffix(name, self._suffix)
+
+    def temporary(self, index: int, output: bytes) -> bytes:
+        """The temporary output: short whatever the name, with the output's own ending, because
+        many a tool chooses the format by it. The underscore: what a processor writes beside its own
+        output, pages by their numbers say, must not lie where another file's output is looked for.
+        """
+        stem, dot, ending = output.rpartition(b"/")[2].rpartition(b".")
+        ending = (dot + ending)[-LONGEST_ENDING:] if stem.strip(b".") else b""
+        return b"%d_%s" % (index, ending)
+
+    def is_current(self, name: bytes, since: int) -> bool:
+        """Whether the output is there, and no older than the input, of this time in nanoseconds.
+
+        Raises:
+            PlaceError: what is there is not ours to replace.
+        """
+        there = self.existing(name)
+        if there is None:
+            return False
+        output = self.name(name)
+        directory, _, last = output.rpartition(b"/")
+        number = self.tree.directory(directory)
+        if not stat.S_ISREG(there.st_mode):
+            if not stat.S_ISDIR(there.st_mode) or not is_signed(number, last, output):
+                raise self._in_the_way(there, output)
+            if is_emptied(number, last):
+                return False
+        return there.st_mtime_ns >= since
+
+    def existing(self, name: bytes) -> os.stat_result | None:
+        """What is in the output's place already, if anything."""
+        directory, _, last = self.name(name).rpartition(b"/")
+        try:
+            found = os.lstat(last, dir_fd=self.tree.directory(directory))
+        except (OSError, PathError):
+            return None
+        return found if self.tree.leads_to_held(directory) else None
+
+    def _in_the_way(self, there: os.stat_result, output: bytes) -> PathError:
+        what = KINDS.get(stat.S_IFMT(there.st_mode), "a device")
+        path = names.shown(os.path.join(self.tree.path, output))
+        return PathError(
+            f"{path} is in the way: {what}. Move it away, then: imece retry RUN "
+            "(with imece local: the same call)",
+            errno.EEXIST,
+        )
+
+    def device(self, found: os.stat_result) -> int:
+        """As in a proof, see `staging.RENAME`."""
+        return 0 if found.st_dev == self.tree.device else found.st_dev
+
+    def prepare(self, index: int, name: bytes) -> bytes:
+        """Makes the directory the output goes to, and the staging directory; the path to write to.
+
+        Raises:
+            PlaceError: one cannot be made, or a link leads it out of the output directory.
+        """
+        output = name if self._suffix is None else self.name(name)
+        directory, _, last = output.rpartition(b"/")
+        try:
+            self._there = self.tree.directory(directory, make=True)
+            if self.staging_directory is None:
+                self._open_staging_directory()
+        except OSError as error:
+            wanted = os.path.join(self.tree.path, directory)
+            raise PathError(
+                f"the directory {names.shown(wanted)} cannot be made: {error.strerror}", error.errno
+            ) from None
+        self._output, self._directory, self._last = output, directory, last
+        self._temporary = temporary = self.temporary(index, last)
+        return self._written + temporary
+
+    def _open_staging_directory(self) -> None:
+        self.staging_directory = StagingDirectory.make(self.tree.root, self._execution)
+        if self._link.is_there:
+            self._written = path_by(self.staging_directory.number) + b"/"
+        else:
+            self._written = os.path.join(self.tree.path, self.staging_directory.name, b"")
+
+    def commit(self, index: int, name: bytes) -> int:
+        """Puts the finished output in its place; its size in bytes (0 for a directory).
+
+        Raises:
+            PlaceError: the processor has not written it, or it cannot be put there.
+        """
+        try:
+            return self._commit(index)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                why = error.strerror or error
+                text = f"the output cannot be put in its place: {why}"
+                raise PathError(text, error.errno) from None
+        self.forget()  # the processor has closed what it has not opened
+        self.prepare(index, name)
+        try:
+            return self._commit(index)
+        except OSError as error:
+            text = f"the output cannot be put in its place: {error.strerror}"
+            raise PathError(text, error.errno) from None
+
+    def _commit(self, index: int) -> int:
+        place, temporary = self.staging_directory, self._temporary
+        assert place is not None  # noqa: S101 - `prepare` has opened it
+        try:
+            found = os.stat(temporary, dir_fd=place.number, follow_symlinks=False)
+        except FileNotFoundError:
+            raise PathError("the processor returned without writing its output") from None
+        is_directory = False
+        if not stat.S_ISREG(found.st_mode):
+            is_directory = stat.S_ISDIR(found.st_mode)
+            if not is_directory:
+                raise PathError("the processor's output is neither a file nor a directory")
+            sign(place.number, temporary, self._output)
+        place.prove(index, self.device(found), found.st_ino)
+        try:
+            self._put(place.number, is_directory)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._carry(index, is_directory)
+        if not self.tree.leads_to_held(self._directory):
+            raise PathError("the output's directory was moved away while it was put there")
+        return 0 if is_directory else found.st_size
+
+    def _put(self, source: int, is_directory: bool) -> None:
+        """From a directory of ours to its place, where it replaces what it may."""
+        temporary, last, there = self._temporary, self._last, self._there
+        try:
+            older = os.lstat(last, dir_fd=there)
+        except FileNotFoundError:
+            pass
+        else:
+            self._check_yields(older, is_directory)
+        try:
+            os.rename(temporary, last, src_dir_fd=source, dst_dir_fd=there)
+        except OSError as error:
+            if error.errno not in IN_THE_WAY:
+                raise
+            self._replace(source, is_directory)
+
+    def _check_yields(self, older: os.stat_result, is_directory: bool) -> None:
+        """Raises PlaceError unless what is in the output's place may be replaced."""
+        if stat.S_ISREG(older.st_mode):
+            return
+        if stat.S_ISDIR(older.st_mode):
+            yields = is_directory and self._overwrite
+            yields = yields or is_signed(self._there, self._last, self._output)
+        else:
+            yields = stat.S_ISLNK(older.st_mode) and self._overwrite
+        if not yields:
+            raise self._in_the_way(older, self._output)
+
+    def _replace(self, source: int, is_directory: bool) -> None:
+        """A directory goes for another, or for a file, or a file for a directory."""
+        temporary, last, there = self._temporary, self._last, self._there
+        backup = temporary + BACKUP
+        older = os.lstat(last, dir_fd=there)
+        self._check_yields(older, is_directory)
+        os.rename(last, backup, src_dir_fd=there, dst_dir_fd=source)
+        try:
+            if identity(os.lstat(backup, dir_fd=source)) != identity(older):
+                raise PathError("what lies where the output goes was replaced meanwhile")
+            os.rename(temporary, last, src_dir_fd=source, dst_dir_fd=there)
+        except (OSError, PathError):
+            if not beneath.is_there(last, there):
+                os.rename(backup, last, src_dir_fd=source, dst_dir_fd=there)
+            raise
+        beneath.remove(backup, source)
+
+    def _carry(self, index: int, is_directory: bool) -> None:
+        """To another file system: copied to the output's side, into a directory that is for us
+        alone as well, and renamed there when it is whole."""
+        place, temporary, there = self.staging_directory, self._temporary, self._there
+        assert place is not None  # noqa: S101 - `prepare` has opened it
+        name = place.name + staging.CARRIED
+        directory = self.tree.resolve(self._directory)
+        beside = os.path.join(directory, name)
+        place.note_copy_target(directory)
+        beneath.remove(name, there)
+        copy_target = staging.open_private(there, name, make=True)
+        try:
+            # Nobody else may write to either directory: paths by their descriptors hold.
+            old, new = self._path(place.number, place.name), self._path(copy_target, beside)
+            old, new = os.path.join(old, temporary), os.path.join(new, temporary)
+            if is_directory:
+                shutil.copytree(os.fsdecode(old), os.fsdecode(new), symlinks=True)
+            else:
+                shutil.copy2(old, new)
+            if is_directory:
+                sign(copy_target, temporary, self._output)
+            copied = os.lstat(temporary, dir_fd=copy_target)
+            place.prove(index, self.device(copied), copied.st_ino)
+            self._put(copy_target, is_directory)
+        finally:
+            os.close(copy_target)
+            beneath.remove(name, there)
+        beneath.remove(temporary, place.number)
+
+    def _path(self, number: int, path: bytes) -> bytes:
+        """Of a directory in the output directory."""
+        if self._link.is_there:
+            return path_by(number)
+        return os.path.join(self.tree.path, path)
+
+    def discard(self, index: int, name: bytes) -> None:
+        """Removes what there is of an output that will not be."""
+        if self.staging_directory is not None:
+            try:
+                beneath.remove(
+                    self.temporary(index, self.name(name)), self.staging_directory.number
+                )
+            except OSError:
+                pass
+
+    def forget(self) -> None:
+        """Looks at every directory afresh from here on."""
+        if self.staging_directory is not None and self.staging_directory.lock is None:
+            self.close_staging_directory()
+        self.tree.forget()
+
+    def close_staging_directory(self) -> None:
+        if self.staging_directory is not None:
+            self.staging_directory.close()
+            self.staging_directory = None
+
+    def close(self) -> None:
+        self.close_staging_directory()
+        self.tree.forget()

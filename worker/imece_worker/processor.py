@@ -1,0 +1,154 @@
+"""The user's code: one input path in, one output path out.
+
+Named by the worker's settings, never by what is in the queue.
+"""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from imece.errors import SettingsError
+from imece.process import follow_parent
+from imece.run.failure import LONGEST_REASON
+from imece.settings import Settings
+from imece_worker import descriptors, stops
+from imece_worker.capture import Capture
+
+
+class Processor(Protocol):
+    """Processes one file, or raises.
+
+    Args:
+        source: path of the input.
+        target: path to write the output to; None if the run wants no output.
+
+    Attributes:
+        captures: what takes in what it prints, beside the runner's own.
+        files: what it opened when it was loaded, and keeps open.
+    """
+
+    captures: Sequence[Capture]
+    files: dict[int, descriptors.Identity]
+
+    def __call__(self, source: bytes, target: bytes | None) -> None: ...
+
+
+class CommandError(Exception):
+    """The program failed; the text is the reason to keep.
+
+    Attributes:
+        code: its exit code, negative for a signal.
+    """
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Function:
+    """`package.module:function`, imported once, before any fork."""
+
+    captures: Sequence[Capture] = ()
+
+    def __init__(self, spec: str) -> None:
+        before = descriptors.opened()
+        module, _, attributes = spec.partition(":")
+        try:
+            found: object = importlib.import_module(module)
+            for attribute in attributes.split("."):
+                found = getattr(found, attribute)
+        except AttributeError as error:
+            raise SettingsError(f"IMECE_PROCESSOR={spec}: {error}") from None
+        except BaseException as error:
+            what = "".join(traceback.format_exception_only(error)).strip()
+            raise SettingsError(
+                f"IMECE_PROCESSOR={spec}: importing {module} failed with {what}. It must be "
+                "installed, or lie in the directory the worker starts in"
+            ) from None
+        if not callable(found):
+            raise SettingsError(f"IMECE_PROCESSOR={spec}: that is not a function")
+        self._function: Callable[[str, str | None], object] = found
+        self.files = {
+            number: identity
+            for number, identity in descriptors.opened().items()
+            if before.get(number) != identity
+        }
+
+    def __call__(self, source: bytes, target: bytes | None) -> None:
+        self._function(os.fsdecode(source), os.fsdecode(target) if target is not None else None)
+
+
+class Command:
+    """A program, started once a file, without a shell."""
+
+    _PLACES = re.compile(rb"\{(input|output)\}")
+
+    def __init__(self, template: str) -> None:
+        try:
+            words = shlex.split(template)
+        except ValueError:
+            raise SettingsError("IMECE_COMMAND: a quotation is not closed") from None
+        if not words or "{input}" not in template:
+            raise SettingsError(
+                "IMECE_COMMAND: takes a program and its arguments with {input} in them"
+            )
+        program = shutil.which(words[0])
+        if program is None:
+            raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]} here")
+        self._words = [os.fsencode(word) for word in (program, *words[1:])]
+        self.writes_output = "{output}" in template
+        self._errors = Capture()
+        self.captures: Sequence[Capture] = (self._errors,)
+        self.files: dict[int, descriptors.Identity] = {}
+
+    def __call__(self, source: bytes, target: bytes | None) -> None:
+        values = {b"input": source, b"output": target or b""}
+        signals = stops.heard()
+        words = [self._PLACES.sub(lambda place: values[place[1]], word) for word in self._words]
+        self._errors.clear()
+        # Standard output goes where the runner's own goes: into its capture.
+        ended = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stderr=self._errors.number,
+            preexec_fn=partial(follow_parent, os.getpid(), signal.SIGKILL),
+            check=False,
+        )
+        if ended.returncode == 0 and stops.heard() == signals:
+            return
+        said = self._errors.end(LONGEST_REASON)
+        if ended.returncode < 0:
+            how = f"was killed by signal {-ended.returncode}"
+        elif ended.returncode == 0:
+            how = "was told by a signal to stop, and may not have come to its end"
+        else:
+            how = f"ended with exit code {ended.returncode}"
+        program = os.fsdecode(os.path.basename(words[0]))
+        lines = said.splitlines()
+        end = f"{program} {how}: {lines[-1]}" if lines else f"{program} {how}"
+        reason = "\n".join([*lines, end]) if len(lines) > 1 else end
+        raise CommandError(reason, ended.returncode)
+
+
+def load(settings: Settings) -> Function | Command:
+    """The processor the settings name.
+
+    Raises:
+        SettingsError: there is none, or it cannot be had.
+    """
+    if settings.processor:
+        return Function(settings.processor)
+    if settings.command:
+        return Command(settings.command)
+    raise SettingsError(
+        "no processor: set IMECE_PROCESSOR=package.module:function, "
+        "or IMECE_COMMAND='tool --in {input} --out {output}'"
+    )

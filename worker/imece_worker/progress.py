@@ -1,0 +1,140 @@
+"""The parent's account of a bucket job: from what runners leave behind to batches for Redis."""
+
+import heapq
+import json
+import time
+from collections import Counter
+
+from imece.run.cursor import Cursor, PendingRetry
+from imece.run.failure import Failure
+from imece.run.lease import Batch, Claimed
+from imece_worker.journal import Journal
+from imece_worker.retry import ServerClock, next_try, taken_over
+from imece_worker.shared import NONE, Outcome, SharedProgress
+
+OPEN = bytes([Outcome.OPEN])
+
+SLOWEST = 3
+"""How many of a batch's files are put forward as the run's slowest."""
+
+
+class Progress:
+    """Where the job is, and what has happened since the last batch was taken.
+
+    Args:
+        journal: the runners' failed tries, one JSON line each.
+        clock: what retries go by.
+    """
+
+    def __init__(
+        self,
+        claimed: Claimed,
+        shared: SharedProgress,
+        journal: Journal,
+        worker: str,
+        clock: ServerClock,
+    ) -> None:
+        self._claimed = claimed
+        self._clock = clock
+        self._shared = shared
+        self._journal = journal
+        self._read = 0
+        self._worker = worker
+        self._next = claimed.cursor.next
+        self._retries = taken_over(claimed.cursor.retries, claimed.parameters, clock)
+        self._batch = Batch()
+        self.isolated = claimed.cursor.isolated
+        self.marked = NONE
+        self.last_failed = (NONE, 0)
+        """The last failed try a runner has put on record: which file, and when it was begun."""
+        self.stalled = ""
+        """What is wrong with the run's directories, if a runner has found that."""
+
+    def finished(self) -> bool:
+        return self._next == self._claimed.cursor.stop and not self._retries
+
+    def cursor(self) -> Cursor:
+        stop = self._claimed.cursor.stop
+        return Cursor(self._next, stop, dict(self._retries), self.isolated, self.marked)
+
+    def note_untouched(self) -> None:
+        """There was no output in the run's directory before its first job."""
+        self._batch.untouched = True
+
+    def take(self) -> Batch:
+        """What has happened since the last call; from here on the caller answers for it."""
+        batch, self._batch = self._batch, Batch()
+        return batch
+
+    def collect(self) -> None:
+        """Reads what the runner has written since the last call."""
+        for line in self._new_lines():
+            entry = json.loads(line)
+            if "stalled" in entry:
+                self.stalled = entry["stalled"]
+                continue
+            retry = PendingRetry(entry["tries"], entry["due"]) if entry["due"] is not None else None
+            self._fail(entry["index"], entry["tries"], retry, entry["reason"], entry["output"])
+            self.last_failed = (entry["index"], entry["began"])
+        shared, first = self._shared, self._shared.first
+        outcomes, _, _ = bytes(shared.outcomes[self._next - first :]).partition(OPEN)
+        failed = int(Outcome.FAILED)
+        ended = [index for index, outcome in enumerate(outcomes, self._next) if outcome != failed]
+        self._next += len(outcomes)
+        # A retry that ended well: its row is no longer the failed one.
+        for index in [index for index in self._retries if first <= index < self._next]:
+            if shared.outcomes[index - first] in (Outcome.DONE, Outcome.SKIPPED):
+                ended.append(index)
+        if self._retries:
+            ended = sorted(set(ended))
+            for index in ended:
+                self._retries.pop(index, None)
+        self._count(ended)
+        if self.marked != NONE and shared.outcomes[self.marked - first] != Outcome.OPEN:
+            self.marked = NONE
+
+    def charge(self, index: int, reason: str, output: str) -> int:
+        """A try of this file killed its process; how often it has been tried now."""
+        tries = self._retries[index].tries + 1 if index in self._retries else 1
+        retry = next_try(tries, self._claimed.parameters, self._clock)
+        self._fail(index, tries, retry, reason, output)
+        if index == self._next:
+            self._next += 1
+        return tries
+
+    def drop_half_a_line(self) -> None:
+        """After `collect`, and once the runner is dead: it may have been killed while it wrote.
+        What the next one writes must not be read as the line's other half."""
+        self._journal.clear(self._read)
+
+    def _new_lines(self) -> list[bytes]:
+        whole, newline, _ = self._journal.read(self._read).rpartition(b"\n")
+        self._read += len(whole) + len(newline)
+        return whole.splitlines()
+
+    def _fail(
+        self, index: int, tries: int, retry: PendingRetry | None, reason: str, output: str
+    ) -> None:
+        if retry is not None:
+            self._retries[index] = retry
+            self._batch.retried += 1
+            return
+        self._retries.pop(index, None)
+        self._batch.failed += 1
+        failure = Failure(reason, tries, time.time(), self._worker, output)
+        self._batch.failures.append((self._claimed.files[index], failure))
+
+    def _count(self, ended: list[int]) -> None:
+        shared, batch, first = self._shared, self._batch, self._shared.first
+        outcomes, done = bytes(shared.outcomes), int(Outcome.DONE)
+        rows = [index - first for index in ended if outcomes[index - first] == done]
+        took = shared.microseconds
+        batch.done += len(rows)
+        batch.skipped += len(ended) - len(rows)
+        batch.bytes_in += sum(map(shared.bytes_in.__getitem__, rows))
+        batch.bytes_out += sum(map(shared.bytes_out.__getitem__, rows))
+        batch.microseconds += sum(map(took.__getitem__, rows))
+        for exponent, count in Counter(took[row].bit_length() for row in rows).items():
+            batch.durations[exponent] = batch.durations.get(exponent, 0) + count
+        for row in heapq.nlargest(SLOWEST, rows, key=took.__getitem__):
+            batch.slowest.append((self._claimed.files[first + row], took[row]))

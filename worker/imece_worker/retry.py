@@ -1,0 +1,55 @@
+"""When a file that failed is tried again: one rule, on one clock for all workers, the server's."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from imece.run.cursor import PendingRetry
+from imece.run.store import Parameters
+
+LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True)
+class ServerClock:
+    """The server's clock, carried forward by this machine's monotonic one, which the processes of a
+    machine share. What the machine takes for the time of day has no part in it.
+
+    Attributes:
+        ahead: by how many seconds the server's clock is ahead of the monotonic one.
+    """
+
+    ahead: float
+
+    @classmethod
+    def at(cls, now: float) -> "ServerClock":
+        """The one that shows this time now, epoch seconds."""
+        return cls(now - time.monotonic())
+
+    def now(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+def pause(tries: int, parameters: Parameters) -> float:
+    """Seconds a file waits after so many failed tries."""
+    doublings = min(tries - 1, 1000)  # a float holds no more
+    return float(min(parameters.retry_pause * 2.0**doublings, LONGEST_PAUSE))
+
+
+def next_try(tries: int, parameters: Parameters, clock: ServerClock) -> PendingRetry | None:
+    """What a file is owed after `tries` failed tries; None: quarantine."""
+    if tries > parameters.retries:
+        return None
+    return PendingRetry(tries, clock.now() + pause(tries, parameters))
+
+
+def taken_over(
+    retries: Mapping[int, PendingRetry], parameters: Parameters, clock: ServerClock
+) -> dict[int, PendingRetry]:
+    """What another worker owed, with no wait longer than the pause: its clock may have been wrong,
+    or the server's may have been set back since."""
+    now = clock.now()
+    return {
+        index: PendingRetry(entry.tries, min(entry.due, now + pause(entry.tries, parameters)))
+        for index, entry in retries.items()
+    }

@@ -1,0 +1,313 @@
+"""The runner: a forked child that processes the files of bucket jobs.
+
+It never speaks to Redis. What it does stands in the shared progress and the journal it shares with
+its parent (imece_worker/execution.py), so nothing is lost when a file kills it. A crash or leak
+stays in it.
+"""
+
+import faulthandler
+import gc
+import io
+import json
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import NoReturn
+
+from imece.process import follow_parent
+from imece.run.failure import LONGEST_REASON, tail
+from imece_worker import descriptors, stops
+from imece_worker.capture import Capture
+from imece_worker.directories import PathError
+from imece_worker.journal import Journal
+from imece_worker.message import JobMessage
+from imece_worker.processor import CommandError, Processor
+from imece_worker.retry import next_try
+from imece_worker.shared import Outcome, SharedProgress
+
+PATIENCE = 1.0
+"""Seconds a runner that had nothing else to do waits for a pause although other jobs wait: so that
+workers do not pass jobs to each other whose pauses are not over."""
+
+STOP_PATIENCE = 1.0
+"""Seconds a worker has to hear of a stop of which one of its processes may have died."""
+
+MARK, FINISHED, STOPPED, DEFERRED, STALLED = b"m", b"f", b"s", b"d", b"p"
+"""Runner to parent: the wish to have a file marked; how it is through with its job. Stalled: the
+run's directories cannot be used, and the journal says why."""
+
+GO, STOP = b"g", b"h"
+"""Parent to runner, in answer to that wish."""
+
+
+@dataclass(frozen=True)
+class RunnerContext:
+    """What a runner has for as long as it lives.
+
+    Attributes:
+        journal: where it writes one JSON line for each failed try.
+        capture: where what the processor prints goes.
+        line: to the parent.
+        memory_limit: bytes of address space, or None.
+    """
+
+    processor: Processor
+    shared: SharedProgress
+    journal: Journal
+    capture: Capture
+    line: socket.socket
+    memory_limit: int | None
+
+
+def run(context: RunnerContext, parent: int) -> NoReturn:
+    """The child's side of the fork: one job after the other. Does not come back."""
+    code: int = 1
+    try:
+        _settle(context, parent)
+        while (message := JobMessage.receive(context.line)) is not None:
+            context.line.send(Runner(context, message).work())
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _flush()
+        os._exit(code)
+
+
+def _settle(context: RunnerContext, parent: int) -> None:
+    """Makes a forked worker a runner."""
+    follow_parent(parent, signal.SIGKILL)
+    os.setpgrp()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    stops.only_note()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(context.capture.number, 1)
+    os.dup2(context.capture.number, 2)
+    _close_files_of_the_worker(context)
+    # The parent asks where a file hangs by SIGUSR2; answered even from within C code.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a crash takes nothing said with it
+    faulthandler.enable(2)
+    faulthandler.register(signal.SIGUSR2, 2)
+    if context.memory_limit is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (context.memory_limit, context.memory_limit))
+    random.seed()
+
+
+def _close_files_of_the_worker(context: RunnerContext) -> None:
+    """Closes what is the worker's alone: connections to Redis above all. What the processor opened
+    when it was imported stays its own."""
+    gc.freeze()  # no object of the worker's is to close a number that will be another file's
+    captures = (context.capture, *context.processor.captures)
+    kept = {0, 1, 2, context.line.fileno(), context.journal.number}
+    kept.update(capture.number for capture in captures)
+    descriptors.close_all_but(kept, context.processor.files)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # the processor closed or replaced it, or the disk is full: nothing to keep then
+
+
+class Runner:
+    """The loop over the files."""
+
+    def __init__(self, context: RunnerContext, message: JobMessage) -> None:
+        self._a = message
+        self._context = context
+        self._shared = context.shared
+        self._shared.look_at(message.first, message.first + len(message.files))
+        self._retries = dict(message.cursor.retries)
+        # To look for what is not there takes a quarter of a quick file's time in a large directory.
+        self._looks_for_outputs = not message.parameters.overwrite and (
+            message.cursor.isolated or not message.untouched
+        )
+        self._inputs, self._outputs = message.paths.inputs, message.paths.outputs
+        self._tried_any = False
+        self._stalled = False
+        self._pid = os.getpid()
+
+    def work(self) -> bytes:
+        """To the end of the job, or until it cannot go on."""
+        try:
+            return self._work()
+        finally:
+            self._a.paths.close()
+
+    def _work(self) -> bytes:
+        """First each file once, then those that failed, when their pauses are over."""
+        cursor = self._a.cursor
+        for index in range(cursor.next, cursor.stop):
+            if self._shared.outcomes[index - self._a.first] == Outcome.DONE:
+                continue  # proven to be done by a worker that died
+            if (word := self._try_next(index)) is not None:
+                return word
+        while self._retries:
+            index = min(self._retries, key=lambda retry: self._retries[retry].due)
+            if (reason := self._wait_for_retry(self._retries[index].due)) is not None:
+                return reason
+            self._shared.reopen(index)
+            if (word := self._try_next(index)) is not None:
+                return word
+        return FINISHED
+
+    def _try_next(self, index: int) -> bytes | None:
+        """One try of one file; how the job is left, if it is left with it."""
+        if self._shared.stopping or not self._may_start(index):
+            return STOPPED
+        counts = self._try(index)
+        if self._stalled:
+            return STALLED
+        return None if counts else STOPPED
+
+    def _wait_for_retry(self, due: float) -> bytes | None:
+        """Waits until a retry is due; gives way to a stop, and after a while to other jobs."""
+        patience_ends = time.monotonic() + (0 if self._tried_any else PATIENCE)
+        while (left := due - self._a.clock.now()) > 0:
+            if self._shared.stopping:
+                return STOPPED
+            if self._shared.others_wait and time.monotonic() >= patience_ends:
+                return DEFERRED
+            time.sleep(min(left, 0.05))
+        return STOPPED if self._shared.stopping else None
+
+    def _may_start(self, index: int) -> bool:
+        """In crash isolation: has the file marked, and waits until it is."""
+        if not self._a.cursor.isolated:
+            return True
+        self._shared.wanted = index
+        self._context.line.send(MARK)
+        while not select.select([self._context.line], [], [], 0.05)[0]:
+            if self._shared.stopping:
+                return False
+        return self._context.line.recv(1) == GO
+
+    def _try(self, index: int) -> bool:
+        """False if the try does not count."""
+        shared, name = self._shared, self._a.files[index - self._a.first]
+        self._tried_any = True
+        signals = stops.heard()
+        shared.begin(index)
+        paths = self._a.paths
+        try:
+            outcome, bytes_in, bytes_out = self._process(index, name)
+            _flush()
+            self._retries.pop(index, None)
+            shared.end(index, outcome, bytes_in, bytes_out)
+        except BaseException as error:
+            self._end_copy()
+            self._respect_time_limit(index)
+            _flush()
+            stopped = self._was_stopped(error, signals)
+            fault = None if stopped else paths.fault(error)
+            if self._outputs is not None:
+                self._outputs.discard(index, name)
+            paths.forget()  # no other file is to fail for a directory that is gone
+            if stopped:
+                shared.drop_current()
+                return False
+            if fault is not None:
+                self._stall(fault)
+            else:
+                self._record(index, _reason(error))
+                shared.end(index, Outcome.FAILED)
+        if not self._context.capture.silent():
+            self._context.capture.clear()
+        return True
+
+    def _was_stopped(self, error: BaseException, signals: int) -> bool:
+        """Whether a try failed, or may have, because all of the worker's processes were told to
+        stop: who can tell what a program, or a process that a function has started, made of it?
+
+        Args:
+            signals: how many this process had heard when the try was begun.
+        """
+        killed = isinstance(error, CommandError) and stops.is_death_by_stop(error.code)
+        if not killed and stops.heard() == signals:
+            return False
+        end = time.monotonic() + STOP_PATIENCE
+        while not self._shared.stopping and time.monotonic() < end:
+            time.sleep(0.01)
+        return self._shared.stopping
+
+    def _process(self, index: int, name: bytes) -> tuple[Outcome, int, int]:
+        inputs, outputs = self._inputs, self._outputs
+        found = inputs.look(name)
+        if outputs is None:
+            target = None
+        else:
+            if self._looks_for_outputs and outputs.is_current(name, found.st_mtime_ns):
+                return Outcome.SKIPPED, 0, 0
+            target = outputs.prepare(index, name)
+        self._context.processor(inputs.path, target)
+        self._end_copy()
+        self._respect_time_limit(index)
+        if inputs.changed():
+            raise PathError("the input changed while it was processed")
+        bytes_out = outputs.commit(index, name) if outputs is not None else 0
+        return Outcome.DONE, found.st_size, bytes_out
+
+    def _stall(self, fault: str) -> None:
+        """The place is at fault: the file in hand is not charged a try."""
+        self._stalled = True
+        self._context.journal.append(json.dumps({"stalled": fault}).encode() + b"\n")
+        self._shared.drop_current()
+
+    def _end_copy(self) -> None:
+        """Ends a child that the processor has forked and not ended: one runner keeps the shared
+        progress."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+    def _respect_time_limit(self, index: int) -> None:
+        """Waits to be killed if the file's time is up: the question where it hangs, a signal, may
+        have ended a call that hung, and what came of that is nothing to keep."""
+        while self._shared.overdue == index:
+            time.sleep(0.01)
+
+    def _record(self, index: int, reason: str) -> None:
+        """One line in the journal; the parent takes it from there."""
+        tries = self._retries[index].tries + 1 if index in self._retries else 1
+        retry = next_try(tries, self._a.parameters, self._a.clock)
+        if retry is None:
+            self._retries.pop(index, None)
+        else:
+            self._retries[index] = retry
+        line = {
+            "index": index,
+            "began": self._shared.began,
+            "tries": tries,
+            "due": retry.due if retry else None,
+            "reason": reason,
+            "output": self._context.capture.text(),
+        }
+        self._context.journal.append(json.dumps(line).encode() + b"\n")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, PathError | CommandError):
+        return str(error)
+    # Our own frames say nothing to the processor's author: begin at theirs.
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(
+        "imece_worker."
+    ):
+        frames = frames.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except Exception:  # a processor's own class
+        text = type(error).__name__
+    return tail(text, LONGEST_REASON)

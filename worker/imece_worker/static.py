@@ -1,0 +1,165 @@
+"""A static bucket: one share of a folder, without Redis. The way it was, for comparison and for
+clusters that have neither Redis nor KEDA.
+
+Runners, limits, retries, atomic outputs and skipping are those of every worker; only what would be
+recorded in Redis is counted here and logged.
+"""
+
+import logging
+import os
+import socket
+import time
+import uuid
+
+import mmh3
+
+from imece import names
+from imece.errors import SettingsError, UsageError
+from imece.files import listing
+from imece.run.cursor import Cursor
+from imece.run.job import Reference
+from imece.run.lease import Action, Batch, Claimed, Verdict
+from imece.run.store import SEED, Parameters, text_path
+from imece.settings import Settings
+from imece_worker import log, startup, stops
+from imece_worker.execution import Execution, WorkerContext
+from imece_worker.paths import Paths
+from imece_worker.statistics import WorkerStatistics
+from imece_worker.supervisor import Supervisor
+from imece_worker.wakeup import Wakeup
+from imece_worker.worker import touch
+
+FAILED = 1
+STOPPED = 143
+"""As a process that SIGTERM has ended: a bucket that is not done must not look like one that is."""
+
+LOG_PAUSE = 10.0
+
+
+def work(
+    settings: Settings, bucket: int, buckets: int, include: tuple[str, ...], suffix: str | None
+) -> int:
+    """Processes one bucket; the exit code.
+
+    Raises:
+        UsageError, SettingsError, ListingError: nothing can be processed as it stands.
+    """
+    stops.leave_with(STOPPED)  # until Wakeup listens
+    if not 0 <= bucket < buckets:
+        raise UsageError(f"--bucket-id {bucket}: takes 0 to {buckets - 1}, for {buckets} buckets")
+    parameters = parameters_of(settings, buckets, include, suffix)
+    startup.prepare(settings)
+    function, wakeup = startup.load_processor(settings), Wakeup()
+    files = files_of(bucket, parameters)
+    statistics = WorkerStatistics()
+    share = Share(bucket, len(files), statistics)
+    log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
+    # What a pod before this one has left is of no use to anybody: `kind` says whose it is.
+    kind = f"bucket {bucket} of {buckets}"
+    paths = Paths.of(settings, parameters, share.execution, kind)
+    if blocking_reason := paths.blocking_reason():
+        raise SettingsError(blocking_reason)
+    supervisor = Supervisor(function, settings.memory_limit)
+    context = WorkerContext(
+        name=f"{names.plain(socket.gethostname())}-{os.getpid()}",
+        settings=settings,
+        supervisor=supervisor,
+        wakeup=wakeup,
+        alive=lambda: touch(settings.heartbeat_file),
+        statistics=statistics,
+    )
+    claimed = Claimed(
+        Cursor(0, len(files)), [], parameters, time.time(), files, pending=0, untouched=False
+    )
+    ending = Execution(context, share, claimed, paths).run() if files else "finished"
+    supervisor.dismiss()
+    share.report("bucket done" if ending == "finished" else "bucket stopped")
+    if ending == "stalled":
+        return FAILED
+    if ending != "finished":
+        return STOPPED
+    return FAILED if statistics.failed else 0
+
+
+def parameters_of(
+    settings: Settings, buckets: int, include: tuple[str, ...], suffix: str | None
+) -> Parameters:
+    if settings.input is None or settings.output is None:
+        raise SettingsError("IMECE_INPUT and IMECE_OUTPUT: a static bucket needs both")
+    source, target = settings.input.absolute(), settings.output.absolute()
+    listing.check_directories(source, target)
+    return Parameters(
+        input=text_path(source),
+        output=text_path(target),
+        suffix=suffix,
+        overwrite=False,
+        source="directory",
+        include=include,
+        exclude=(),
+        hidden=False,
+        buckets=buckets,
+        files_per_job=None,
+        retries=settings.retries,
+        retry_pause=settings.retry_pause,
+        timeout=settings.file_timeout,
+        queue=settings.queue,
+    )
+
+
+def files_of(bucket: int, parameters: Parameters) -> list[bytes]:
+    """The files of one bucket, sorted: those that `imece_producer.grouping.group` would put
+    there."""
+    assert parameters.buckets is not None  # noqa: S101 - parameters_of has set it
+    found = listing.walk(parameters.input_path, parameters.include).files
+    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
+    listing.check_outputs(found, suffix)
+    return sorted(
+        name for name in found if mmh3.hash(name, SEED, signed=False) % parameters.buckets == bucket
+    )
+
+
+class Share:
+    """Stands in for a lease: logs what would go to Redis. The execution counts it in the tally."""
+
+    def __init__(self, bucket: int, files: int, statistics: WorkerStatistics) -> None:
+        self.reference = Reference("static", "00000000", bucket, 0)
+        self.execution = uuid.uuid4().hex  # a pod that was given up as lost may live on beside us
+        self.files = files
+        self._statistics = statistics
+        self._said = time.monotonic()
+
+    def checkpoint(
+        self,
+        action: Action,
+        number: int = 0,
+        cursor: Cursor | None = None,
+        batch: Batch | None = None,
+        reason: str = "",
+    ) -> tuple[Verdict, int]:
+        for name, why in batch.failures if batch is not None else ():
+            log.event(
+                "file failed",
+                logging.ERROR,
+                file=names.shown(name),
+                tries=why.tries,
+                reason=why.cause,
+            )
+        if time.monotonic() - self._said >= LOG_PAUSE:
+            self._said = time.monotonic()
+            self.report("progress")
+        return "held", 0
+
+    def is_remembered(self) -> bool:
+        return False  # nobody takes a static bucket over
+
+    def report(self, event: str) -> None:
+        total = self._statistics
+        through = total.done + total.failed + total.skipped
+        log.event(
+            event,
+            bucket=self.reference.bucket,
+            done=total.done,
+            failed=total.failed,
+            skipped=total.skipped,
+            left=self.files - through,
+        )

@@ -1,0 +1,63 @@
+"""What one worker has done since it started, for whoever watches it; see imece_worker/metrics.py.
+
+Plain numbers that the main thread alone writes. They are about this process and end with it: what a
+run has done, exactly, stands in Redis.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from imece.run.lease import Batch
+
+ENDINGS = ("finished", "returned", "deferred", "lost", "abandoned", "stalled", "refused")
+"""How a job that was taken can end: as in imece_worker/execution.py; `refused` if it is
+malformed."""
+
+
+class WorkerStatistics:
+    """Counters, all from 0.
+
+    Attributes:
+        durations: exponent -> files that took [2^(e-1), 2^e) microseconds.
+        jobs: ending -> jobs.
+    """
+
+    def __init__(self) -> None:
+        self.done = self.failed = self.skipped = self.retried = 0
+        self.bytes_in = self.bytes_out = 0
+        self.microseconds = 0
+        self.durations: Counter[int] = Counter()
+        self.jobs = dict.fromkeys(ENDINGS, 0)
+        self.redis_errors = 0
+        self._recorded_at: float | None = None
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While a job is in hand."""
+        self._recorded_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._recorded_at = None
+
+    def recorded(self, batch: Batch) -> None:
+        """Redis has taken this batch."""
+        self._recorded_at = time.monotonic()
+        self.done += batch.done
+        self.failed += batch.failed
+        self.skipped += batch.skipped
+        self.retried += batch.retried
+        self.bytes_in += batch.bytes_in
+        self.bytes_out += batch.bytes_out
+        self.microseconds += batch.microseconds
+        self.durations.update(batch.durations)
+
+    def ended(self, ending: str) -> None:
+        self.jobs[ending] += 1
+
+    def lag(self) -> float | None:
+        """Seconds since the job in hand had its last checkpoint recorded; None: there is none."""
+        recorded_at = self._recorded_at
+        return None if recorded_at is None else time.monotonic() - recorded_at

@@ -1,0 +1,167 @@
+"""Where the worker keeps its runner: forks it, gives it jobs, puts an end to it."""
+
+import os
+import signal
+import socket
+import sys
+import time
+
+from imece_worker import capture, runner
+from imece_worker.capture import Capture
+from imece_worker.journal import Journal
+from imece_worker.message import JobMessage
+from imece_worker.orphans import Orphans
+from imece_worker.processor import Processor
+from imece_worker.runner import RunnerContext
+from imece_worker.shared import SharedProgress
+
+YOUTH = 1.0
+"""Seconds within which a runner is given the next job too. To fork one takes as long as a hundred
+quick files; and what a processor leaks still lies in a process that is soon gone."""
+
+FEWEST_ROWS = 2**16
+GIVE_PATIENCE = 5.0
+
+
+class Supervisor:
+    """At most one runner at a time, and what it shares with this process.
+
+    Args:
+        memory_limit: MiB of address space for the runner, or None.
+    """
+
+    def __init__(self, processor: Processor, memory_limit: int | None) -> None:
+        self._processor = processor
+        self._memory_limit = memory_limit * 2**20 if memory_limit is not None else None
+        self.shared = SharedProgress(FEWEST_ROWS)
+        self.journal, self.capture = Journal(), Capture()
+        self._captures = [self.capture, *processor.captures]
+        self._drainer = 0
+        self._orphans = Orphans()
+        self.line: socket.socket | None = None
+        self._pid = 0
+        self._born = 0.0
+
+    def prepare(self, first: int, stop: int) -> SharedProgress:
+        """The table, empty, for the files [first, stop) of a bucket."""
+        if stop - first > self.shared.capacity:
+            self.dismiss()
+            self.shared = SharedProgress(stop - first)
+        self.shared.assign(first, stop)
+        self.journal.clear()
+        return self.shared
+
+    def give(self, message: JobMessage) -> None:
+        """To the runner that is there, if it is young and well, or else to a new one."""
+        self.capture.clear()
+        if self.line is None or time.monotonic() - self._born > YOUTH:
+            self._fork()
+        if self._takes(message):
+            return
+        self._fork()
+        if not self._takes(message):
+            self.kill()  # it dies young, or does not listen: `death` tells
+
+    def _takes(self, message: JobMessage) -> bool:
+        assert self.line is not None  # noqa: S101 - `give` has forked
+        self.line.settimeout(GIVE_PATIENCE)
+        try:
+            message.send(self.line)
+        except OSError:
+            return False
+        return True
+
+    def _fork(self) -> None:
+        self.dismiss()
+        self._keep_draining()
+        ours, theirs = socket.socketpair()
+        context = RunnerContext(
+            self._processor, self.shared, self.journal, self.capture, theirs, self._memory_limit
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            runner.run(context, parent)
+        theirs.close()
+        self.line, self._pid, self._born = ours, pid, time.monotonic()
+        self._orphans.own.add(pid)
+        try:
+            os.setpgid(pid, pid)  # the runner does so itself; whoever is first
+        except OSError:
+            pass
+
+    def _keep_draining(self) -> None:
+        """Sees to it that there is a drainer."""
+        if self._drainer:
+            ended, _ = os.waitpid(self._drainer, os.WNOHANG)
+            if not ended:
+                return
+            self._orphans.own.discard(self._drainer)
+            for each in self._captures:
+                each.forget_drainer()
+        parent = os.getpid()
+        self._drainer = os.fork()
+        if self._drainer == 0:
+            capture.drain(self._captures, parent)
+        self._orphans.own.add(self._drainer)
+
+    def hear(self) -> bytes:
+        """A word of the runner; nothing if it has hung up."""
+        assert self.line is not None  # noqa: S101 - there is a runner
+        try:
+            return self.line.recv(1)
+        except OSError:
+            return b""
+
+    def answer(self, word: bytes) -> None:
+        assert self.line is not None  # noqa: S101 - there is a runner
+        try:
+            self.line.send(word)
+        except OSError:
+            pass  # it has died since it asked
+
+    def death(self) -> int | None:
+        """The exit code of a runner that has ended, negative for a signal; else None."""
+        self._orphans.reap()
+        self._keep_draining()
+        ended, status = os.waitpid(self._pid, os.WNOHANG)
+        if not ended:
+            return None
+        self._forget()
+        return os.waitstatus_to_exitcode(status)
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the runner alone."""
+        os.kill(self._pid, number)
+
+    def kill(self) -> None:
+        """The runner and what it has started; `death` tells when it is gone."""
+        self.signal(signal.SIGKILL)
+        _kill_group(self._pid)
+
+    def dismiss(self) -> None:
+        """Puts an end to the runner, if there is one."""
+        if self.line is not None:
+            self.kill()
+            os.waitpid(self._pid, 0)
+            self._forget()
+        else:
+            self._orphans.kill()  # as process 1: others' too
+
+    def _forget(self) -> None:
+        assert self.line is not None  # noqa: S101 - there was a runner
+        self.line.close()
+        self.line = None
+        self._orphans.own.discard(self._pid)
+        _kill_group(self._pid)  # what the processor has left behind
+        self._orphans.kill()  # and what has left the group
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

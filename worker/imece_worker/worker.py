@@ -1,0 +1,392 @@
+"""The worker: RQ's, with another way to take a job, to run it, to be stopped and to find the dead.
+
+From RQ (rq/worker/base.py) come the registration that `rq info` shows, the state and the channel
+by which others see whether a worker is connected.
+"""
+
+import json
+import logging
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import rq
+from redis.exceptions import RedisError
+from rq.serializers import JSONSerializer
+from rq.utils import now as utc_now
+from rq.worker import WorkerStatus
+from rq.worker_registration import clean_worker_registry, register
+
+from imece import names
+from imece.connection import connect, is_outage, raw, said
+from imece.errors import RunError
+from imece.run import keys, rescue, scripts
+from imece.run.job import MalformedJobError, Reference
+from imece.run.lease import Claimed, Lease
+from imece.run.store import ON
+from imece.settings import Settings
+from imece_worker import log
+from imece_worker.deletioncost import DeletionCost
+from imece_worker.execution import Execution, WorkerContext
+from imece_worker.paths import Paths
+from imece_worker.processor import Processor
+from imece_worker.statistics import WorkerStatistics
+from imece_worker.supervisor import Supervisor
+from imece_worker.wakeup import Wakeup
+
+POP_TIMEOUT = 0.25
+"""Seconds one wait for a job takes; an idle worker that is to stop leaves within them."""
+
+REFUSED_TTL = 7 * 86400
+REFUSED_KEPT = 100
+
+LATER_PAUSE = 1.0
+"""Seconds a worker waits that finds in the queue nothing but jobs of runs that pause."""
+
+LONGEST_STALL = 60.0
+"""Seconds a worker leaves a run to others at the most; first one, then two, then four."""
+
+MOST_STALLED = 1000
+
+LOST_LOOK = 5.0
+"""Seconds between two looks for jobs that are in no list."""
+
+
+class Worker(rq.Worker):
+    """Takes bucket jobs from one queue, until it is asked to stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        processor: Processor,
+        cost: DeletionCost,
+        statistics: WorkerStatistics,
+    ) -> None:
+        self.settings = settings
+        self._cost = cost
+        self._statistics = statistics
+        # No patience in the client: this class waits itself, so that no outage delays a signal.
+        redis = connect(settings, retries=0, timeout=5.0)
+        # One queue: RQ pops several without an intermediate list, and a kill then loses the job
+        # (rq/queue.py, `dequeue_any`).
+        self.queue = rq.Queue(settings.queue, connection=redis, serializer=JSONSerializer)
+        super().__init__(
+            [self.queue],
+            name=f"{names.plain(socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+            connection=redis,
+            serializer=JSONSerializer,
+            prepare_for_work=False,  # it would ask Redis, which may be away
+        )
+        self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
+        self.wakeup = Wakeup()
+        self.supervisor = Supervisor(processor, settings.memory_limit)
+        self._context = WorkerContext(
+            name=self.name,
+            settings=settings,
+            supervisor=self.supervisor,
+            wakeup=self.wakeup,
+            alive=self._show_life,
+            statistics=statistics,
+        )
+        self._moving: dict[bytes, float] = {}
+        self._suspects: set[str] = set()
+        self._looked_for_lost = time.monotonic()
+        self._put_off: set[str] = set()
+        self._stalled: dict[str, tuple[int, float]] = {}
+        self._beat_at = float("-inf")
+        self._gap_until = float("-inf")
+        self._swept_at = time.monotonic()
+
+    def _set_connection(self, connection: Any) -> Any:
+        return connection  # ours has its time-outs already
+
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        """The loop. Whatever happens to Redis, it goes on; whatever a job is, it lives on."""
+        log.event("worker started", worker=self.name, queue=self.settings.queue)
+        registered = False
+        while not self.wakeup.stopping:
+            try:
+                if not registered:
+                    self.register_birth()
+                    self.subscribe()
+                    registered = True
+                self._try_next()
+                self._context.outage.over()
+            except RedisError as error:
+                if not is_outage(error):
+                    raise  # no waiting fixes these
+                self._wait_out(error)
+        self.supervisor.dismiss()
+        try:
+            self.teardown()  # type: ignore[no-untyped-call]
+        except RedisError:
+            pass  # the registration runs out by itself
+        log.event("worker stopped", worker=self.name)
+        return True
+
+    def _try_next(self) -> None:
+        """One look at the queue, and what comes of it."""
+        now = time.monotonic()
+        if now - self._beat_at >= self.settings.heartbeat:
+            self._beat_at = now
+            self.heartbeat()
+            self.clean_registries()
+        reference = self.pop()
+        if reference is None:
+            self.supervisor.dismiss()
+            self.set_state(WorkerStatus.IDLE)
+            self._cost.idle()
+        else:
+            self.perform(reference)
+
+    def _wait_out(self, error: RedisError) -> None:
+        """Waits a moment for Redis to come back."""
+        self._touch()
+        self.supervisor.dismiss()
+        self._statistics.redis_errors += 1
+        self._context.outage.noted(error)
+        # What was not renewed during the outage looks dead and is not: wait until it has been.
+        self._gap_until = time.monotonic() + self.settings.lease
+        while self._context.outage.left() and not self.wakeup.stopping:
+            self.wakeup.wait(min(self._context.outage.left(), self.settings.heartbeat))
+            self._touch()
+
+    # Signs of life
+
+    def register_birth(self) -> None:
+        """Like RQ's, but it runs out with the lease: a worker that is killed right after it would
+        count as alive for eight minutes."""
+        self.birth_date = utc_now()
+        self.heartbeat()
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Renews the registration, whole: it heals after Redis has lost it."""
+        self._touch()
+        ttl = int(self.settings.lease) + 1
+        with self.connection.pipeline() as pipe:
+            super().heartbeat(ttl, pipeline=pipe)
+            pipe.hset(self.key, mapping=self.serialize())
+            pipe.hset(self.key, "state", self.get_state())
+            register(self, pipe)
+            for key in (self.redis_workers_keys, keys.workers(self.queue.name)):
+                pipe.expire(key, ttl)
+            pipe.execute()
+        if self.pubsub is not None:
+            self.pubsub.get_message(timeout=0)
+
+    def set_state(self, state: str, pipeline: Any = None) -> None:
+        """Tells it when it changes, which it does not between a job and the next."""
+        if state != self.get_state():
+            super().set_state(state, pipeline)
+
+    def _show_life(self) -> None:
+        """As `heartbeat`, from within an execution: never in the way of it."""
+        now = time.monotonic()
+        if now - self._beat_at < self.settings.heartbeat:
+            return
+        self._beat_at = now
+        outage = self._context.outage
+        if not outage.left():
+            try:
+                self.heartbeat()
+                return
+            except RedisError as error:
+                if not is_outage(error):
+                    raise
+                self._statistics.redis_errors += 1
+                outage.noted(error)
+        self._gap_until = now + self.settings.lease
+        self._touch()
+
+    def _touch(self) -> None:
+        touch(self.settings.heartbeat_file)
+
+    def subscribe(self) -> None:
+        """Listens on the worker's channel without a thread: that somebody listens is the message.
+
+        Commands that come by it (rq/command.py) are not obeyed: whoever can send them could as
+        well stop the worker, and a killed runner would be charged to an innocent file.
+        """
+        self.pubsub = self.connection.pubsub(  # type: ignore[no-untyped-call]
+            ignore_subscribe_messages=True
+        )
+        self.pubsub.subscribe(self.pubsub_channel_name)
+
+    def unsubscribe(self) -> None:
+        if self.pubsub is not None:
+            self.pubsub.close()
+
+    def clean_registries(self) -> None:
+        """Puts the jobs of dead workers back, and lost ones; one worker of the queue does so.
+
+        Not if the others may seem dead only because we, or Redis, have been away.
+        """
+        now, settings = time.monotonic(), self.settings
+        office = 3 * settings.heartbeat
+        if now < self._gap_until or not rescue.elect(
+            self.connection, settings.queue, self.name, office
+        ):
+            self._moving.clear()
+            return
+        if self._moving or self.connection.exists(
+            keys.leases(settings.queue), keys.moving(settings.queue)
+        ):
+            uptime = self.connection.info("server")["uptime_in_seconds"]
+            for line in rescue.requeue_dead(self.connection, settings, self._moving, now, uptime):
+                log.event(line, logging.WARNING)
+        if now - self._looked_for_lost >= LOST_LOOK:
+            self._looked_for_lost = now
+            self._suspects, lines = rescue.put_back_lost(
+                self.connection, settings.queue, self._suspects
+            )
+            for line in lines:
+                log.event(line, logging.WARNING)
+        if now - self._swept_at >= settings.lease:
+            self._swept_at = now
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Takes workers that were killed out of the list of workers."""
+        clean_worker_registry(self.queue)
+
+    # Jobs
+
+    def pop(self) -> Reference | None:
+        """The next bucket job, moved to the intermediate list; None if none came in time.
+
+        A malformed one is taken out of the way, with a record of what is wrong with it.
+        """
+        queue = self.settings.queue
+        found = self.connection.blmove(self.queue.key, keys.moving(queue), POP_TIMEOUT)  # type: ignore[arg-type]
+        if found is None:
+            self._put_off.clear()
+            return None
+        popped = raw(found)
+        try:
+            return Reference.parse(popped)
+        except MalformedJobError as error:
+            self._refuse(popped, str(error))
+            return None
+
+    def _refuse(self, job_id: bytes, why: str, member: str = "") -> None:
+        shown = names.shown(job_id[:200])
+        log.event("job refused", logging.ERROR, job=shown, reason=why)
+        self._statistics.ended("refused")
+        record = json.dumps({"job": shown, "reason": why, "at": time.time()})
+        queue = self.settings.queue
+        where = [keys.moving(queue), keys.refused(queue), keys.leases(queue)]
+        scripts.run(
+            "refuse", self.connection, where, [job_id, record, REFUSED_TTL, REFUSED_KEPT, member]
+        )
+
+    def perform(self, reference: Reference) -> None:
+        """Takes a lease on a popped job and works under it."""
+        self._cost.busy()
+        held = Lease(self.connection, self.settings, reference, uuid.uuid4().hex)
+        try:
+            claimed = held.take(self.name, to_others=self._leaves_to_others(reference.run))
+        except RunError as error:
+            self._give_up(held, str(error))
+            return
+        if claimed == "later":
+            self._put_off_job(reference)
+            return
+        if isinstance(claimed, str):
+            log.event("job dropped", run=reference.run, job=reference.field, reason=claimed)
+            return
+        self._put_off.clear()
+        self.set_state(WorkerStatus.BUSY)
+        try:
+            with held.run.explained():
+                self._execute(held, claimed)
+        except RunError as error:
+            self.supervisor.dismiss()
+            self._give_up(held, str(error))
+        except RedisError as error:
+            if is_outage(error):
+                raise
+            self.supervisor.dismiss()
+            self._give_up(held, f"Redis refuses to record its progress: {said(error)}")
+
+    def _put_off_job(self, reference: Reference) -> None:
+        """Its run pauses. Who meets the same job again has seen all there is."""
+        if reference.job_id in self._put_off:
+            self._put_off.clear()
+            self._cost.idle()
+            self.wakeup.wait(LATER_PAUSE)
+        self._put_off.add(reference.job_id)
+
+    def _leaves_to_others(self, run: str) -> bool:
+        """Whether this worker has lately been unable to do anything for a run. Others may be able
+        to: it may be this worker's volume that is missing. So they come first when the run's own
+        pause is over."""
+        _, until = self._stalled.get(run, (0, 0.0))
+        return time.monotonic() < until
+
+    def _note_stall(self, held: Lease) -> None:
+        run = held.reference.run
+        if len(self._stalled) > MOST_STALLED:
+            self._stalled.clear()
+        times, _ = self._stalled.get(run, (0, 0.0))
+        pause = min(2.0**times, LONGEST_STALL) + LATER_PAUSE
+        self._stalled[run] = (times + 1, time.monotonic() + pause)
+        if held.run.state() == "held":
+            log.event("run held", logging.ERROR, run=run)
+            held.run.purge(self.settings.queue)
+
+    def _give_up(self, held: Lease, why: str) -> None:
+        """Takes a job out of the way that no worker can do, and lets its run wait for a person."""
+        reference = held.reference
+        self._refuse(reference.job_id.encode(), why, f"{reference.job_id}:{held.execution}")
+        if held.run.hold(why):
+            log.event("run held", logging.ERROR, run=reference.run, reason=why)
+            held.run.purge(self.settings.queue)
+
+    def _execute(self, held: Lease, claimed: Claimed) -> None:
+        reference = held.reference
+        paths = Paths.of(self.settings, claimed.parameters, held.execution)
+        about: dict[str, Any] = {"run": reference.run, "job": reference.field}
+        if blocking_reason := paths.blocking_reason():
+            held.checkpoint("stall", reason=f"worker {self.name}: {blocking_reason}")
+            log.event("job stalled", logging.ERROR, **about, reason=blocking_reason)
+            self._statistics.ended("stalled")
+            self._note_stall(held)
+            return
+        began = time.monotonic()
+        files = claimed.cursor.stop - claimed.cursor.next
+        log.event("job taken", **about, files=files, retries=len(claimed.cursor.retries))
+        with self._statistics.at_work():
+            ending = Execution(self._context, held, claimed, paths).run()
+        self._statistics.ended(ending)
+        level = logging.INFO if ending in ("finished", "returned", "deferred") else logging.WARNING
+        log.event(f"job {ending}", level, **about, seconds=time.monotonic() - began)
+        if ending == "stalled":
+            self._note_stall(held)
+        else:
+            self._stalled.pop(reference.run, None)
+        if ending == "finished" and held.run.state() not in ON:
+            # Of workers that were killed and that Redis has forgotten nobody else clears up.
+            rescue.clear_output(held.run, self.settings.queue, paths.target_root)
+
+
+def touch(heartbeat_file: Path | None) -> None:
+    """Shows a liveness probe that the loop turns."""
+    if heartbeat_file is not None:
+        try:
+            heartbeat_file.touch()
+        except OSError as error:  # the probe will tell, if it lasts
+            log.event("heartbeat file not touched", logging.WARNING, error=str(error))
+
+
+def touchable(path: Path) -> str | None:
+    """Why the heartbeat file cannot be touched, or None. It is not left there: it appears with the
+    first look at the queue, by which a startup probe knows that the processor has been imported."""
+    try:
+        path.touch()
+        path.unlink()
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return None
