@@ -164,7 +164,7 @@ def test_an_idle_worker_makes_its_pod_cheap_and_a_busy_one_dear_again(pod: Pod) 
     pod.works_on("second")
     pod.costs(IDLE, BUSY, IDLE, BUSY, IDLE)
     for patch in pod.api.patches:
-        assert (patch.path, patch.token) == (PATH, "bearer first")
+        assert (patch.path, patch.token) == (PATH, "Bearer first")
         assert patch.kind.endswith("merge-patch+json")  # merge-patch or strategic-merge-patch
     assert complaints(worker) == []
     assert worker.stop() == 0
@@ -185,7 +185,7 @@ def test_the_token_is_read_again_for_every_request(pod: Pod) -> None:
     pod.give_token("second")
     pod.works_on("run")
     pod.costs(IDLE, BUSY, IDLE)
-    assert [patch.token for patch in pod.api.patches] == ["bearer first", *["bearer second"] * 2]
+    assert [patch.token for patch in pod.api.patches] == ["Bearer first", *["Bearer second"] * 2]
 
 
 def test_a_refusal_is_logged_once_and_harms_nothing(pod: Pod) -> None:

@@ -10,12 +10,16 @@ moment of the fork, one of the import system say, stays locked in the child for 
 """
 
 import gc
+import json
 import logging
 import os
 import select
 import signal
 import socket
+import ssl
 import time
+from http import HTTPStatus
+from http.client import HTTPSConnection
 from typing import NoReturn
 
 from imece.process import follow_parent
@@ -25,8 +29,8 @@ from imece_worker.stops import STOP_SIGNALS
 
 ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 IDLE, BUSY = 0, 1000
-TIMEOUT = (2.0, 5.0)
-"""Seconds to connect to the API and to hear from it."""
+TIMEOUT = 5.0
+"""Seconds to connect to the API, and to hear from it."""
 LONGEST_PAUSE = 30.0
 NICENESS = 10
 """The patcher gives way to the files when there is but one processor."""
@@ -143,34 +147,35 @@ def _serve(line: socket.socket, settings: Settings) -> None:
 
 
 def _patch(settings: Settings, cost: int) -> None:
-    """One request, with the token as it is now: the kubelet renews it in its file.
-
-    The package's models stay out of it: they are 40 MB in every pod.
-    """
-    from kubernetes.client.configuration import Configuration
-    from kubernetes.client.rest import RESTClientObject
-    from kubernetes.config.incluster_config import InClusterConfigLoader
-
-    configuration = Configuration()
-    token, ca = (str(settings.service_account_dir / name) for name in ("token", "ca.crt"))
-    InClusterConfigLoader(token, ca).load_and_set(configuration)
-    configuration.retries = 0
-    bearer = configuration.auth_settings()["BearerToken"]
-    answer = RESTClientObject(configuration).request(
-        "PATCH",
-        f"{configuration.host}/api/v1/namespaces/{settings.pod_namespace}/pods/{settings.pod_name}",
-        headers={bearer["key"]: bearer["value"], "Content-Type": "application/merge-patch+json"},
-        body={"metadata": {"annotations": {ANNOTATION: str(cost)}}},
-        _request_timeout=TIMEOUT,
-    )
-    if answer.status != 200:  # versions before 36 raise an error that says the same
+    """One request, with the token as it is now: the kubelet renews it in its file."""
+    folder = settings.service_account_dir
+    context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    # Python 3.13 refuses CAs of clusters that lack an extension (docs of create_default_context).
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    host, port = (os.environ[f"KUBERNETES_SERVICE_{name}"] for name in ("HOST", "PORT"))
+    server = HTTPSConnection(host, int(port), timeout=TIMEOUT, context=context)
+    try:
+        server.request(
+            "PATCH",
+            f"/api/v1/namespaces/{settings.pod_namespace}/pods/{settings.pod_name}",
+            json.dumps({"metadata": {"annotations": {ANNOTATION: str(cost)}}}),
+            {
+                "Authorization": f"Bearer {(folder / 'token').read_text().strip()}",
+                "Content-Type": "application/merge-patch+json",
+            },
+        )
+        answer = server.getresponse()
+        answer.read()
+    finally:
+        server.close()
+    if answer.status != HTTPStatus.OK:
         raise RefusalError(answer.status, answer.reason)
 
 
 def _reason(error: Exception) -> str:
     """In one line; of an API's answer what it says, without its headers."""
-    status = getattr(error, "status", None)
-    if not status:
+    if not isinstance(error, RefusalError):
         return " ".join(str(error).split()) or type(error).__name__
-    hint = ": may the service account patch pods? (deploy/base)" if status == 403 else ""
-    return f"the cluster answered {status} {getattr(error, 'reason', '')}{hint}"
+    forbidden = error.status == HTTPStatus.FORBIDDEN
+    hint = ": may the service account patch pods? (deploy/base)" if forbidden else ""
+    return f"the cluster answered {error.status} {error.reason}{hint}"
