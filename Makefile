@@ -101,9 +101,9 @@ NEEDS = $(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml",
 lock: ## Re-make the requirements files (newer versions: make lock LOCK=--upgrade)
 	$(PYTHON) -m venv --without-pip build/lock
 	$(PYTHON) -m pip --python build/lock/bin/python install --quiet 'uv<1'
-	$(COMPILE) --extra local --extra dev --output-file requirements.txt pyproject.toml
+	$(COMPILE) --extra dev --output-file requirements.txt pyproject.toml
 	$(COMPILE) --extra airflow-dev --output-file requirements-airflow.txt pyproject.toml
-	$(COMPILE) --constraints requirements.txt --output-file requirements-image.txt pyproject.toml
+	$(COMPILE) --constraints requirements.txt --extra cluster --output-file requirements-image.txt pyproject.toml
 	$(call NEEDS,["build-system"]["requires"]) \
 	  | $(COMPILE) --constraints requirements.txt --output-file requirements-build.txt -
 	$(call NEEDS,["project"]["optional-dependencies"]["docs"]) \

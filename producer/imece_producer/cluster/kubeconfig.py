@@ -5,6 +5,7 @@ The package `kubernetes` is imported where it is used: it is slow to import.
 
 import base64
 import binascii
+import importlib.util
 import json
 import logging
 import os
@@ -25,6 +26,10 @@ ADDRESS = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
 """The variables by which Kubernetes tells a pod where its API server is."""
 
 DEFAULT_FILE = "~/.kube/config"
+
+KINDS = ("clusters", "contexts", "users")
+PATHS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
+"""What may be relative in a kubeconfig, beside the command of a plugin that logs in."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,11 @@ def find(settings: Settings) -> Access:
     Raises:
         SettingsError: there is none, or it cannot be used; says what to do.
     """
+    if importlib.util.find_spec("kubernetes") is None:
+        raise SettingsError(
+            "the package kubernetes is not installed, by which the cluster is asked",
+            "pip install 'imece[cluster]'",
+        )
     if in_pod(settings) and not settings.kube_context:
         access = _of_pod(settings)
     else:
@@ -126,7 +136,7 @@ def _of_pod(settings: Settings) -> Access:
 
 def _of_kubeconfig(settings: Settings) -> Access:
     from kubernetes.client import Configuration
-    from kubernetes.config import load_kube_config
+    from kubernetes.config import load_kube_config_from_dict
     from kubernetes.config.config_exception import ConfigException
 
     given = os.environ.get("KUBECONFIG") or DEFAULT_FILE
@@ -134,12 +144,12 @@ def _of_kubeconfig(settings: Settings) -> Access:
         raise _nothing_found(settings, given)
     merged = _merged(given)
     name, context = _chosen(settings.kube_context, merged, given)
-    user = _named(merged["users"], context.get("user"), "user") or {}
+    user = _named(merged.get("users", []), context.get("user"), "user") or {}
     _check_plugin(user.get("exec") or {}, name, given)
     configuration = Configuration()
     try:
         with _complaints() as complaints:
-            load_kube_config(given, name, configuration, persist_config=False)
+            load_kube_config_from_dict(merged, name, configuration, persist_config=False)
     except (ConfigException, OSError, ValueError, TypeError) as error:
         raise SettingsError(
             f"the context {name} of the kubeconfig {given} cannot be used ({_one_line(error)})",
@@ -165,21 +175,38 @@ def _files(given: str) -> list[Path]:
 
 
 def _merged(given: str) -> dict[str, Any]:
-    """The files that KUBECONFIG names as one, the way kubectl reads them."""
-    from kubernetes.config.config_exception import ConfigException
-    from kubernetes.config.kube_config import KubeConfigMerger
-    from yaml import YAMLError
+    """The files that KUBECONFIG names as one, the way kubectl reads them: of what several of them
+    say the first counts, and relative paths are relative to the file they stand in."""
+    import yaml
 
+    merged: dict[str, Any] = {}
     try:
-        merged: dict[str, Any] = KubeConfigMerger(given).config.value
-        for kind in ("contexts", "users"):
-            merged[kind] = [item.value for item in merged[kind]]
-    except (ConfigException, YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
+        for file in (file for file in _files(given) if file.exists()):
+            with file.open(encoding="utf-8") as stream:
+                read: dict[str, Any] = yaml.safe_load(stream) or {}
+            for kind in KINDS:
+                for item in read.pop(kind, None) or ():
+                    _make_absolute(item.get(kind.removesuffix("s")) or {}, file.parent.absolute())
+                    known = merged.setdefault(kind, [])
+                    if all(one.get("name") != item.get("name") for one in known):
+                        known.append(item)
+            for name, value in read.items():
+                merged[name] = merged.get(name) or value
+    except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"the kubeconfig {given} cannot be read ({_one_line(error)})",
             "`kubectl config view` should show it",
         ) from None
     return merged
+
+
+def _make_absolute(entry: dict[str, Any], folder: Path) -> None:
+    for name in PATHS:
+        if entry.get(name):
+            entry[name] = str(folder / entry[name])
+    plugin = entry.get("exec") or {}
+    if os.sep in (plugin.get("command") or ""):
+        plugin["command"] = str(folder / plugin["command"])
 
 
 def _named(items: list[dict[str, Any]], name: str | None, kind: str) -> dict[str, Any] | None:
@@ -189,14 +216,14 @@ def _named(items: list[dict[str, Any]], name: str | None, kind: str) -> dict[str
 
 def _chosen(wanted: str | None, merged: dict[str, Any], given: str) -> tuple[str, dict[str, Any]]:
     """The context that is meant: its name, and what it says."""
-    known = ", ".join(sorted(str(one.get("name")) for one in merged["contexts"])) or "none"
+    known = ", ".join(sorted(str(one.get("name")) for one in merged.get("contexts", []))) or "none"
     name = wanted or merged.get("current-context")
     if not name:
         raise SettingsError(
             f"the kubeconfig {given} has no current context",
             f"name one with --context or IMECE_KUBE_CONTEXT; it has: {known}",
         )
-    context = _named(merged["contexts"], name, "context")
+    context = _named(merged.get("contexts", []), name, "context")
     if context is None:
         raise SettingsError(
             f"the kubeconfig {given} has no context {name}",
@@ -208,8 +235,7 @@ def _chosen(wanted: str | None, merged: dict[str, Any], given: str) -> tuple[str
 def _check_plugin(plugin: dict[str, Any], context: str, given: str) -> None:
     """Says what the library would only log: the program that logs in is not there."""
     command = plugin.get("command")
-    beside = os.pathsep.join(str(file.parent) for file in _files(given))
-    if not command or shutil.which(command) or shutil.which(command, path=beside):
+    if not command or shutil.which(command):
         return
     raise SettingsError(
         f"the context {context} of {given} logs in by the program {command}, which is not here",

