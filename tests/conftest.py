@@ -23,7 +23,7 @@ from imece.run.store import Run
 from imece.settings import Settings, load
 from imece_producer.enqueue import Enqueued, Producer
 from imece_producer.local.server import Server
-from imece_producer.options import list_files, parameters_of
+from imece_producer.parameters import list_files, parameters_of
 from imece_worker.capture import DRAINER
 from tests.kubernetes_stand_in import StandIn
 

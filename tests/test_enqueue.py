@@ -405,7 +405,7 @@ MOMENTS = 40
 
 LATE = """
 import json, sys, time
-from imece_producer.options import list_files
+from imece_producer.parameters import list_files
 from imece_producer.enqueue import Producer
 from imece.connection import connect
 from imece.run import Parameters

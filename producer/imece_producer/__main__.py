@@ -6,7 +6,7 @@ import signal
 
 
 def main() -> None:
-    """See imece_producer/cli.py."""
+    """See imece_producer/cli."""
     before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
     from imece_producer import cli  # takes a third of a second
 

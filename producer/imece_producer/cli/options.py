@@ -1,20 +1,20 @@
-"""What `imece enqueue` and `imece local` can be told, and what that asks of a run."""
+"""The options and arguments of the commands, each in one place."""
 
-import math
-import secrets
-import sys
-import time
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from imece import names
-from imece.errors import UsageError
 from imece.run.cursor import MOST_FILES
 from imece.run.manifest import MOST_BUCKETS
-from imece.run.store import Parameters, text_path
+from imece.run.store import Parameters
 from imece.settings import Settings
+from imece_producer.parameters import list_files, parameters_of
 
 if TYPE_CHECKING:
     from imece.files.listing import Listing
@@ -126,70 +126,45 @@ Timeout = Annotated[
 ]
 
 
-def parameters_of(
-    settings: Settings,
-    source: Path,
-    target: str,
-    *,
-    suffix: str | None,
-    overwrite: bool,
-    from_file: str | None,
-    include: list[str] | None,
-    exclude: list[str] | None,
-    hidden: bool,
-    buckets: int | None,
-    files_per_job: int | None,
-    retries: int | None,
-    timeout: float | None,
-) -> Parameters:
-    from imece.files.listing import check_directories
+@dataclass(frozen=True)
+class Files:
+    """What `imece enqueue` and `imece local` can be told of the files: which they are, how they are
+    grouped and how they are tried."""
 
-    output = None if target == "-" else Path(target).absolute()
-    check_directories(source, output)
-    if suffix is not None and ("/" in suffix or "\0" in suffix or not suffix.startswith(".")):
-        raise UsageError(f"--suffix '{names.printable(suffix)}': takes an ending like .json")
-    if timeout is not None and not 0 < timeout < math.inf:
-        raise UsageError(f"--timeout {timeout}: takes seconds, more than 0")
-    parameters = Parameters(
-        input=text_path(source.absolute()),
-        output=text_path(output) if output is not None else None,
-        suffix=suffix,
-        overwrite=overwrite,
-        source="list" if from_file else "directory",
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        hidden=hidden,
-        buckets=buckets,
-        files_per_job=files_per_job or settings.files_per_job,
-        retries=settings.retries if retries is None else retries,
-        retry_pause=settings.retry_pause,
-        timeout=timeout or settings.file_timeout,
-        queue=settings.queue,
-    )
-    if buckets is not None and buckets > MOST_BUCKETS:  # of Airflow's operator; here typer has it
-        raise UsageError(f"buckets {buckets}: {MOST_BUCKETS} at the most")
-    if flaw := parameters.flaw():  # what workers would refuse
-        raise UsageError(names.printable(flaw))
-    return parameters
+    source: In
+    target: Out
+    buckets: Buckets = None
+    files_per_job: FilesPerJob = None
+    include: Include = None
+    exclude: Exclude = None
+    hidden: Hidden = False
+    from_file: FromFile = None
+    null: Null = False
+    suffix: Suffix = None
+    overwrite: Overwrite = False
+    retries: Retries = None
+    timeout: Timeout = None
+
+    def parameters(self, settings: Settings) -> Parameters:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        del given["null"]
+        return parameters_of(settings, given.pop("source"), given.pop("target"), **given)
+
+    def listing(self, parameters: Parameters) -> "Listing":
+        return list_files(parameters, self.from_file, self.null)
 
 
-def list_files(parameters: Parameters, from_file: str | None, null: bool) -> "Listing":
-    from imece.files import listing
+def with_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `Files`; it gets them as its first argument."""
+    about_files = inspect.signature(Files).parameters
+    own = list(inspect.signature(command).parameters.values())[1:]
 
-    root = parameters.input_path
-    if from_file is None:
-        return listing.walk(root, parameters.include, parameters.exclude, parameters.hidden)
-    separator = b"\0" if null else b"\n"
-    if from_file == "-":
-        return listing.read_names(sys.stdin.buffer, root, separator)
-    try:
-        with Path(from_file).open("rb") as stream:
-            return listing.read_names(stream, root, separator)
-    except OSError as error:
-        raise UsageError(f"--from-file {from_file}: {error.strerror}") from None
+    @wraps(command)
+    def called(**given: Any) -> None:
+        command(Files(**{name: given.pop(name) for name in about_files}), **given)
 
-
-def made_run_id(source: Path) -> str:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = names.plain(source.resolve().name[:30])
-    return names.slug(f"{name}-{stamp}-{secrets.token_hex(2)}".lstrip("-"))
+    together = {one.name: one for one in (*about_files.values(), *own)}
+    keyword_only = [one.replace(kind=one.KEYWORD_ONLY) for one in together.values()]
+    called.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    called.__annotations__ = {name: one.annotation for name, one in together.items()}
+    return called

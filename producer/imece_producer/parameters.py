@@ -1,0 +1,86 @@
+"""What is asked of a run: from options and settings to its parameters, its files and its id."""
+
+import math
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imece import names
+from imece.errors import UsageError
+from imece.run.manifest import MOST_BUCKETS
+from imece.run.store import Parameters, text_path
+from imece.settings import Settings
+
+if TYPE_CHECKING:
+    from imece.files.listing import Listing
+
+
+def parameters_of(
+    settings: Settings,
+    source: Path,
+    target: str,
+    *,
+    suffix: str | None,
+    overwrite: bool,
+    from_file: str | None,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    hidden: bool,
+    buckets: int | None,
+    files_per_job: int | None,
+    retries: int | None,
+    timeout: float | None,
+) -> Parameters:
+    from imece.files.listing import check_directories
+
+    output = None if target == "-" else Path(target).absolute()
+    check_directories(source, output)
+    if suffix is not None and ("/" in suffix or "\0" in suffix or not suffix.startswith(".")):
+        raise UsageError(f"--suffix '{names.printable(suffix)}': takes an ending like .json")
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise UsageError(f"--timeout {timeout}: takes seconds, more than 0")
+    parameters = Parameters(
+        input=text_path(source.absolute()),
+        output=text_path(output) if output is not None else None,
+        suffix=suffix,
+        overwrite=overwrite,
+        source="list" if from_file else "directory",
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        hidden=hidden,
+        buckets=buckets,
+        files_per_job=files_per_job or settings.files_per_job,
+        retries=settings.retries if retries is None else retries,
+        retry_pause=settings.retry_pause,
+        timeout=timeout or settings.file_timeout,
+        queue=settings.queue,
+    )
+    if buckets is not None and buckets > MOST_BUCKETS:  # of Airflow's operator; here typer has it
+        raise UsageError(f"buckets {buckets}: {MOST_BUCKETS} at the most")
+    if flaw := parameters.flaw():  # what workers would refuse
+        raise UsageError(names.printable(flaw))
+    return parameters
+
+
+def list_files(parameters: Parameters, from_file: str | None, null: bool) -> "Listing":
+    from imece.files import listing
+
+    root = parameters.input_path
+    if from_file is None:
+        return listing.walk(root, parameters.include, parameters.exclude, parameters.hidden)
+    separator = b"\0" if null else b"\n"
+    if from_file == "-":
+        return listing.read_names(sys.stdin.buffer, root, separator)
+    try:
+        with Path(from_file).open("rb") as stream:
+            return listing.read_names(stream, root, separator)
+    except OSError as error:
+        raise UsageError(f"--from-file {from_file}: {error.strerror}") from None
+
+
+def made_run_id(source: Path) -> str:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = names.plain(source.resolve().name[:30])
+    return names.slug(f"{name}-{stamp}-{secrets.token_hex(2)}".lstrip("-"))
