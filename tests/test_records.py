@@ -21,7 +21,7 @@ from imece.run import manifest, records
 from imece.run.cursor import Cursor, PendingRetry
 from imece.run.failure import Failure
 from imece.run.job import MalformedJobError, Reference
-from imece.run.store import Parameters
+from imece.run.parameters import Parameters
 from imece_producer import grouping
 
 PARAMETERS = Parameters(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imece.run.store import SEED
+from imece.run.parameters import SEED
 from imece_producer.grouping import group
 from tests import obstacles
 from tests.conftest import ROOT, until

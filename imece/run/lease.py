@@ -11,7 +11,8 @@ from imece.run import keys, manifest, scripts
 from imece.run.cursor import Cursor
 from imece.run.failure import Failure
 from imece.run.job import Reference
-from imece.run.store import Parameters, Run
+from imece.run.parameters import Parameters
+from imece.run.store import Run
 from imece.settings import Settings
 
 Action = Literal["continue", "finish", "return", "defer", "stall"]

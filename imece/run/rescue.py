@@ -16,7 +16,8 @@ from imece.connection import is_outage, raw, text
 from imece.files import staging
 from imece.run import keys, scripts
 from imece.run.job import MalformedJobError, Reference
-from imece.run.store import ON, STEP, Run, queue_of, recent
+from imece.run.parameters import queue_of
+from imece.run.store import ON, STEP, Run, recent
 from imece.settings import Settings
 
 SWEEP_PATIENCE = 1.0

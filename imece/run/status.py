@@ -8,8 +8,9 @@ from redis import Redis
 from imece import names
 from imece.connection import raw, text
 from imece.run import keys, records
+from imece.run.parameters import Parameters
 from imece.run.records import RecordError
-from imece.run.store import ENDED, ON, Parameters, Run
+from imece.run.store import ENDED, ON, Run
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis

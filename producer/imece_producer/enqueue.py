@@ -20,8 +20,9 @@ from imece.files.listing import Listing
 from imece.run import keys, rescue, scripts
 from imece.run.cursor import Cursor
 from imece.run.job import Reference
+from imece.run.parameters import IDENTITY, Parameters
 from imece.run.records import RecordError
-from imece.run.store import CLAIM_TTL, IDENTITY, LOST_NAMES, ON, STEP, Parameters, Run, Snapshot
+from imece.run.store import CLAIM_TTL, LOST_NAMES, ON, STEP, Run, Snapshot
 from imece.settings import Settings
 from imece_producer import grouping
 from imece_producer.grouping import Bucket

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from imece import names
 from imece.errors import UsageError
 from imece.run.manifest import MOST_BUCKETS
-from imece.run.store import Parameters, text_path
+from imece.run.parameters import Parameters, text_path
 from imece.settings import Settings
 
 if TYPE_CHECKING:

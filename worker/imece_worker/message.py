@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imece.run.cursor import Cursor
-from imece.run.store import Parameters
+from imece.run.parameters import Parameters
 from imece_worker.paths import Paths
 from imece_worker.retry import ServerClock
 

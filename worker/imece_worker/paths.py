@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from imece import names
 from imece.files import staging
 from imece.files.staging import StagingDirectory
-from imece.run.store import Parameters
+from imece.run.parameters import Parameters
 from imece.settings import Settings
 from imece_worker import faults, private, proofs
 from imece_worker.directories import PathError

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from imece.run.cursor import PendingRetry
-from imece.run.store import Parameters
+from imece.run.parameters import Parameters
 
 LONGEST_PAUSE = 60.0
 

@@ -19,7 +19,7 @@ from imece.files import listing
 from imece.run.cursor import Cursor
 from imece.run.job import Reference
 from imece.run.lease import Action, Batch, Claimed, Verdict
-from imece.run.store import SEED, Parameters, text_path
+from imece.run.parameters import SEED, Parameters, text_path
 from imece.settings import Settings
 from imece_worker import log, startup, stops
 from imece_worker.execution import Execution, WorkerContext

@@ -17,8 +17,9 @@ from imece.connection import connect
 from imece.errors import RunError
 from imece.names import TEMPORARY_PREFIX
 from imece.run import status
+from imece.run.parameters import Parameters
 from imece.run.status import Backlog, Status
-from imece.run.store import Parameters, Run
+from imece.run.store import Run
 from imece.settings import Settings
 from imece_producer import display
 from imece_producer.airflow import fields

@@ -12,7 +12,7 @@ import typer
 from imece import names
 from imece.run.cursor import MOST_FILES
 from imece.run.manifest import MOST_BUCKETS
-from imece.run.store import Parameters
+from imece.run.parameters import Parameters
 from imece.settings import Settings
 from imece_producer.parameters import list_files, parameters_of
 
@@ -157,14 +157,14 @@ class Files:
 def with_files(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of `Files`; it gets them as its first argument."""
     about_files = inspect.signature(Files).parameters
+    source, target, *others = about_files.values()
     own = list(inspect.signature(command).parameters.values())[1:]
 
     @wraps(command)
     def called(**given: Any) -> None:
         command(Files(**{name: given.pop(name) for name in about_files}), **given)
 
-    together = {one.name: one for one in (*about_files.values(), *own)}
-    keyword_only = [one.replace(kind=one.KEYWORD_ONLY) for one in together.values()]
-    called.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
-    called.__annotations__ = {name: one.annotation for name, one in together.items()}
+    together = [one.replace(kind=one.KEYWORD_ONLY) for one in (source, target, *own, *others)]
+    called.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in together}
     return called

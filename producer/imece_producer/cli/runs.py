@@ -25,7 +25,7 @@ from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
 
 if TYPE_CHECKING:
-    from imece.run.store import Parameters
+    from imece.run.parameters import Parameters
 
 
 @app.command("status", epilog="Examples:\n\n  imece status\n\n  imece status nightly --watch")

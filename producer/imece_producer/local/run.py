@@ -25,8 +25,9 @@ from imece.errors import ImeceError, RunError, UsageError
 from imece.files.listing import Listing
 from imece.process import follow_parent
 from imece.run import keys, status
+from imece.run.parameters import Parameters
 from imece.run.status import Status
-from imece.run.store import ON, Parameters, Run
+from imece.run.store import ON, Run
 from imece.settings import PREFIX, Settings
 from imece_producer import display
 from imece_producer.enqueue import Producer

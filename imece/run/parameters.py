@@ -1,0 +1,170 @@
+"""What was asked for when a round of a run was enqueued."""
+
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imece.run import records
+from imece.run.cursor import MOST_FILES
+from imece.run.records import RecordError
+from imece.settings import QUEUE
+
+if TYPE_CHECKING:
+    pass
+
+
+SEED = 1
+"""The mmh3 seed of new runs; each run records its own."""
+
+
+IDENTITY = ("input", "output", "suffix", "queue", "seed")
+"""The parameters in which all rounds of a run agree."""
+
+
+LARGEST_PARAMETERS = 2**20
+"""Bytes a run's parameters may have in Redis."""
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "buckets": (1, 2**32),
+    "files_per_job": (1, MOST_FILES),
+    "retries": (0, 100),
+    "retry_pause": (0, 3600),
+    "timeout": (1e-6, 10 * 365 * 86400),
+    "seed": (0, 2**32 - 1),
+}
+"""What numbers the parameters take; as the settings of the same names."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What was asked for when the round was enqueued. While it is on, the same run id with others
+    is refused; a later round may have others, but for those of `IDENTITY`.
+
+    Attributes:
+        input, output: absolute paths, as the producer saw them. No output: the processor keeps
+            what it makes elsewhere, and no file is ever skipped.
+        suffix: the output names' ending in place of the inputs', or None to keep it.
+        source: how the files were found: "directory" or "list".
+        buckets, files_per_job: as asked for; None where imece chose.
+        retries, retry_pause, timeout: see the settings of the same names.
+    """
+
+    input: str
+    output: str | None
+    suffix: str | None
+    overwrite: bool
+    source: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    hidden: bool
+    buckets: int | None
+    files_per_job: int | None
+    retries: int
+    retry_pause: float
+    timeout: float
+    queue: str
+    seed: int = SEED
+
+    @property
+    def input_path(self) -> Path:
+        return Path(self.input)
+
+    @property
+    def output_path(self) -> Path | None:
+        return Path(self.output) if self.output is not None else None
+
+    def encode(self) -> str:
+        """JSON, in ASCII: paths that are not UTF-8 survive as lone surrogates."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: bytes | str) -> "Parameters":
+        """The parameters in a run's hash.
+
+        Raises:
+            RecordError: it is not what `encode` makes.
+        """
+        given = _read(text)
+        known = {field.name for field in fields(cls)}
+        for other, how in ((set(given) - known, "unknown"), (known - set(given), "missing")):
+            if other:
+                raise RecordError(
+                    f"the run's parameters cannot be read: {how}: {', '.join(sorted(other))[:200]}"
+                )
+        for name in ("include", "exclude"):
+            if not isinstance(given[name], list):
+                raise RecordError(f"the run's parameters cannot be read: {name} is no list")
+            given[name] = tuple(given[name])
+        parameters = cls(**given)
+        for field in fields(cls):
+            if not _fits(getattr(parameters, field.name), field.type):
+                raise RecordError(f"the run's parameter {field.name} is not what it should be")
+        if flaw := parameters.flaw():
+            raise RecordError(f"the run's parameter {flaw}")
+        return parameters
+
+    def flaw(self) -> str | None:
+        """What no worker would take, by the name of the parameter; None if there is nothing."""
+        for name, path in (("input", self.input), ("output", self.output)):
+            if path is not None and (flaw := records.path_flaw(path)):
+                return f"{name} {flaw}"
+        if self.suffix is not None:
+            flaw = records.text_flaw(self.suffix)
+            if flaw or not self.suffix or "/" in self.suffix:
+                return f"suffix {flaw or 'is empty or holds a /'}"
+        if len(self.encode()) > LARGEST_PARAMETERS:
+            return f"include and exclude are longer than {LARGEST_PARAMETERS} bytes"
+        if any(records.text_flaw(glob) for glob in (*self.include, *self.exclude)):
+            return "include or exclude holds what no file is named"
+        if self.source not in ("directory", "list"):
+            return "source is neither directory nor list"
+        if not re.fullmatch(QUEUE, self.queue):
+            return "queue takes letters, digits, dash and underscore, 64 at most"
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                return f"{name} {value} is not from {least} to {most}"
+        return None
+
+    def differences(self, other: "Parameters") -> list[str]:
+        """The names of the parameters in which two differ."""
+        return [name for name, value in asdict(self).items() if asdict(other)[name] != value]
+
+
+def _read(text: bytes | str) -> dict[str, Any]:
+    """A run's parameters as they stand in Redis, unchecked."""
+    try:
+        given = records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
+    except RecordError as error:
+        raise RecordError(f"the run's parameters cannot be read: {error}") from None
+    if not isinstance(given, dict):
+        raise RecordError("the run's parameters cannot be read: it is no JSON object")
+    return given
+
+
+def queue_of(parameters: bytes) -> str | None:
+    """The queue of a run whose other parameters may not be readable; None if it is not either."""
+    try:
+        queue = _read(parameters).get("queue")
+    except RecordError:
+        return None
+    return queue if isinstance(queue, str) else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is of the type a field of `Parameters` has."""
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind == tuple[str, ...]:
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def text_path(path: Path) -> str:
+    """A path as text that `Parameters` can hold, whatever bytes are in it."""
+    return os.fsdecode(path)
