@@ -9,29 +9,23 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 from redis.exceptions import RedisError
 
 from imece import names
-from imece.connection import is_outage
-from imece.run.cursor import Cursor
-from imece.run.job import Reference
-from imece.run.lease import Action, Batch, Claimed, Verdict
-from imece.settings import Settings
+from imece.run.lease import Action, Claimed
 from imece_worker import log, runner, stops
+from imece_worker.checkpoints import Checkpoints, Claim, Unanswered
+from imece_worker.context import WorkerContext
 from imece_worker.directories import PathError
 from imece_worker.message import JobMessage
-from imece_worker.outage import Outage
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
 from imece_worker.retry import ServerClock
 from imece_worker.shared import NONE, Outcome
-from imece_worker.statistics import WorkerStatistics
-from imece_worker.supervisor import Supervisor
-from imece_worker.wakeup import Wakeup
 
 Ending = Literal["finished", "returned", "deferred", "stalled", "lost", "abandoned"]
 
@@ -48,65 +42,8 @@ MOST_SWEPT = 1000
 _swept: set[str] = set()
 """The runs in whose output directories this worker has looked for what dead ones have left."""
 
-FENCE_AFTER = 2
-"""Heartbeats without an answer after which a worker that is through asks first whether the job is
-still its own; after three it may be thought dead (imece/run/rescue.py)."""
-
 MOST_EARLY_CRASHES = 3
 """How many runners in a row may die without a file in hand before the job is given back."""
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """What all executions of one worker share.
-
-    Attributes:
-        name: the worker's.
-        alive: shows that the worker lives; called at every sign of life.
-        statistics: told of what Redis has recorded.
-        outage: what the worker knows of Redis being away.
-    """
-
-    name: str
-    settings: Settings
-    supervisor: Supervisor
-    wakeup: Wakeup
-    alive: Callable[[], None]
-    statistics: WorkerStatistics
-    outage: Outage = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "outage", Outage(self.settings.lease))  # it is frozen
-
-
-@dataclass
-class Unanswered:
-    """A batch that was sent and must be sent again as it is until Redis answers."""
-
-    number: int
-    cursor: Cursor
-    batch: Batch
-
-
-class Claim(Protocol):
-    """Where progress is recorded: a lease, or what stands in for one without Redis."""
-
-    @property
-    def reference(self) -> Reference: ...
-
-    @property
-    def execution(self) -> str: ...
-
-    def checkpoint(
-        self,
-        action: Action,
-        number: int = 0,
-        cursor: Cursor | None = None,
-        batch: Batch | None = None,
-        reason: str = "",
-    ) -> tuple[Verdict, int]: ...
-
-    def is_remembered(self) -> bool: ...
 
 
 class Execution:
@@ -131,11 +68,7 @@ class Execution:
         if claimed.untouched is None and paths.untouched():
             self._untouched = True
             self._progress.note_untouched()
-        self._number = 0
-        self._unanswered: Unanswered | None = None
-        self._checkpoint_due = time.monotonic() + context.settings.checkpoint
-        self._lost = False
-        self._answered_at = time.monotonic()
+        self._checkpoints = Checkpoints(context, lease, paths, self._progress, self._shared)
 
     def run(self) -> Ending:
         """To the end, or until the worker is asked to stop."""
@@ -151,7 +84,7 @@ class Execution:
                 return self._end("return", "returned")
             before = self._progress.cursor()
             outcome = self._process()
-            if self._lost:
+            if self._checkpoints.lost:
                 return self._lose()
             if outcome == runner.DEFERRED:
                 return self._end("defer", "deferred")
@@ -282,7 +215,7 @@ class Execution:
         lines = [supervisor.line] if supervisor.line is not None else []
         while True:
             # A checkpoint that is due already waits for Redis to be asked again.
-            record_due = max(self._checkpoint_due, context.outage.ask_at)
+            record_due = max(self._checkpoints.due, context.outage.ask_at)
             due = min(beat_due, record_due, self._deadline())
             if context.wakeup.wait(due - time.monotonic(), *lines):
                 word = supervisor.hear()
@@ -302,7 +235,7 @@ class Execution:
             if now >= min(beat_due, record_due):
                 beat_due = now + context.settings.heartbeat
                 self._beat()
-            if self._lost or context.wakeup.at_once:
+            if self._checkpoints.lost or context.wakeup.at_once:
                 supervisor.dismiss()
                 return -signal.SIGKILL
 
@@ -386,76 +319,42 @@ class Execution:
         """Records that the runner is about to start a file, and lets it."""
         self._progress.collect()
         self._progress.marked = self._shared.wanted
-        while not (self._lost or self._context.wakeup.stopping):
-            self._checkpoint_due = 0.0
-            carries_mark = self._unanswered is None  # else an older batch goes first
+        while not (self._checkpoints.lost or self._context.wakeup.stopping):
+            self._checkpoints.due = 0.0
+            carries_mark = self._checkpoints.unanswered is None  # else an older batch goes first
             if not self._beat():
-                self._wait_for_redis()
+                self._checkpoints.wait_for_redis()
             elif carries_mark:
                 break
-        go = not (self._lost or self._shared.stopping or self._context.wakeup.stopping)
+        go = not (self._checkpoints.lost or self._shared.stopping or self._context.wakeup.stopping)
         self._supervisor.answer(runner.GO if go else runner.STOP)
 
     def _beat(self) -> bool:
         """A sign of life, with a checkpoint if one is due. False if Redis is away."""
-        self._context.alive()
-        self._paths.show_life()
-        if self._context.outage.left():
-            return False
-        if self._unanswered is None and time.monotonic() >= self._checkpoint_due:
-            self._checkpoint_due = time.monotonic() + self._context.settings.checkpoint
-            self._progress.collect()
-            self._unanswered = self._next_batch()
-        return self._send("continue", self._unanswered)
-
-    def _next_batch(self) -> Unanswered:
-        self._number += 1
-        return Unanswered(self._number, self._progress.cursor(), self._progress.take())
+        with self._dismissing():
+            return self._checkpoints.beat()
 
     def _send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
-        """False if Redis is away: then the same batch must be sent again.
+        """See `Checkpoints.send`."""
+        with self._dismissing():
+            return self._checkpoints.send(action, batch, reason)
 
-        Raises:
-            RedisError: Redis refuses it, and would refuse it again.
-        """
+    @contextmanager
+    def _dismissing(self) -> Iterator[None]:
+        """No runner goes on when Redis refuses what it has done."""
         try:
-            if batch is not None:
-                answer = self._lease.checkpoint(
-                    action, batch.number, batch.cursor, batch.batch, reason
-                )
-            else:
-                answer = self._lease.checkpoint(action)
-        except RedisError as error:
-            self._context.statistics.redis_errors += 1
-            if not is_outage(error):
-                self._supervisor.dismiss()
-                raise
-            self._context.outage.noted(error)
-            return False
-        self._context.outage.over()
-        self._answered_at = time.monotonic()
-        self._unanswered = None
-        verdict, pending = answer
-        if batch is not None and verdict in ("held", "stop"):
-            self._context.statistics.recorded(batch.batch)
-        self._shared.others_wait = pending > 0
-        if verdict == "stop":
-            self._shared.ask_to_stop()
-        elif verdict != "held":
-            self._lost = True
-        return True
+            yield
+        except RedisError:
+            self._supervisor.dismiss()
+            raise
 
     def _end(self, action: Action, ending: Ending, reason: str = "") -> Ending:
         """Records the rest and gives the lease up, however long Redis is away."""
         self._progress.marked = NONE  # nothing is in hand
-        silent = time.monotonic() - self._answered_at
-        if (
-            silent > FENCE_AFTER * self._context.settings.heartbeat
-            and not self._context.outage.left()
-        ):
-            # Others may have thought us dead: then they need what is removed below.
-            self._send("continue", self._unanswered)
-            if self._lost:
+        checkpoints = self._checkpoints
+        if checkpoints.may_be_lost:  # then others need what is removed below
+            self._send("continue", checkpoints.unanswered)
+            if checkpoints.lost:
                 return self._lose()
         # Whoever sees the end sees no temporary file.
         if not self._paths.clear(self._lease.execution):
@@ -464,28 +363,23 @@ class Execution:
         last: Unanswered | None = None
         sent_before = False
         while True:
-            if self._unanswered is not None:
-                through = self._send("continue", self._unanswered)
+            if checkpoints.unanswered is not None:
+                through = self._send("continue", checkpoints.unanswered)
             else:
-                last = last or self._next_batch()
+                last = last or checkpoints.next_batch()
                 through = self._send(action, last, reason)
                 if through:
                     # Lost at the second time of asking: the first has been recorded.
-                    return "lost" if self._lost and not sent_before else ending
+                    return "lost" if checkpoints.lost and not sent_before else ending
                 sent_before = True
-            if self._lost:
+            if checkpoints.lost:
                 return "lost"
             while self._context.outage.left():
                 self._context.alive()
-                self._wait_for_redis()
+                checkpoints.wait_for_redis()
                 patience = 0.0 if self._context.wakeup.at_once else OUTAGE_PATIENCE
                 if self._context.wakeup.stopping and self._context.outage.lasted() > patience:
                     return "abandoned"
-
-    def _wait_for_redis(self) -> None:
-        """Until it may be asked again; a signal, and the next sign of life, end the wait sooner."""
-        settings = self._context.settings
-        self._context.wakeup.wait(min(self._context.outage.left(), settings.heartbeat))
 
 
 def _cause_of_death(code: int) -> str:

@@ -22,7 +22,8 @@ from imece.run.lease import Action, Batch, Claimed, Verdict
 from imece.run.parameters import SEED, Parameters, text_path
 from imece.settings import Settings
 from imece_worker import log, startup, stops
-from imece_worker.execution import Execution, WorkerContext
+from imece_worker.context import WorkerContext
+from imece_worker.execution import Execution
 from imece_worker.paths import Paths
 from imece_worker.statistics import WorkerStatistics
 from imece_worker.supervisor import Supervisor

@@ -29,8 +29,9 @@ from imece.run.lease import Claimed, Lease
 from imece.run.store import ON
 from imece.settings import Settings
 from imece_worker import log
+from imece_worker.context import WorkerContext
 from imece_worker.deletioncost import DeletionCost
-from imece_worker.execution import Execution, WorkerContext
+from imece_worker.execution import Execution
 from imece_worker.paths import Paths
 from imece_worker.processor import Processor
 from imece_worker.statistics import WorkerStatistics

@@ -1,0 +1,141 @@
+"""The checkpoints of one execution: batches of progress, each of which Redis records once, however
+often it has to be sent."""
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from redis.exceptions import RedisError
+
+from imece.connection import is_outage
+from imece.run.cursor import Cursor
+from imece.run.job import Reference
+from imece.run.lease import Action, Batch, Verdict
+from imece_worker.context import WorkerContext
+from imece_worker.paths import Paths
+from imece_worker.progress import Progress
+from imece_worker.shared import SharedProgress
+
+FENCE_AFTER = 2
+"""Heartbeats without an answer after which a worker that is through asks first whether the job is
+still its own; after three it may be thought dead (imece/run/rescue.py)."""
+
+
+@dataclass
+class Unanswered:
+    """A batch that was sent and must be sent again as it is until Redis answers."""
+
+    number: int
+    cursor: Cursor
+    batch: Batch
+
+
+class Claim(Protocol):
+    """Where progress is recorded: a lease, or what stands in for one without Redis."""
+
+    @property
+    def reference(self) -> Reference: ...
+
+    @property
+    def execution(self) -> str: ...
+
+    def checkpoint(
+        self,
+        action: Action,
+        number: int = 0,
+        cursor: Cursor | None = None,
+        batch: Batch | None = None,
+        reason: str = "",
+    ) -> tuple[Verdict, int]: ...
+
+    def is_remembered(self) -> bool: ...
+
+
+class Checkpoints:
+    """Those of an execution.
+
+    Attributes:
+        due: when the next one is to be made, on the monotonic clock.
+        unanswered: the batch that Redis has not answered yet.
+        lost: another worker has the job, or will.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        lease: Claim,
+        paths: Paths,
+        progress: Progress,
+        shared: SharedProgress,
+    ) -> None:
+        self._context = context
+        self._lease = lease
+        self._paths = paths
+        self._progress = progress
+        self._shared = shared
+        self._number = 0
+        self._answered_at = time.monotonic()
+        self.due = self._answered_at + context.settings.checkpoint
+        self.unanswered: Unanswered | None = None
+        self.lost = False
+
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether Redis has not been heard of for so long that others may think us dead. An outage
+        that is known is none of their reasons."""
+        silent = time.monotonic() - self._answered_at
+        too_long = FENCE_AFTER * self._context.settings.heartbeat
+        return silent > too_long and not self._context.outage.left()
+
+    def beat(self) -> bool:
+        """A sign of life, with a checkpoint if one is due. False if Redis is away."""
+        self._context.alive()
+        self._paths.show_life()
+        if self._context.outage.left():
+            return False
+        if self.unanswered is None and time.monotonic() >= self.due:
+            self.due = time.monotonic() + self._context.settings.checkpoint
+            self._progress.collect()
+            self.unanswered = self.next_batch()
+        return self.send("continue", self.unanswered)
+
+    def next_batch(self) -> Unanswered:
+        self._number += 1
+        return Unanswered(self._number, self._progress.cursor(), self._progress.take())
+
+    def send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
+        """False if Redis is away: then the same batch must be sent again.
+
+        Raises:
+            RedisError: Redis refuses it, and would refuse it again.
+        """
+        try:
+            if batch is not None:
+                answer = self._lease.checkpoint(
+                    action, batch.number, batch.cursor, batch.batch, reason
+                )
+            else:
+                answer = self._lease.checkpoint(action)
+        except RedisError as error:
+            self._context.statistics.redis_errors += 1
+            if not is_outage(error):
+                raise
+            self._context.outage.noted(error)
+            return False
+        self._context.outage.over()
+        self._answered_at = time.monotonic()
+        self.unanswered = None
+        verdict, pending = answer
+        if batch is not None and verdict in ("held", "stop"):
+            self._context.statistics.recorded(batch.batch)
+        self._shared.others_wait = pending > 0
+        if verdict == "stop":
+            self._shared.ask_to_stop()
+        elif verdict != "held":
+            self.lost = True
+        return True
+
+    def wait_for_redis(self) -> None:
+        """Until it may be asked again; a signal, and the next sign of life, end the wait sooner."""
+        settings = self._context.settings
+        self._context.wakeup.wait(min(self._context.outage.left(), settings.heartbeat))
