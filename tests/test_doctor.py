@@ -14,9 +14,9 @@ import pytest
 from redis import Redis
 
 from imece.settings import load
-from imece_producer import doctor
+from imece_producer import doctor, redis_checks
+from imece_producer.checks import Check
 from imece_producer.cluster.rights import acl
-from imece_producer.doctor import Check
 from imece_producer.local.server import Server
 from tests.conftest import ROOT, Workbench
 from tests.kubernetes_stand_in import StandIn, deployment, pod
@@ -122,7 +122,9 @@ def test_a_redis_set_up_for_something_else(
 
 
 def test_an_old_redis() -> None:
-    checks = {check.name: check for check in doctor._redis_server({"redis_version": "6.2.14"})}
+    checks = {
+        check.name: check for check in redis_checks._redis_server({"redis_version": "6.2.14"})
+    }
     assert checks["redis version"].verdict == "fail"
     assert checks["redis version"].says == "Redis 6.2.14"
 

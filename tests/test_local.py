@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from imece_producer.local import run
+from imece_producer.local import state
 from imece_producer.local.server import Server, clear_socket_dirs
 from tests import obstacles
 from tests.conftest import ROOT, is_running, until
@@ -62,7 +62,7 @@ class Folder:
         return len(list(self.target.glob("f-*")))
 
     def on(self) -> dict[str, str]:
-        return run.live(self.state)
+        return state.live(self.state)
 
     def close(self) -> None:
         for call in self.calls:

@@ -18,8 +18,9 @@ from imece_producer.duration import seconds
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from imece_producer.doctor import Check
-    from imece_producer.enqueue import Enqueued, Plan
+    from imece_producer.checks import Check
+    from imece_producer.enqueue import Enqueued
+    from imece_producer.plan import Plan
 
 SPARKS = " ▁▂▃▄▅▆▇█"
 

@@ -4,60 +4,30 @@ The command line prints it; an Airflow task can ask the same before it starts.
 """
 
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from redis import Redis
-from redis.exceptions import NoPermissionError
-
-from imece import connection, names
+from imece import names
 from imece.errors import ImeceError
 from imece.settings import Settings
+from imece_producer.checks import Check, clock, failed
 from imece_producer.cluster import diagnose, kubeconfig, scaling
 from imece_producer.cluster.client import Cluster, ClusterError, connect
-from imece_producer.cluster.rights import PROBES, RIGHTS
+from imece_producer.cluster.rights import RIGHTS
 from imece_producer.cluster.scaling import numbers
 from imece_producer.duration import seconds
+from imece_producer.redis_checks import of_redis
 
-OLDEST_REDIS = (7, 0)
 OLDEST_KEDA = (2, 20)
-SKEW = 5.0
-"""Seconds two clocks may differ."""
 
 PATIENCE = 60.0
 """Seconds the import of a processor may take."""
-
-LUA = "return(1)"
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one look has found.
-
-    Attributes:
-        name: what was looked at: `redis`, `cluster rights`, `claim`, …
-        verdict: ok; warn: it works, or may be meant; fail: imece does not work like this.
-        says: what was found.
-        hint: what to do about it; empty if nothing.
-        exit_code: 0, or for a failure the exit code it leads to: 2 settings, 3 a service.
-    """
-
-    name: str
-    verdict: Literal["ok", "warn", "fail"]
-    says: str
-    hint: str = ""
-    exit_code: int = 0
-
-    def summary(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
 
 
 def checks(
@@ -91,137 +61,7 @@ def _softened(made: Iterator[Check], soften: bool) -> Iterator[Check]:
         yield replace(check, verdict="warn", exit_code=0) if may_be_meant else check
 
 
-def _failed(name: str, error: ImeceError) -> Check:
-    return Check(name, "fail", error.what, error.hint, error.exit_code)
-
-
 # Redis
-
-
-def of_redis(settings: Settings) -> Iterator[Check]:
-    try:
-        with connection.reachable(settings):
-            redis = connection.connect(settings, retries=1, timeout=3.0)
-            try:
-                began = time.time()
-                redis.ping()
-                took = time.time() - began
-                where = connection.address(settings)
-                yield Check("redis", "ok", f"{where} answers in {seconds(took)}")
-                forbidden = _forbidden(redis)
-                yield _redis_rights(forbidden)
-                if "INFO" not in forbidden:
-                    yield from _redis_server(redis.info())
-                if "TIME" not in forbidden:
-                    yield _redis_clock(redis)
-            finally:
-                redis.close()
-    except ImeceError as error:
-        yield _failed("redis", error)
-
-
-def _forbidden(redis: Redis) -> list[str]:
-    """The commands that the ACL does not grant, on the keys they are needed for."""
-    token = secrets.token_hex(8)
-    digest = str(redis.register_script(LUA).sha)
-    places = {
-        "lua": LUA,
-        "digest": digest,
-        "channel": f"rq:pubsub:doctor-{token}",
-        "run": f"imece:run:doctor-{token}",
-        "list": f"rq:queue:doctor-{token}",
-        "sorted": f"rq:wip:doctor-{token}",
-        "set": f"rq:workers:doctor-{token}",
-        "job": f"rq:job:doctor-{token}",
-    }
-    forbidden = []
-    with redis.client() as one:  # type: ignore[no-untyped-call]  # MULTI and EXEC belong together
-        for probe in PROBES:
-            words = probe.format(**places).split()
-            try:
-                if words[0] == "SUBSCRIBE":
-                    _subscribe(redis, words[1])
-                else:
-                    one.execute_command(*words)
-            except NoPermissionError:
-                forbidden.append(words[0])
-            except connection.OUTAGES:
-                raise
-            except Exception:  # noqa: S110
-                pass  # EXEC without the MULTI that was forbidden: the right is there
-    return sorted(set(forbidden))
-
-
-def _subscribe(redis: Redis, channel: str) -> None:
-    """On a connection of its own: one that has subscribed takes no other commands."""
-    with redis.pubsub() as listener:  # type: ignore[no-untyped-call]
-        listener.subscribe(channel)
-        listener.parse_response(timeout=3.0)
-
-
-def _redis_rights(forbidden: list[str]) -> Check:
-    name = "redis rights"
-    if not forbidden:
-        return Check(name, "ok", "the user may do what imece needs")
-    return Check(
-        name,
-        "fail",
-        f"the user may not {', '.join(forbidden)} on the keys imece:* and rq:*, or on the "
-        "channels rq:pubsub:*",
-        "grant it in the server's ACL; deploy/redis has one that is enough",
-        3,
-    )
-
-
-def _redis_server(info: dict[str, Any]) -> Iterator[Check]:
-    version = str(info.get("valkey_version") or info.get("redis_version", "0"))
-    kind = "Valkey" if "valkey_version" in info else "Redis"
-    if numbers(version) < OLDEST_REDIS:
-        yield Check("redis version", "fail", f"{kind} {version}", "imece needs Redis 7 or later", 3)
-    else:
-        yield Check("redis version", "ok", f"{kind} {version}")
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and info.get("maxmemory"):
-        yield Check(
-            "redis memory",
-            "fail",
-            f"maxmemory-policy is {policy}: a full server would drop parts of a run",
-            "CONFIG SET maxmemory-policy noeviction",
-            3,
-        )
-    else:
-        limit = f"{info['maxmemory'] // 2**20} MiB" if info.get("maxmemory") else "no limit"
-        yield Check("redis memory", "ok", f"{policy}, {limit}")
-    if info.get("aof_last_write_status", "ok") != "ok":
-        yield Check("redis persistence", "fail", "the last write failed", "see its disk and log", 3)
-    elif info.get("aof_enabled"):
-        yield Check("redis persistence", "ok", "append-only file")
-    else:
-        yield Check(
-            "redis persistence",
-            "warn",
-            "no append-only file: a restart of the server loses the runs",
-            "CONFIG SET appendonly yes",
-        )
-
-
-def _redis_clock(redis: Redis) -> Check:
-    before = time.time()
-    whole, microseconds = redis.time()
-    return _clock("redis clock", "Redis", whole + microseconds / 1e6, (before + time.time()) / 2)
-
-
-def _clock(name: str, whose: str, theirs: float, ours: float) -> Check:
-    off = theirs - ours
-    if abs(off) <= SKEW:
-        return Check(name, "ok", f"no more than {seconds(SKEW)} from ours")
-    way = "ahead of" if off > 0 else "behind"
-    return Check(
-        name,
-        "warn",
-        f"{whose} is {seconds(abs(off))} {way} this machine",
-        "let both follow NTP: leases and tokens go by these clocks",
-    )
 
 
 # The cluster
@@ -232,7 +72,7 @@ def of_cluster(settings: Settings) -> Iterator[Check]:
         with connect(settings) as cluster:
             yield from _of_connected(cluster)
     except ImeceError as error:
-        yield _failed("cluster", error)
+        yield failed("cluster", error)
 
 
 def _of_connected(cluster: Cluster) -> Iterator[Check]:
@@ -243,11 +83,11 @@ def _of_connected(cluster: Cluster) -> Iterator[Check]:
     try:
         missing = [right for right in RIGHTS if not cluster.has_right(right)]
     except ClusterError as error:
-        yield _failed("cluster", error)
+        yield failed("cluster", error)
         return
     yield Check("cluster", "ok", str(cluster))
     if cluster.date is not None:
-        yield _clock("cluster clock", "the API server", cluster.date + 0.5, time.time())
+        yield clock("cluster clock", "the API server", cluster.date + 0.5, time.time())
     if missing:
         yield Check(
             "cluster rights",
@@ -261,7 +101,7 @@ def _of_connected(cluster: Cluster) -> Iterator[Check]:
     try:
         scaled_object, deployment = cluster.scaled_object(), cluster.deployment()
     except ClusterError as error:
-        yield _failed("keda" if not error.known else "workers", error)
+        yield failed("keda" if not error.known else "workers", error)
         return
     yield _keda(cluster)
     now = scaling.of(scaled_object, deployment)
@@ -320,7 +160,7 @@ def _scaler(
     try:
         active = diagnose.condition(cluster.autoscaler(name).get("status", {}), "ScalingActive")
     except ClusterError as error:
-        yield _failed("autoscaler", error)
+        yield failed("autoscaler", error)
         return
     # With no replicas an autoscaler rests, and KEDA starts the first.
     if active.get("status") == "False" and active.get("reason") != "ScalingDisabled":

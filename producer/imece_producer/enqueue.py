@@ -1,12 +1,11 @@
 """From a request to a committed round of a run: list, group, stage, commit."""
 
-import os
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 from redis import Redis
@@ -14,8 +13,7 @@ from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
 from imece.connection import connect, text
-from imece.errors import ListingError, RunError
-from imece.files import listing
+from imece.errors import RunError
 from imece.files.listing import Listing
 from imece.run import keys, rescue, scripts
 from imece.run.cursor import Cursor
@@ -26,6 +24,8 @@ from imece.run.store import CLAIM_TTL, LOST_NAMES, ON, STEP, Run, Snapshot
 from imece.settings import Settings
 from imece_producer import grouping
 from imece_producer.grouping import Bucket
+from imece_producer.outcomes import done, not_done, open_files
+from imece_producer.plan import Plan, group, plan
 
 STAGED_TTL = 3600
 """Seconds what a dead producer has staged stays in Redis."""
@@ -41,45 +41,6 @@ MOST_LOOKS = 150
 
 Fields = dict[FieldT, EncodableT]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What would be enqueued."""
-
-    listing: Listing
-    shape: grouping.Shape
-    buckets: list[Bucket] = field(repr=False)
-
-    @property
-    def files(self) -> int:
-        return len(self.listing.files)
-
-    @property
-    def jobs(self) -> int:
-        return grouping.jobs(self.buckets, self.shape.files_per_job)
-
-
-def plan(parameters: Parameters, found: Listing) -> Plan:
-    """Groups what has been listed.
-
-    Raises:
-        ListingError: there are no files, or two would write one output.
-    """
-    if not found.files:
-        left_out = "; ".join(found.omissions())
-        raise ListingError(
-            f"there are no files to process in {parameters.input}"
-            + (f" ({left_out})" if left_out else "")
-        )
-    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
-    listing.check_outputs(found.files, suffix)
-    return Plan(found, *_group(parameters, found.files))
-
-
-def _group(parameters: Parameters, files: list[bytes]) -> tuple[grouping.Shape, list[Bucket]]:
-    shape = grouping.shape(len(files), parameters.buckets, parameters.files_per_job)
-    return shape, grouping.group(files, shape.buckets, parameters.seed)
 
 
 @dataclass(frozen=True)
@@ -169,12 +130,12 @@ class Producer:
         with self._claimed(run, token):
             if not self._claim(run, parameters, token):
                 raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
-            files = list(_not_done(run))
+            files = list(not_done(run))
             if len(files) < run.open_files():  # looked at after them: it only becomes less
                 raise run.unusable(LOST_NAMES)
             if not files:
                 raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
-            made = Plan(Listing(files), *_group(parameters, files))
+            made = Plan(Listing(files), *group(parameters, files))
             self._next_round(run, token, parameters, made, only_these=True)
         return len(files)
 
@@ -276,12 +237,12 @@ class Producer:
             if len(sorted_out.files) == made.files:
                 shape, buckets = made.shape, made.buckets
             else:
-                shape, buckets = _group(parameters, sorted_out.files)
+                shape, buckets = group(parameters, sorted_out.files)
             self._stage(run, token, buckets, shape.files_per_job)
             parts = [token]
             if sorted_out.finished:
                 parts.append(_finished_part(token))
-                finished = _group(parameters, sorted_out.finished)[1]
+                finished = group(parameters, sorted_out.finished)[1]
                 self._stage(run, parts[-1], finished, None)
             parts += [part for part in before.parts if part in _parts_of(sorted_out.kept)]
             if only_these:  # what the rest of the files came to is still known
@@ -316,16 +277,17 @@ class Producer:
         for field_, text_ in before.held.items():
             try:
                 reference, cursor = Reference.of_field(run.id, field_), Cursor.decode(text_)
-                open_files = _open_files(run.names(reference.part, reference.bucket), [cursor])
+                names = run.names(reference.part, reference.bucket)
+                of_job = open_files(names, [cursor])
             except RecordError:
                 continue
             kept.add(field_)
-            count += len(open_files)
-            in_hand.update(open_files)
+            count += len(of_job)
+            in_hand.update(of_job)
         finished: set[bytes] = set()
         interrupted = before.state in ("cancelled", "held", "failed")
         if parameters.output is None and interrupted and not only_these:
-            finished = _done(run, before.parts).intersection(files) - in_hand
+            finished = done(run, before.parts).intersection(files) - in_hand
         if not in_hand and not finished:
             return _Round(files, [], 0, kept)
         left = [name for name in files if name not in in_hand and name not in finished]
@@ -406,41 +368,3 @@ def _finished_part(token: str) -> str:
 
 def _parts_of(fields: Iterable[bytes]) -> set[str]:
     return {text(field_).split("-")[0] for field_ in fields}
-
-
-def _open_files(bucket: list[bytes], cursors: list[Cursor]) -> set[bytes]:
-    """The files of a bucket that its unfinished jobs have still to do.
-
-    Raises:
-        RecordError: a cursor points outside the bucket.
-    """
-    found: set[bytes] = set()
-    for cursor in cursors:
-        cursor.check_within(len(bucket))
-        found.update(bucket[cursor.next : cursor.stop])
-        found.update(bucket[index] for index in cursor.retries)
-    return found
-
-
-def _not_done(run: Run) -> set[bytes]:
-    """The files of a run that failed, or that no worker has come to."""
-    files = {name for name, _ in run.failures()}
-    for (part, bucket), cursors in run.unfinished().items():
-        files |= _open_files(run.names(part, bucket), cursors)
-    return files
-
-
-def _done(run: Run, parts: tuple[str, ...]) -> set[bytes]:
-    """The files that an unfinished round, or those before it, have done. None is known if records
-    are damaged: then they are done again."""
-    done, still_open = set[bytes](), set[bytes]()
-    try:
-        unfinished = run.unfinished()
-        for part in parts:
-            for bucket, files in run.buckets(part):
-                open_files = _open_files(files, unfinished.get((part, bucket), []))
-                still_open |= open_files
-                done.update(files)
-    except RecordError:
-        return set()
-    return done - still_open - {name for name, _ in run.failures()}

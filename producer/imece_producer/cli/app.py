@@ -47,14 +47,14 @@ def find_settings(
     settings = load(kube_context=context, kube_namespace=namespace)
     if is_redis_named(settings) or kubeconfig.is_named(settings):
         return settings
-    from imece_producer.local import run
+    from imece_producer.local import state
 
-    there = run.live(settings.state_dir.expanduser())
+    there = state.live(settings.state_dir.expanduser())
     if run_id is None and len(there) == 1:
         run_id = next(iter(there))
     if run_id in there:
         say(f"(on the local run {run_id})")
-        return run.at(settings, there[run_id])
+        return state.at(settings, there[run_id])
     if run_id is None and there:
         say(f"(several local runs are on: name one: {', '.join(there)})")
     return settings

@@ -40,20 +40,21 @@ def scale(
     """
     settings = load(kube_context=context, kube_namespace=namespace)
     from imece_producer.cluster import commands
-    from imece_producer.local import run
+    from imece_producer.local.replicas import set_limit
+    from imece_producer.local.state import at, live, only_live
 
     state = settings.state_dir.expanduser()
     named = kubeconfig.is_named(settings)
-    if run_id is None and (named or not run.live(state)):
+    if run_id is None and (named or not live(state)):
         if not named:
             say("(no local run is on: this is for a cluster)")
         commands.scale(settings, replicas, minimum, as_json)
         return
     if minimum is not None or context or namespace:
         raise UsageError("--min, --context and --namespace are for a cluster, not for a local run")
-    name, url = run.only_live(state, run_id)
-    with redis_of(run.at(settings, url)) as redis:
-        before = run.set_limit(redis, replicas)
+    name, url = only_live(state, run_id)
+    with redis_of(at(settings, url)) as redis:
+        before = set_limit(redis, replicas)
     if as_json:
         put_json({"run": name, "was": {"limit": before}, "is": {"limit": replicas}})
     else:

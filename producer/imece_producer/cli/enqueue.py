@@ -38,7 +38,8 @@ def enqueue(
     settings = load()
     parameters = files.parameters(settings)
     name = run_id_of(run_id) if run_id else made_run_id(files.source)
-    from imece_producer.enqueue import Producer, plan
+    from imece_producer.enqueue import Producer
+    from imece_producer.plan import plan
 
     if dry_run:
         made = plan(parameters, files.listing(parameters))

@@ -1,0 +1,50 @@
+"""What one look of imece doctor has found."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from imece.errors import ImeceError
+from imece_producer.duration import seconds
+
+SKEW = 5.0
+"""Seconds two clocks may differ."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one look has found.
+
+    Attributes:
+        name: what was looked at: `redis`, `cluster rights`, `claim`, …
+        verdict: ok; warn: it works, or may be meant; fail: imece does not work like this.
+        says: what was found.
+        hint: what to do about it; empty if nothing.
+        exit_code: 0, or for a failure the exit code it leads to: 2 settings, 3 a service.
+    """
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    says: str
+    hint: str = ""
+    exit_code: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def failed(name: str, error: ImeceError) -> Check:
+    return Check(name, "fail", error.what, error.hint, error.exit_code)
+
+
+def clock(name: str, whose: str, theirs: float, ours: float) -> Check:
+    off = theirs - ours
+    if abs(off) <= SKEW:
+        return Check(name, "ok", f"no more than {seconds(SKEW)} from ours")
+    way = "ahead of" if off > 0 else "behind"
+    return Check(
+        name,
+        "warn",
+        f"{whose} is {seconds(abs(off))} {way} this machine",
+        "let both follow NTP: leases and tokens go by these clocks",
+    )
