@@ -25,6 +25,7 @@ from imece_producer.enqueue import Enqueued, Producer
 from imece_producer.local.server import Server
 from imece_producer.parameters import list_files, parameters_of
 from imece_worker.capture import DRAINER
+from tests import forks
 from tests.kubernetes_stand_in import StandIn
 
 ROOT = Path(__file__).parent.parent
@@ -53,12 +54,20 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def templates() -> Iterator[None]:
+    """Ends those that were made."""
+    yield
+    forks.Template.close_all()
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of whoever runs the tests gets in."""
     for name in list(os.environ):
         if name.startswith("IMECE_"):
             monkeypatch.delenv(name)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     monkeypatch.setenv("IMECE_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
     for name in ("HOST", "PORT"):
@@ -81,22 +90,32 @@ def redis(server: Server) -> Iterator[Redis]:
 class WorkerProcess:
     """An `imece-worker` of its own, with its log in a file.
 
-    `before` is called in the new process before the worker is started in it.
+    Args:
+        before: called in the new process before the worker is started in it.
+        fresh: whether it is started, and not forked (tests/forks.py).
+        leads: whether it leads a process group, in a session of its own.
     """
 
     def __init__(
-        self, environment: dict[str, str], log: Path, before: Callable[[], None] | None = None
+        self,
+        environment: dict[str, str],
+        log: Path,
+        before: Callable[[], None] | None = None,
+        fresh: bool = False,
+        leads: bool = False,
     ) -> None:
         self.log_file = log
+        popen = subprocess.Popen if fresh else forks.Popen
         with log.open("ab") as stream:
-            self.process = subprocess.Popen(
+            self.process: subprocess.Popen[bytes] = popen(
                 [sys.executable, "-m", "imece_worker"],
                 env={**os.environ, **environment},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                preexec_fn=before,  # noqa: PLW1509 - the tests run no threads
+                preexec_fn=before,
+                start_new_session=leads,
             )
 
     @property
@@ -228,12 +247,12 @@ class Workbench:
             run_id, parameters, lambda: list_files(parameters, given["from_file"], False)
         )
 
-    def worker(self, before: Any = None, **settings: str) -> WorkerProcess:
-        """Starts a worker; all are killed when the test ends."""
+    def worker(self, before: Any = None, fresh: Any = False, **settings: str) -> WorkerProcess:
+        """Starts a worker, or forks one (tests/forks.py); all are killed when the test ends."""
         environment = self.environment()
         environment |= {f"IMECE_{name.upper()}": value for name, value in settings.items()}
         log = self.folder / f"worker-{len(self.workers)}.log"
-        self.workers.append(WorkerProcess(environment, log, before))
+        self.workers.append(WorkerProcess(environment, log, before, fresh))
         return self.workers[-1]
 
     def status(self, run_id: str = "run") -> Status:
@@ -275,16 +294,8 @@ class Workbench:
         """Runs the command line as a user would."""
         environment = {**os.environ, **self.environment()}
         environment |= {f"IMECE_{name.upper()}": value for name, value in settings.items()}
-        return subprocess.run(
-            [sys.executable, "-m", "imece_producer", *arguments],
-            env=environment,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        words = [sys.executable, "-m", "imece_producer", *arguments]
+        return forks.run(words, env=environment, cwd=ROOT, timeout=timeout)
 
     def check_books(self, run_id: str = "run", others: int = 0) -> Status:
         """Each file exactly once in the outcome, counters as on disk, nothing left behind.

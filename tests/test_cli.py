@@ -18,6 +18,7 @@ import typer.main
 
 from imece.run.store import Run
 from imece_producer.cli import app
+from tests import forks
 from tests.conftest import ROOT, Workbench, until
 
 
@@ -120,10 +121,9 @@ def test_names_come_from_standard_input_or_a_file_with_newline_or_nul(
 
     def files(*options: str) -> int:
         with (tmp_path / "list").open("rb") as stdin:
-            answer = subprocess.check_output(
-                [*call, "--from-file", *options], stdin=stdin, cwd=tmp_path, env=environment
-            )
-        count: int = json.loads(answer)["files"]
+            words = [*call, "--from-file", *options]
+            answer = forks.run(words, stdin=stdin, cwd=tmp_path, env=environment)
+        count: int = json.loads(answer.stdout)["files"]
         return count
 
     assert files("-", "--null") == 2
@@ -257,7 +257,7 @@ def waiting(workbench: Workbench) -> Iterator[subprocess.Popen[str]]:
     """An `imece wait` for a run that nobody works on yet."""
     workbench.files(10)
     workbench.enqueue()
-    with subprocess.Popen(
+    with forks.Popen(
         [sys.executable, "-m", "imece_producer", "wait", "run"],
         env={**os.environ, **workbench.environment()},
         cwd=ROOT,
@@ -298,7 +298,7 @@ def test_wait_shows_a_bar_on_a_terminal(workbench: Workbench) -> None:
     workbench.worker()
     workbench.ended()
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
+    with forks.Popen(
         [sys.executable, "-m", "imece_producer", "wait", "run"],
         env={**os.environ, **workbench.environment(), "TERM": "xterm", "COLUMNS": "100"},
         cwd=ROOT,
@@ -592,7 +592,7 @@ def test_no_terminal_and_no_name_is_too_poor_for_a_path_or_a_name(workbench: Wor
 
 def test_a_reader_that_goes_away_is_no_traceback(failed: Workbench) -> None:
     call = [sys.executable, "-m", "imece_producer", "failures", "run", "--full"]
-    with subprocess.Popen(
+    with forks.Popen[bytes](
         call,
         env={**os.environ, **failed.environment()},
         cwd=ROOT,
@@ -604,6 +604,41 @@ def test_a_reader_that_goes_away_is_no_traceback(failed: Workbench) -> None:
         assert process.stderr is not None
         errors = process.stderr.read().decode()
     assert errors == ""
+
+
+# Commands that are started, not forked (tests/forks.py)
+
+
+def test_each_command_works_as_a_process_of_its_own(workbench: Workbench) -> None:
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.file("good.txt")
+    workbench.file("bad.txt", "raise it is bad")
+    environment = {**os.environ, **workbench.environment()}
+    tried = set()
+
+    def call(*words: str) -> int:
+        tried.add(words[0])
+        command = [sys.executable, "-m", "imece_producer", *words]
+        ended = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, timeout=60, check=False
+        )
+        assert b"Traceback" not in ended.stderr, ended.stderr.decode()
+        return ended.returncode
+
+    folders = (str(workbench.source), str(workbench.target))
+    assert call("enqueue", *folders, "--run-id", "run", "--retries", "0") == 0
+    workbench.worker(fresh=True)
+    assert call("wait", "run") == 1
+    for words in (("status",), ("runs",), ("failures", "run"), ("retry", "run")):
+        assert call(*words) == 0, words
+    workbench.ended()
+    assert call("delete", "run") == 0
+    assert call("cancel", "run") == 2
+    assert call("local", *folders, "--overwrite", "--retries", "0") == 1
+    assert call("doctor") == 0
+    for words in (("scale", "3"), ("pause",), ("resume",)):
+        assert call(*words) == 2, words  # there is no cluster
+    assert tried == set(commands())
 
 
 # Help

@@ -21,6 +21,7 @@ from imece.connection import address, connect, is_outage, reachable
 from imece.errors import ServiceError, SettingsError
 from imece.settings import load
 from imece_producer.local.server import Server, program
+from tests import forks
 from tests.conftest import ROOT, Workbench, until
 
 PASSWORD = "hunter2/#@:?%"
@@ -52,15 +53,8 @@ def refusal(**settings: str) -> str:
 def imece_runs(**settings: str) -> "subprocess.CompletedProcess[str]":
     """`imece runs`, with nothing but these settings."""
     environment = {f"IMECE_{name.upper()}": value for name, value in settings.items()}
-    return subprocess.run(
-        [sys.executable, "-m", "imece_producer", "runs"],
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    words = [sys.executable, "-m", "imece_producer", "runs"]
+    return forks.run(words, env={**os.environ, **environment}, cwd=ROOT)
 
 
 # Passwords and users
@@ -452,7 +446,7 @@ def test_a_worker_shows_no_password_to_ps_nor_in_its_log(
     locked_by_port: int, workbench: Workbench
 ) -> None:
     url = f"redis://:{ESCAPED}@127.0.0.1:{locked_by_port}/0"
-    worker = workbench.worker(redis_url=url).started()
+    worker = workbench.worker(fresh=True, redis_url=url).started()
     assert "hunter2" not in command_lines()
     assert worker.stop() == 0
     assert "hunter2" not in worker.log()

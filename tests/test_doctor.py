@@ -296,7 +296,7 @@ def test_a_clock_of_redis_that_is_wrong(
     [
         ({"processor": "examples.nothing:here"}, "importing examples.nothing failed"),
         ({"processor": "examples.metrics:nothing"}, "has no attribute 'nothing'"),
-        ({"command": "no-such-program {input}"}, "there is no program 'no-such-program' here"),
+        ({"command": "no-such-program {input}"}, "there is no program no-such-program here"),
     ],
 )
 def test_a_processor_that_cannot_be_loaded(

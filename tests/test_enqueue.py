@@ -20,6 +20,7 @@ from imece.run import keys, manifest, scripts
 from imece.run.job import Reference
 from imece.run.store import Run
 from imece_producer.enqueue import Producer
+from tests import forks
 from tests.conftest import ROOT, Workbench, until
 from tests.test_listing import ODD_NAMES
 
@@ -43,7 +44,7 @@ class Produce:
         bench = self._workbench
         directories = [str(bench.source), str(bench.target)]
         call = ["enqueue", *directories, "--run-id", run_id, *options]
-        process = subprocess.Popen(
+        process = forks.Popen[bytes](
             [sys.executable, "-m", "imece_producer", *call],
             env={**os.environ, **bench.environment()},
             cwd=ROOT,

@@ -14,7 +14,7 @@ import pytest
 
 from imece_producer.local import state
 from imece_producer.local.server import Server, clear_socket_dirs
-from tests import obstacles
+from tests import forks, obstacles
 from tests.conftest import ROOT, is_running, until
 
 
@@ -35,7 +35,7 @@ class Folder:
         words = ["local", str(self.source), str(self.target), *options]
         if "--command" not in options:
             words += ["--processor", processor]
-        process = subprocess.Popen(
+        process = forks.Popen(
             [sys.executable, "-m", "imece_producer", *words],
             cwd=ROOT,
             env=self.environment(),
@@ -53,9 +53,8 @@ class Folder:
     def imece(self, *words: str) -> str:
         """Another command, in another terminal; its standard output."""
         command = [sys.executable, "-m", "imece_producer", *words]
-        ended = subprocess.run(
-            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=True
-        )
+        ended = forks.run(command, cwd=ROOT, env=self.environment())
+        ended.check_returncode()
         return ended.stdout
 
     def done(self) -> int:

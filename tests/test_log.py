@@ -126,7 +126,8 @@ def test_there_is_no_heartbeat_before_the_processor_is_imported(
 def test_a_heartbeat_file_that_cannot_be_touched_is_told_at_the_start(
     workbench: Workbench,
 ) -> None:
-    worker = workbench.worker(heartbeat_file=str(workbench.folder / "nowhere" / "beat"))
+    beat = workbench.folder / "nowhere" / "beat"
+    worker = workbench.worker(fresh=True, heartbeat_file=str(beat))
     assert worker.wait() == 2
     assert "IMECE_HEARTBEAT_FILE" in worker.log()
     assert "No such file or directory" in worker.log()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
@@ -30,8 +30,7 @@ from imece.errors import ImeceError, RunError
 from imece.run.status import Status
 from imece_producer.cli import app
 from imece_producer.local.server import Server
-from tests.conftest import Workbench, until
-from tests.forks import Forked, Forks
+from tests.conftest import Workbench, WorkerProcess, until
 from tests.lifetimes import flaws
 from tests.setback import log_size, put_back
 from tests.stamped import FAILS, stamp
@@ -57,6 +56,23 @@ WHICH = st.integers(0, 99)
 T = TypeVar("T")
 
 
+class Worker(WorkerProcess):
+    """A worker, and the process group it leads."""
+
+    def __init__(self, settings: dict[str, str], log: Path) -> None:
+        super().__init__(settings, log, leads=True)
+        self.is_frozen = False
+        self.is_leaving = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def signal(self, number: signal.Signals, whole_group: bool = False) -> None:
+        with suppress(ProcessLookupError):
+            (os.killpg if whole_group else os.kill)(self.pid, number)
+
+
 class Promises(RuleBasedStateMachine):
     """One run, and a model of what must come of it.
 
@@ -70,8 +86,6 @@ class Promises(RuleBasedStateMachine):
         rounds: how many have begun.
         is_calm: whether nothing has happened that could make a file be begun again.
     """
-
-    forks: ClassVar[Forks]
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +103,7 @@ class Promises(RuleBasedStateMachine):
             "checkpoint": "0.05",
             "state_dir": str(self.folder / "state"),
         }
-        self.workers: list[Forked] = []
+        self.workers: list[Worker] = []
         self.inputs: dict[str, bytes] = {}
         self.rewritten: set[str] = set()
         self.listed: set[str] | None = None
@@ -110,7 +124,7 @@ class Promises(RuleBasedStateMachine):
         except Exception as error:
             error.add_note("\n".join(["What happened:", *self.story]))
             for worker in self.workers:
-                lines = worker.log.read_text("utf-8", "replace").splitlines()[-15:]
+                lines = worker.log().splitlines()[-15:]
                 error.add_note("\n".join([f"worker {worker.pid}:", *lines]))
             error.add_note(f"trace: {dict(self.bench.begun())}")
             raise
@@ -139,7 +153,7 @@ class Promises(RuleBasedStateMachine):
         now = self.status()
         return now.state if now else None
 
-    def alive(self) -> list[Forked]:
+    def alive(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.is_alive]
 
     def one_of(self, which: int, among: list[T]) -> list[T]:
@@ -169,8 +183,7 @@ class Promises(RuleBasedStateMachine):
 
     def start_worker(self) -> None:
         log = self.folder / f"worker-{len(self.workers)}.log"
-        log.touch()
-        self.workers.append(self.forks.worker(self.bench.environment(), log))
+        self.workers.append(Worker(self.bench.environment(), log))
 
     def fails(self, name: str) -> bool:
         return self.inputs[name].startswith(FAILS)
@@ -248,7 +261,7 @@ class Promises(RuleBasedStateMachine):
         for worker in self.one_of(which, self.alive()):
             self.say(f"kill -9 of {worker.pid}, {whole_group=}")
             worker.signal(signal.SIGKILL, whole_group)
-            worker.ended()
+            worker.wait()
             self.is_calm = False
 
     @rule(which=WHICH)
@@ -438,6 +451,7 @@ class Promises(RuleBasedStateMachine):
         finally:
             for worker in self.workers:
                 worker.signal(signal.SIGKILL, whole_group=True)
+                worker.wait()
             self.redis.close()
             self.server.close()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -505,29 +519,28 @@ class Promises(RuleBasedStateMachine):
         for worker in self.alive():
             worker.signal(signal.SIGTERM)
         for worker in self.workers:
-            worker.ended()
+            worker.wait()
 
 
 def hold(examples: int, steps: int, number: int, derandomize: bool = False) -> None:
     """Runs so many sequences; the number makes them others than those of another test."""
-    with Forks() as forks:
-        machine = type("Promises", (Promises,), {"forks": forks})
-        run_state_machine_as_test(
-            machine if derandomize else seed(number)(machine),
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=steps,
-                deadline=None,
-                database=None,
-                derandomize=derandomize,
-                # To find a shorter sequence takes long, and what depends on chance may not fail
-                # again: what happened comes with the error.
-                phases=[Phase.generate],
-                report_multiple_bugs=False,
-                suppress_health_check=list(HealthCheck),
-                verbosity=Verbosity.normal,
-            ),
-        )
+    machine: type[Promises] = type("Promises", (Promises,), {})
+    run_state_machine_as_test(
+        machine if derandomize else seed(number)(machine),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            derandomize=derandomize,
+            # To find a shorter sequence takes long, and what depends on chance may not fail
+            # again: what happened comes with the error.
+            phases=[Phase.generate],
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+            verbosity=Verbosity.normal,
+        ),
+    )
 
 
 def test_the_promises_hold_in_some_sequences() -> None:

@@ -54,7 +54,7 @@ def one_file_done(workbench: Workbench, **settings: str) -> str:
     workbench.files(1)
     workbench.settings |= {"redis_username": "somebody", "redis_password": PASSWORD}
     workbench.enqueue(retries=0)
-    workbench.worker(**settings)
+    workbench.worker(fresh=True, **settings)
     assert workbench.ended().state == "done", workbench.failures()
     return (workbench.target / "f-0000.txt").read_text()
 
@@ -118,7 +118,7 @@ def test_they_are_gone_even_if_the_settings_are_wrong(monkeypatch: pytest.Monkey
 def test_a_worker_keeps_its_process_id_and_its_arguments(workbench: Workbench) -> None:
     workbench.files(2)
     workbench.enqueue()
-    worker = workbench.worker().started()
+    worker = workbench.worker(fresh=True).started()
     command = Path(f"/proc/{worker.pid}/cmdline").read_bytes().split(b"\0")
     assert command[1:3] == [b"-m", b"imece_worker"]
     assert workbench.ended().done == 2

@@ -350,7 +350,7 @@ def test_a_stop_in_a_workers_first_moments_is_not_lost_and_no_failure(
 ) -> None:
     chance = random.Random(5)
     for _ in range(8):
-        worker = workbench.worker()
+        worker = workbench.worker(fresh=True)
         until(lambda: catches_sigterm(worker.pid), "it to listen at all")  # noqa: B023
         time.sleep(chance.uniform(0, 0.1))  # the random moment: while it starts anew, or imports
         assert worker.stop() == 0

@@ -9,7 +9,7 @@ import pytest
 
 from imece.run.parameters import SEED
 from imece_producer.grouping import group
-from tests import obstacles
+from tests import forks, obstacles
 from tests.conftest import ROOT, until
 
 
@@ -34,7 +34,7 @@ def start(folder: Path, *arguments: str, **settings: str | None) -> "subprocess.
         **settings,
     }
     environment = {f"IMECE_{name.upper()}": value for name, value in given.items() if value}
-    return subprocess.Popen(
+    return forks.Popen(
         [sys.executable, "-m", "imece_worker", *arguments],
         env={**os.environ, **environment},
         cwd=ROOT,

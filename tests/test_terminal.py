@@ -20,6 +20,7 @@ from imece.errors import ServiceError
 from imece.run.failure import Failure
 from imece_producer import display
 from imece_worker.log import HumanLines, JsonLines
+from tests import forks
 from tests.conftest import ROOT, Workbench
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\x7f\u202e\b"
@@ -103,7 +104,7 @@ def test_a_progress_bar_shows_a_hostile_state_as_escapes(hostile: Workbench) -> 
     """On a terminal, which shows Rich's own sequences: none of ours may be among them."""
     spoil(hostile, state="done")
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
+    process = forks.Popen(
         [sys.executable, "-m", "imece_producer", "wait", "run"],
         env={**os.environ, **hostile.environment(), "TERM": "xterm"},
         cwd=ROOT,

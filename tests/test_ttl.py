@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 
 from imece.settings import load
+from tests import forks
 from tests.conftest import ROOT, Workbench, until
 from tests.lifetimes import flaws
 
@@ -48,7 +49,7 @@ class SlowListing:
         self._redis = workbench.redis
         self._run = f"imece:run:{run_id}"
         self._is_new = not self._redis.exists(self._run)
-        self._process = subprocess.Popen(
+        self._process = forks.Popen[bytes](
             [
                 *(sys.executable, "-m", "imece_producer", "enqueue"),
                 *(str(workbench.source), str(workbench.target), "--run-id", run_id),
@@ -239,7 +240,7 @@ def test_a_local_run(workbench: Workbench) -> None:
     given = {"processor": "tests.processors:slow", "state_dir": str(state)}
     settings = load(**given)
     environment = {f"IMECE_{name.upper()}": value for name, value in given.items()}
-    process = subprocess.Popen(
+    process = forks.Popen(
         [sys.executable, "-m", "imece_producer", *call, "--max-replicas", "1"],
         env={**os.environ, **environment},
         cwd=ROOT,

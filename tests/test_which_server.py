@@ -13,6 +13,7 @@ from redis import Redis
 
 from imece import names
 from imece.run.store import recent
+from tests import forks
 from tests.conftest import ROOT, until
 from tests.test_local import Folder
 
@@ -51,14 +52,8 @@ def runs_of(folder: Folder, run_id: str) -> list[str]:
 
 
 def call(folder: Folder, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "imece_producer", *words],
-        cwd=ROOT,
-        env=folder.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "imece_producer", *words]
+    return forks.run(command, cwd=ROOT, env=folder.environment())
 
 
 def test_enqueue_never_goes_to_the_server_of_a_local_run(folder: Folder) -> None:
@@ -89,14 +84,8 @@ def test_what_changes_a_run_goes_to_a_local_one_only_by_its_id(folder: Folder) -
 def test_a_redis_that_is_named_is_meant_whatever_the_run_is_called(folder: Folder) -> None:
     start(folder, "here")
     environment = {**folder.environment(), "IMECE_REDIS_URL": "unix:///nowhere/redis.sock"}
-    answer = subprocess.run(
-        [sys.executable, "-m", "imece_producer", "cancel", "here"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "imece_producer", "cancel", "here"]
+    answer = forks.run(command, cwd=ROOT, env=environment)
     assert answer.returncode == 3
     assert "unix:///nowhere/redis.sock" in answer.stderr
 
