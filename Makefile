@@ -46,6 +46,7 @@ lint: $(INSTALLED) ## Run ruff, the type checker and the linter of prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell --dictionary - --dictionary docs/words.txt --skip '*.svg,*.png,*.json,words.txt' $(PROSE)
 
 workflows: $(ACTIONLINT) ## Check the workflow files of hosted CI
