@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
-import mmh3
-
+from imece.files.buckets import numbers
 from imece.run import manifest
 from imece.run.cursor import MOST_FILES
 from imece.run.manifest import MOST_BUCKETS
@@ -50,19 +49,17 @@ class Bucket:
 
 
 def group(files: Sequence[bytes], buckets: int, seed: int) -> list[Bucket]:
-    """The buckets that have files: those with `mmh3.hash(name, seed, signed=False) % buckets` the
-    bucket's number."""
+    """The buckets that have files, each with its own."""
     groups: list[list[bytes]] = [[] for _ in range(buckets)]
     appends = [group.append for group in groups]
-    digest = mmh3.mmh3_32_uintdigest  # mmh3.hash(name, seed, signed=False), called more quickly
-    for name in files:
-        appends[digest(name, seed) % buckets](name)
+    for name, number in zip(files, numbers(files, buckets, seed), strict=True):
+        appends[number](name)
     filled = [number for number in range(buckets) if groups[number]]
 
-    def pack(numbers: list[int]) -> list[Bucket]:
+    def pack(chosen: list[int]) -> list[Bucket]:
         return [
             Bucket(number, len(groups[number]), manifest.encode(groups[number]))
-            for number in numbers
+            for number in chosen
         ]
 
     with ThreadPoolExecutor(2) as pool:  # one compresses while the other joins names

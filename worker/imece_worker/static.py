@@ -11,11 +11,10 @@ import socket
 import time
 import uuid
 
-import mmh3
-
 from imece import names
 from imece.errors import SettingsError, UsageError
 from imece.files import listing
+from imece.files.buckets import numbers
 from imece.run.cursor import Cursor
 from imece.run.job import Reference
 from imece.run.lease import Action, Batch, Claimed, Verdict
@@ -108,15 +107,13 @@ def parameters_of(
 
 
 def files_of(bucket: int, parameters: Parameters) -> list[bytes]:
-    """The files of one bucket, sorted: those that `imece_producer.grouping.group` would put
-    there."""
+    """The files of one bucket, sorted."""
     assert parameters.buckets is not None  # noqa: S101 - parameters_of has set it
     found = listing.walk(parameters.input_path, parameters.include).files
     suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
     listing.check_outputs(found, suffix)
-    return sorted(
-        name for name in found if mmh3.hash(name, SEED, signed=False) % parameters.buckets == bucket
-    )
+    of_each = zip(found, numbers(found, parameters.buckets, SEED), strict=True)
+    return sorted(name for name, number in of_each if number == bucket)
 
 
 class Share:
