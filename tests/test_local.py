@@ -364,15 +364,15 @@ def test_a_processor_that_cannot_be_had_is_said_at_once(
     assert message in errors
 
 
-def test_the_users_own_packages_do_not_hide_ours(folder: Folder, tmp_path: Path) -> None:
-    """A project may have a package `worker`, too."""
+def test_users_modules_may_have_the_names_of_our_folders(folder: Folder, tmp_path: Path) -> None:
     (tmp_path / "worker").mkdir()
-    (tmp_path / "worker" / "__init__.py").write_text("raise RuntimeError('not this one')")
-    (tmp_path / "mine.py").write_text("import shutil\nconvert = shutil.copyfile\n")
+    (tmp_path / "worker" / "__init__.py").touch()
+    (tmp_path / "worker" / "tasks.py").write_text("from producer import f as convert\n")
+    (tmp_path / "producer.py").write_text("from shutil import copyfile as f\n")
     folder.files(3)
-    words = ["local", str(folder.source), str(folder.target), "--processor", "mine:convert"]
+    words = ["local", str(folder.source), str(folder.target)]
     ended = subprocess.run(
-        [sys.executable, "-P", "-m", "imece_producer", *words],
+        [sys.executable, "-P", "-m", "imece_producer", *words, "--processor=worker.tasks:convert"],
         cwd=tmp_path,
         env=folder.environment(),
         capture_output=True,
