@@ -14,7 +14,7 @@ but the line to the tests.
 
 import ctypes
 import gc
-import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -40,7 +40,7 @@ IMPORTED = {
 }
 """What a template has imported: what the command does, and most of what it imports later."""
 
-BEFORE_MAIN = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
+BEFORE_MAIN = ("PYTHON", "LC_", "LANG", "TZ", "LD_", "RQ_")
 """How the names of variables begin that Python, or a library, reads when it starts. A process for
 which they are others than for its template is started."""
 
@@ -220,11 +220,12 @@ def _become(name: str, order: dict[str, Any], files: list[int]) -> Callable[[], 
     made_at_start = _before_main(os.environ)  # Python sets LC_CTYPE where no locale is set
     os.environ.clear()
     os.environ.update(made_at_start | order["environment"])
-    program = Path(name, "__main__.py").absolute()
+    found = importlib.util.find_spec(f"{name}.__main__")
+    assert found is not None
     os.chdir(order["folder"])
     path = os.environ.get("PYTHONPATH")
     sys.path[:1] = [str(Path.cwd()), *(path.split(os.pathsep) if path else ())]
-    sys.argv = [str(program), *order["words"]]
+    sys.argv = [str(found.origin), *order["words"]]
     sys.orig_argv = [sys.executable, "-m", name, *order["words"]]
     main: Callable[..., Any]
     if name == "imece_worker":

@@ -30,12 +30,14 @@ class Folder:
         for number in range(count):
             (self.source / f"f-{number:03d}.txt").write_text(content)
 
-    def start(self, *options: str, processor: str = "tests.processors:copy") -> "Call":
-        """Starts `imece local` in a process of its own."""
+    def start(
+        self, *options: str, processor: str = "tests.processors:copy", fresh: bool = False
+    ) -> "Call":
+        """Starts `imece local` in a process of its own. `fresh`: one that has imported nothing."""
         words = ["local", str(self.source), str(self.target), *options]
         if "--command" not in options:
             words += ["--processor", processor]
-        process = forks.Popen(
+        process = (subprocess.Popen if fresh else forks.Popen)(
             [sys.executable, "-m", "imece_producer", *words],
             cwd=ROOT,
             env=self.environment(),
@@ -159,7 +161,7 @@ def test_a_signal_hands_back_and_the_same_call_goes_on(
 
 def test_a_stop_before_everything_is_imported_says_nothing(folder: Folder) -> None:
     folder.files(1)
-    call = folder.start()
+    call = folder.start(fresh=True)
     maps = Path(f"/proc/{call.process.pid}/maps")
     until(lambda: "pydantic_core" in maps.read_text(), "its imports to be on")
     call.process.send_signal(signal.SIGINT)

@@ -150,7 +150,7 @@ def test_a_second_worker_on_one_port_is_refused(workbench: Workbench) -> None:
 
 
 def test_libraries_are_not_loaded_unless_asked_for() -> None:
-    program = "import sys, worker.command; print('kubernetes' in sys.modules, end=' ');"
+    program = "import sys, imece_worker.command; print('kubernetes' in sys.modules, end=' ');"
     program += "print('prometheus_client' in sys.modules)"
     shown = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
     assert shown == "False False\n"
@@ -159,8 +159,8 @@ def test_libraries_are_not_loaded_unless_asked_for() -> None:
 SERVE_AND_LIST_MODULES = """
 import sys
 from imece_worker import metrics
-from imece_worker.statistics import Tally
-metrics.serve(Tally(), int(sys.argv[1]))
+from imece_worker.statistics import WorkerStatistics
+metrics.serve(WorkerStatistics(), int(sys.argv[1]))
 before = set(sys.modules)
 print("serving", flush=True)
 input()
@@ -191,7 +191,7 @@ def listeners(pid: int) -> set[str]:
     return listening & {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
 
 
-def test_work_runners_do_not_hold_the_port(workbench: Workbench) -> None:
+def test_runners_do_not_hold_the_port(workbench: Workbench) -> None:
     workbench.file("a", "hang")
     workbench.settings["processor"] = "tests.processors:by_content"
     workbench.enqueue()

@@ -165,8 +165,8 @@ def test_a_command_without_outputs_is_called_with_the_input_alone(workbench: Wor
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"command": "no-such-program {input}"}, "there is no program 'no-such-program' here"),
-        ({"command": "cp 'unbalanced {input}"}, "IMECE_COMMAND: No closing quotation"),
+        ({"command": "no-such-program {input}"}, "there is no program no-such-program here"),
+        ({"command": "cp 'unbalanced {input}"}, "IMECE_COMMAND: a quotation is not closed"),
         ({"command": "cp a b"}, "{input}"),
         ({"processor": "no_such_module:f"}, "No module named 'no_such_module'"),
         ({"processor": "tests.processors:no_such"}, "no_such"),

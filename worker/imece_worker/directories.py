@@ -51,7 +51,7 @@ class Tree:
         """The descriptor of a directory beneath.
 
         Raises:
-            PlaceError: a link leads it out.
+            PathError: a link leads it out.
             OSError: it is not there, or cannot be made.
         """
         held = self._held.get(path)
@@ -85,7 +85,7 @@ class Tree:
         """The path without links, relative to the root.
 
         Raises:
-            PlaceError: it leads out.
+            PathError: it leads out.
         """
         resolved = os.path.realpath(self._within + path)
         if resolved == self.path:

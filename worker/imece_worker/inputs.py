@@ -34,7 +34,7 @@ class Inputs:
         """Takes a file in hand, as it is now.
 
         Raises:
-            PlaceError: it is not there, not a file, or a link that leaves the input directory.
+            PathError: it is not there, not a file, or a link that leaves the input directory.
         """
         if self._number is not None:
             self.put_down()

@@ -81,7 +81,7 @@ class Outputs:
         """Whether the output is there, and no older than the input, of this time in nanoseconds.
 
         Raises:
-            PlaceError: what is there is not ours to replace.
+            PathError: what is there is not ours to replace.
         """
         there = self.existing(name)
         if there is None:
@@ -122,7 +122,7 @@ class Outputs:
         """Makes the directory the output goes to, and the staging directory; the path to write to.
 
         Raises:
-            PlaceError: one cannot be made, or a link leads it out of the output directory.
+            PathError: one cannot be made, or a link leads it out of the output directory.
         """
         output = name if self._suffix is None else self.name(name)
         directory, _, last = output.rpartition(b"/")
@@ -150,7 +150,7 @@ class Outputs:
         """Puts the finished output in its place; its size in bytes (0 for a directory).
 
         Raises:
-            PlaceError: the processor has not written it, or it cannot be put there.
+            PathError: the processor has not written it, or it cannot be put there.
         """
         try:
             return self._commit(index)
@@ -208,7 +208,7 @@ class Outputs:
             self._replace(source, is_directory)
 
     def _check_yields(self, older: os.stat_result, is_directory: bool) -> None:
-        """Raises PlaceError unless what is in the output's place may be replaced."""
+        """Raises PathError unless what is in the output's place may be replaced."""
         if stat.S_ISREG(older.st_mode):
             return
         if stat.S_ISDIR(older.st_mode):

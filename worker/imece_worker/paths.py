@@ -98,7 +98,7 @@ class Paths:
         """Makes the staging directory and holds its lock.
 
         Raises:
-            PlaceError: it cannot be made.
+            PathError: it cannot be made.
         """
         private.directory()  # made before there is a runner, for all of them
         if (outputs := self.outputs) is None:
