@@ -7,6 +7,7 @@ import base64
 import json
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -551,3 +552,25 @@ def test_the_role_in_deploy_grants_every_right_and_no_other() -> None:
 
     helpful = {("list", "deployments", "apps")}  # says which names there are, if it may
     assert granted == {needed(right) for right in RIGHTS} | helpful
+
+
+def test_a_cluster_without_its_client_is_said_with_the_command_that_installs_it(
+    tmp_path: Path,
+) -> None:
+    """In a process in which the package is not there to be found."""
+    script = (
+        "import importlib.util, sys; find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *more: "
+        "None if name == 'kubernetes' else find(name, *more)\n"
+        "from imece_producer.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "pause"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 2
+    assert "pip install 'imece[cluster]'" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -186,7 +186,7 @@ def test_blocking_reason_is_shown(workbench: Workbench, fresh: Status) -> None:
     key = "imece:run:run"
     workbench.redis.hset(key, mapping={"blocking_reason": "no disk", "blocked_at": fresh.now - 50})
     assert workbench.status().blocking_reason == "no disk"
-    assert "trouble  no disk" in display.block(workbench.status())
+    assert "reason   no disk" in display.block(workbench.status())
 
 
 def test_the_summary_for_programs_has_every_number(fresh: Status) -> None:

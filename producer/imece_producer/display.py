@@ -129,10 +129,9 @@ def block(status: Status) -> str:
     if status.links_refused:
         lines.append(f"  links    {status.links_refused:,} refused")
     if status.blocking_reason:
-        lines.append(f"  trouble  {names.printable(status.blocking_reason)}")
-    if status.is_held and "`imece " not in (
-        status.blocking_reason or ""
-    ):  # else it says what helps
+        lines.append(f"  reason   {names.printable(status.blocking_reason)}")
+    says_what_helps = "`imece " in (status.blocking_reason or "")
+    if status.is_held and not says_what_helps:
         lines.append(f"  imece resume {status.id} goes on when that is fixed")
     if status.failed:
         lines.append(f"  imece failures {status.id} says which failed and why")
@@ -196,7 +195,7 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
     through = status.files - status.left
     yield f"run {status.id}: {status.state if status.has_stopped else 'stopped'}"
     if status.blocking_reason:
-        yield f"  trouble   {names.printable(status.blocking_reason)}"
+        yield f"  reason    {names.printable(status.blocking_reason)}"
     yield (
         f"  files     {status.done:,} done, {status.failed:,} failed, {status.skipped:,} skipped"
         + (f", {status.left:,} left" if status.left else "")

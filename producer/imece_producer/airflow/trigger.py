@@ -152,7 +152,7 @@ class Report:
             self._say("Redis is back")
             self._away = False
         line = display.line(now) + (
-            f"; trouble: {now.blocking_reason}" if now.blocking_reason else ""
+            f"; reason: {now.blocking_reason}" if now.blocking_reason else ""
         )
         time_now = time.monotonic()
         pause = max(LOG_PAUSE, (time_now - self._began) / 100)
