@@ -20,7 +20,7 @@ PROSE := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md tests/e2e/README.md 
 STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-e2e test-airflow test-airflow-e2e lint workflows format coverage dist release docs bench lock llms schemas kustomize clean
+.PHONY: help demo test test-redis test-slow test-e2e test-airflow test-airflow-e2e lint workflows format coverage dist release docs bench lock llms schemas kustomize clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -38,6 +38,10 @@ test: lint workflows $(RENDERER) ## Run lint and the tests
 
 test-slow: $(INSTALLED) $(RENDERER) ## Run the fault and load tests
 	$(BIN)/python -m pytest -m 'slow and not e2e'
+
+test-redis: $(INSTALLED) $(RENDERER) ## Run the tests against redis-server (Debian's)
+	@command -v redis-server >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends redis-server; }
+	TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -m 'redis and not slow and not e2e'
 
 test-e2e: $(INSTALLED) ## Run the tests on a cluster: tests/e2e/README.md
 	$(BIN)/python -m pytest -n 0 -m e2e tests/e2e

@@ -22,6 +22,7 @@ from imece.run.status import read as read_status
 from imece.run.store import Run
 from imece.settings import Settings, load
 from imece_producer.enqueue import Enqueued, Producer
+from imece_producer.local import server as server_module
 from imece_producer.local.server import Server
 from imece_producer.parameters import list_files, parameters_of
 from imece_worker.capture import DRAINER
@@ -29,6 +30,10 @@ from tests import forks
 from tests.kubernetes_stand_in import StandIn
 
 ROOT = Path(__file__).parent.parent
+
+# make test-redis: the tests' own server is this program.
+if "TEST_SERVER" in os.environ:
+    server_module.program = lambda: os.environ["TEST_SERVER"]
 
 # Airflow has a virtual environment of its own: make test-airflow.
 collect_ignore = [] if find_spec("airflow") else ["airflow"]
@@ -52,6 +57,12 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()):
+            item.add_marker("redis")
 
 
 @pytest.fixture(scope="session", autouse=True)
