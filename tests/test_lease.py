@@ -151,6 +151,13 @@ def test_a_job_whose_run_is_gone_leaves_nothing(workbench: Workbench, hand: Hand
     assert not workbench.redis.exists(keys.moving(QUEUE))
 
 
+def test_a_job_of_a_held_run_is_not_taken(workbench: Workbench, hand: Hand) -> None:
+    """The state of the run is no word for what the lease is."""
+    hand.pop()
+    assert Run(workbench.redis, "run").hold("for a reason")
+    assert hand.take() == "held"
+
+
 def test_a_job_of_a_cancelled_run_is_not_taken(workbench: Workbench, hand: Hand) -> None:
     hand.pop()
     Run(workbench.redis, "run").cancel(600)

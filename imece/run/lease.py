@@ -116,7 +116,7 @@ class Lease:
         if answer[0] == b"damaged":
             _, helps, what = map(text, answer)
             raise self.run.unusable(what, helps)
-        if answer[0] != b"held":
+        if answer[0] != b"taken":
             return text(answer[0])
         _, cursor, earlier, parameters, blob, pending, untouched, now = answer
         claimed = Claimed(

@@ -3,7 +3,7 @@
 -- KEYS 1 run  2 intermediate list  3 leases (rq:wip)  4 queue
 -- ARGV 1 job id  2 execution  3 lease, s  4 worker  5 field of the job  6 part  7 bucket
 --      8 '1' if this worker leaves the run to others for now
--- Returns {'held', cursor, earlier holders, parameters, manifest, length of the queue, untouched: '1'
+-- Returns {'taken', cursor, earlier holders, parameters, manifest, length of the queue, untouched: '1'
 -- or '', or '?' if this is the round's first job and the worker is to look, server's time}, or
 -- {why not}: 'lost' (another worker has it), 'gone' (no such run or job), 'later' (the run pauses; the
 -- job has been put back), {'damaged', what helps, what is wrong}, or the state of the run.
@@ -67,5 +67,5 @@ if state == 'queued' then
   untouched = '?'
 end
 refill(run, queue)
-return {'held', cursor, earlier, parameters, manifest, redis.call('LLEN', queue), untouched or '',
+return {'taken', cursor, earlier, parameters, manifest, redis.call('LLEN', queue), untouched or '',
   string.format('%.6f', time)}
