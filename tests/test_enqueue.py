@@ -409,9 +409,9 @@ import json, sys, time
 from imece_producer.parameters import list_files
 from imece_producer.enqueue import Producer
 from imece.connection import connect
-from imece.run import Parameters
+from imece.run.parameters import Parameters
 from imece.settings import load
-import imece.listing, rq
+import imece.files.listing, rq
 settings = load()
 redis = connect(settings)
 redis.ping()
