@@ -95,12 +95,12 @@ class Execution:
                 return self._end("return", "returned")
             if self._progress.finished():
                 break
-            held = isinstance(outcome, int) and self._attribute_crash(outcome)
+            attributed = isinstance(outcome, int) and self._attribute_crash(outcome)
             if self._progress.stalled:
                 return self._stall(self._progress.stalled)
             now = self._progress.cursor()
             got_on = (now.next, now.retries) != (before.next, before.retries)
-            early_crashes = 0 if held or got_on else early_crashes + 1
+            early_crashes = 0 if attributed or got_on else early_crashes + 1
             if early_crashes == MOST_EARLY_CRASHES:
                 reason = f"worker {self._context.name}: its processes die before their first file"
                 log.event("job cannot start", logging.ERROR, reason=reason)

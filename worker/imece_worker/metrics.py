@@ -18,7 +18,7 @@ EXPONENTS = range(10, 33, 2)
 
 
 class Page:
-    """A collector: makes the metrics from the tally whenever Prometheus asks."""
+    """A collector: makes the metrics from the statistics whenever Prometheus asks."""
 
     def __init__(self, statistics: WorkerStatistics) -> None:
         self._statistics = statistics

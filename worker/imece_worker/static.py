@@ -117,7 +117,7 @@ def files_of(bucket: int, parameters: Parameters) -> list[bytes]:
 
 
 class Share:
-    """Stands in for a lease: logs what would go to Redis. The execution counts it in the tally."""
+    """Stands in for a lease: logs what would go to Redis. The execution counts it."""
 
     def __init__(self, bucket: int, files: int, statistics: WorkerStatistics) -> None:
         self.reference = Reference("static", "00000000", bucket, 0)
