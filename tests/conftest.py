@@ -276,12 +276,16 @@ class Workbench:
 
     def outputs(self) -> list[str]:
         """All files below the output directory, temporary ones too."""
-        return sorted(
-            str(path.relative_to(self.target)) for path in self.target.rglob("*") if path.is_file()
-        )
+        found = self._found("*")
+        return sorted(str(path.relative_to(self.target)) for path in found if path.is_file())
 
     def temporaries(self) -> list[Path]:
-        return list(self.target.rglob(".imece-*"))
+        return self._found(".imece-*")
+
+    def _found(self, pattern: str) -> list[Path]:
+        while True:
+            with suppress(FileNotFoundError):  # a directory that went at that moment
+                return list(self.target.rglob(pattern))
 
     def failures(self, run_id: str = "run") -> dict[str, Failure]:
         """The quarantined files and why."""

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from imece.files import staging
+from imece.run.rescue import requeue_dead
+from imece.run.store import Run
 from tests.conftest import Workbench, WorkerProcess, is_running, until, uptime
 
 AS_SHIPPED = {"lease": "15", "heartbeat": "1", "checkpoint": "1"}
@@ -423,6 +425,26 @@ def test_staging_directories_of_the_dead_are_swept_and_those_of_the_living_kept(
     [living] = workbench.temporaries()
     assert staging.sweep(target, keep=[], now=time.time() + 10**6) == 0
     assert living.exists()
+
+
+def test_a_staging_directory_goes_with_the_lease_of_a_run_that_was_deleted(
+    workbench: Workbench,
+) -> None:
+    """The run of this id is another by then."""
+    [left] = staging_directories_left(workbench)
+    run = Run(workbench.redis, "run")
+    run.cancel(600)
+    run.delete()
+    workbench.enqueue(buckets=1, files_per_job=100)
+    assert left.exists(), "its lease still stands"
+    until(
+        lambda: (
+            list(requeue_dead(workbench.redis, workbench.load(), {}, 0, 1000)) or not left.exists()
+        ),
+        "it to go",
+    )
+    assert not left.exists()
+    assert workbench.redis.zcard("rq:wip:imece") == 0
 
 
 def test_old_staging_directories_are_swept_by_the_next_worker(workbench: Workbench) -> None:

@@ -110,6 +110,7 @@ class Promises(RuleBasedStateMachine):
         self.inputs: dict[str, bytes] = {}
         self.rewritten: set[str] = set()
         self.listed: set[str] | None = None
+        self.kept: set[str] = set()
         self.spoilt: set[str] = set()
         self.rounds = self.cancels = self.versions = self.contents = 0
         self.is_calm = True
@@ -224,6 +225,7 @@ class Promises(RuleBasedStateMachine):
     def enqueue(self) -> None:
         with self.told():
             source, target = str(self.bench.source), str(self.bench.target)
+            kept = self.in_hand()
             code, output = self.imece(
                 "enqueue", source, target, "--run-id", RUN, "--json", *self.options
             )
@@ -232,6 +234,7 @@ class Promises(RuleBasedStateMachine):
             self.say(f"enqueue: {how}")
             if how != "attached":
                 self.begin_round(set(self.inputs))
+                self.kept = kept
 
     @rule()
     def a_worker_comes(self) -> None:
@@ -308,8 +311,10 @@ class Promises(RuleBasedStateMachine):
             self.cancels += 1
             now = self.state()
             self.say(f"cancel: {now}")
-            # It may have ended by itself just before.
-            assert now == "cancelled" if code == 0 else now in ("done", "failed")
+            if now != "cancelled":
+                # It ended by itself just before; or after, with the files that were in hand.
+                assert now in ("done", "failed")
+                assert code != 0 or self.bench.status(RUN).left == 0
 
     @rule()
     def retry(self) -> None:
@@ -438,7 +443,8 @@ class Promises(RuleBasedStateMachine):
                 assert now.left == 0, now.summary()
                 assert (now.state == "done") == (now.failed == 0), now.summary()
             if self.listed is not None and not self.spoilt:
-                there = [name for name in self.listed if (self.bench.target / name).exists()]
+                names = self.listed | self.kept
+                there = [name for name in names if (self.bench.target / name).exists()]
                 assert now.done + now.skipped <= len(there), now.summary()
             if self.listed is not None and now.state == "done":
                 missing = self.listed - self.spoilt - set(self.bench.outputs())

@@ -69,6 +69,8 @@ def requeue_dead(
         if _requeue(redis, queue, job_id, keys.leases(queue), ["lease", member, repr(expiry)]):
             why = f"its worker is silent for {silent:.1f} s"
             yield f"job {_shown(job_id)} is back in the queue: {why}"
+        else:
+            _clear_after(redis, queue, job_id)
 
     for job in set(moving) - set(between):
         del moving[job]
@@ -114,6 +116,15 @@ def _requeue(
     run, field = (keys.run(reference.run), reference.field) if reference else (keys.RUNS, "")
     where = [run, keys.pending(queue), place]
     return bool(scripts.run("requeue", redis, where, [*arguments, field]) == b"requeued")
+
+
+def _clear_after(redis: Redis, queue: str, job_id: bytes) -> None:
+    """Removes what a dead worker has left of a job that nobody will take over: until now its lease
+    has kept it. Its run may have another round by now, or be another of the same id."""
+    if (reference := _reference(job_id)) is not None:
+        run = Run(redis, reference.run)
+        if (parameters := run.readable_parameters()) is not None:
+            clear_output(run, queue, parameters.output_path)
 
 
 def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str], list[str]]:
