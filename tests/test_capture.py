@@ -148,13 +148,16 @@ def test_what_was_printed_is_kept_when_the_process_is_killed_in_the_flood(
 
 def test_who_prints_does_not_wait_for_a_worker_that_is_busy(flood: Workbench) -> None:
     """Stopped here, so that it does nothing at all."""
-    gate = flood.folder / "gate"
+    begun, gate = flood.folder / "begun", flood.folder / "gate"
     text = (flood.folder / "flood.py").read_text()
-    wait = f"    import time\n    while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+    wait = (
+        f"    import time\n    pathlib.Path({str(begun)!r}).touch()\n"
+        f"    while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+    )
     (flood.folder / "flood.py").write_text(text.replace("    block", wait + "    block", 1))
     flood.enqueue(retries=0)
-    worker = flood.worker().took()
-    worker.runner()
+    worker = flood.worker()
+    until(begun.exists, "the file to be begun")  # before, its process needs the worker
     worker.kill(signal.SIGSTOP)
     gate.touch()
     until((flood.source / "f.printed").exists, "all to be printed", 60)
