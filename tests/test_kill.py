@@ -427,24 +427,47 @@ def test_staging_directories_of_the_dead_are_swept_and_those_of_the_living_kept(
     assert living.exists()
 
 
+@pytest.mark.parametrize("path", ["out", "out-of-the-producer"])
 def test_a_staging_directory_goes_with_the_lease_of_a_run_that_was_deleted(
-    workbench: Workbench,
+    workbench: Workbench, path: str
 ) -> None:
-    """The run of this id is another by then."""
+    """The run of this id is another by then; workers may see its directory by another path."""
     [left] = staging_directories_left(workbench)
     run = Run(workbench.redis, "run")
     run.cancel(600)
     run.delete()
-    workbench.enqueue(buckets=1, files_per_job=100)
+    workbench.settings["output"] = str(workbench.target)
+    workbench.enqueue(buckets=1, files_per_job=100, target=str(workbench.folder / path))
     assert left.exists(), "its lease still stands"
-    until(
-        lambda: (
-            list(requeue_dead(workbench.redis, workbench.load(), {}, 0, 1000)) or not left.exists()
-        ),
-        "it to go",
-    )
-    assert not left.exists()
+
+    def is_gone() -> bool:
+        list(requeue_dead(workbench.redis, workbench.load(), {}, 0, 1000))
+        return not left.exists()
+
+    until(is_gone, "it to go")
     assert workbench.redis.zcard("rq:wip:imece") == 0
+
+
+def test_what_a_worker_left_of_a_cancelled_run_stays_for_the_round_that_goes_on(
+    workbench: Workbench,
+) -> None:
+    """Its proofs tell what it has done since its last checkpoint."""
+    [left] = staging_directories_left(workbench)
+    recorded = workbench.status().done
+    Run(workbench.redis, "run").cancel(600)
+
+    def has_no_lease() -> bool:
+        list(requeue_dead(workbench.redis, workbench.load(), {}, 0, 1000))
+        return workbench.redis.zcard("rq:wip:imece") == 0
+
+    until(has_no_lease, "its lease to be cleared")
+    assert left.exists()
+    workbench.enqueue(buckets=1, files_per_job=100)
+    assert left.exists()
+    workbench.worker()
+    now = workbench.ended()
+    assert (now.state, now.skipped) == ("done", recorded)
+    assert workbench.temporaries() == []
 
 
 def test_old_staging_directories_are_swept_by_the_next_worker(workbench: Workbench) -> None:

@@ -16,7 +16,7 @@ from imece.connection import is_outage, raw, text
 from imece.files import staging
 from imece.run import keys, scripts
 from imece.run.job import MalformedJobError, Reference
-from imece.run.parameters import queue_of
+from imece.run.parameters import Parameters, queue_of
 from imece.run.store import ON, STEP, Run, recent
 from imece.settings import Settings
 
@@ -57,28 +57,29 @@ def requeue_dead(
     for member, expiry in leases:
         job_id = member.rpartition(b":")[0]
         if expiry > here + 2 * settings.lease:  # no worker of ours has written that
-            if _requeue(redis, queue, job_id, keys.leases(queue), ["lease", member, repr(expiry)]):
-                yield f"job {_shown(job_id)} is back in the queue: its lease had no sound end"
-            continue
-        heard = expiry - settings.lease
-        silent = here - heard
-        if silent < patience or (heard < started and uptime < settings.lease):
-            continue
-        if expiry > here and _listens(redis, job_id):
-            continue
-        if _requeue(redis, queue, job_id, keys.leases(queue), ["lease", member, repr(expiry)]):
-            why = f"its worker is silent for {silent:.1f} s"
-            yield f"job {_shown(job_id)} is back in the queue: {why}"
+            why = "its lease had no sound end"
         else:
-            _clear_after(redis, queue, job_id)
+            heard = expiry - settings.lease
+            silent = here - heard
+            if silent < patience or (heard < started and uptime < settings.lease):
+                continue
+            if expiry > here and _listens(redis, job_id):
+                continue
+            why = f"its worker is silent for {silent:.1f} s"
+        entry = ["lease", member, repr(expiry)]
+        outcome = _requeue(redis, queue, job_id, keys.leases(queue), entry)
+        if outcome == "requeued":
+            yield f"job {_shown(job_id)} is back in the queue: {why}"
+        elif outcome == "dropped":
+            _clear_after(redis, settings, job_id)
 
     for job in set(moving) - set(between):
         del moving[job]
     for job in between:
         silent = now - moving.setdefault(job, now)
-        if silent > patience and _requeue(
-            redis, queue, job, keys.moving(queue), ["moving", job, ""]
-        ):
+        if silent <= patience:
+            continue
+        if _requeue(redis, queue, job, keys.moving(queue), ["moving", job, ""]) == "requeued":
             yield f"job {_shown(job)} is back in the queue: nobody took it after it was popped"
 
 
@@ -109,22 +110,20 @@ def _listens(redis: Redis, job_id: bytes) -> bool:
     return bool(redis.pubsub_numsub(channel)[0][1])
 
 
-def _requeue(
-    redis: Redis, queue: str, job_id: bytes, place: str, arguments: list[str | bytes | int | float]
-) -> bool:
+def _requeue(redis: Redis, queue: str, job_id: bytes, place: str, entry: list[str | bytes]) -> str:
+    """What became of an entry in the leases, or between queue and lease: see lua/requeue.lua."""
     reference = _reference(job_id)
     run, field = (keys.run(reference.run), reference.field) if reference else (keys.RUNS, "")
     where = [run, keys.pending(queue), place]
-    return bool(scripts.run("requeue", redis, where, [*arguments, field]) == b"requeued")
+    return text(scripts.run("requeue", redis, where, [*entry, field]))
 
 
-def _clear_after(redis: Redis, queue: str, job_id: bytes) -> None:
+def _clear_after(redis: Redis, settings: Settings, job_id: bytes) -> None:
     """Removes what a dead worker has left of a job that nobody will take over: until now its lease
     has kept it. Its run may have another round by now, or be another of the same id."""
     if (reference := _reference(job_id)) is not None:
         run = Run(redis, reference.run)
-        if (parameters := run.readable_parameters()) is not None:
-            clear_output(run, queue, parameters.output_path)
+        clear_output(run, run.readable_parameters(), settings.output)
 
 
 def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str], list[str]]:
@@ -220,12 +219,20 @@ def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
             return restored
 
 
-def clear_output(run: Run, queue: str, output: Path | bytes | None) -> None:
+def clear_output(run: Run, parameters: Parameters | None, seen_as: Path | None = None) -> None:
     """Removes what dead workers have left of a run in its output directory, if that is seen from
-    here. What a worker that takes a job over needs of them stays, and what is in use."""
-    if output is None or not os.path.isdir(output):
+    here. What a worker that takes a job over needs of them stays, and what is in use.
+
+    Args:
+        parameters: the run's; None if nobody can read them.
+        seen_as: where the output directory is seen from here, if not where the parameters say.
+    """
+    if parameters is None or parameters.output_path is None:
         return
-    members = run.redis.zrange(keys.leases(queue), 0, -1)
+    output = seen_as or parameters.output_path
+    if not os.path.isdir(output):
+        return
+    members = run.redis.zrange(keys.leases(parameters.queue), 0, -1)
     keep = [raw(member).rpartition(b":")[2] for member in members]
     if run.state() in ON:
         for field, executions in run.redis.hgetall(f"{run.key}:holders").items():

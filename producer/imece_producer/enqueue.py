@@ -101,7 +101,7 @@ class Producer:
                 return Enqueued(run, "attached")
             made = plan(parameters, list_files())
             state, again = self._next_round(run, token, parameters, made)
-        rescue.clear_output(run, parameters.queue, parameters.output_path)
+        rescue.clear_output(run, parameters)
         how = "resumed" if state in ("cancelled", "held") else "enqueued"
         return Enqueued(run, how, made, again)
 

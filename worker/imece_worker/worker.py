@@ -370,7 +370,7 @@ class Worker(rq.Worker):
             self._stalled.pop(reference.run, None)
         if ending == "finished" and held.run.state() not in ON:
             # Of workers that were killed and that Redis has forgotten nobody else clears up.
-            rescue.clear_output(held.run, self.settings.queue, paths.target_root)
+            rescue.clear_output(held.run, claimed.parameters, self.settings.output)
 
 
 def touch(heartbeat_file: Path | None) -> None:

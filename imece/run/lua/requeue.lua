@@ -4,7 +4,8 @@
 -- KEYS 1 run  2 queue  3 leases (rq:wip) or intermediate list
 -- ARGV 1 'lease' or 'moving'  2 the entry there: a member of the leases, a job id
 --      3 its expiry, as read  4 field of the job; '': it is no bucket job
--- Returns 'requeued', 'dropped' (the job is no more) or 'changed'.
+-- Returns 'requeued', 'kept' (its run is not on; the job has its cursor, and what its worker has left),
+-- 'dropped' (the job is no more) or 'changed'.
 local run, field = KEYS[1], ARGV[4]
 if ARGV[1] == 'lease' then
   local expiry = redis.call('ZSCORE', KEYS[3], ARGV[2])
@@ -26,4 +27,4 @@ if ARGV[1] == 'moving' then
   count_window(run, -1) -- it was counted while it was in the queue
 end
 put_back(run, KEYS[2], state, field, 'LPUSH')
-return is_on(state) and 'requeued' or 'dropped'
+return is_on(state) and 'requeued' or 'kept'

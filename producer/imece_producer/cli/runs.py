@@ -25,7 +25,7 @@ from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
 
 if TYPE_CHECKING:
-    from imece.run.parameters import Parameters
+    pass
 
 
 @app.command("status", epilog="Examples:\n\n  imece status\n\n  imece status nightly --watch")
@@ -214,30 +214,27 @@ def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
 @app.command()
 def cancel(run_id: RunId, as_json: Json = False) -> None:
     """Start no new files; what is done stays. To go on: `imece resume RUN`, or enqueue it again."""
+    from imece.run import rescue
+
     settings = find_settings(run_id)
     with run_of(settings, run_id) as run:
         parameters = run.readable_parameters()
         run.cancel(settings.result_ttl)
-        clear_output(run, parameters)
+        rescue.clear_output(run, parameters)
         if as_json:
             put_json({"run": run_id, "state": run.state()})
         else:
             put(f"run {run_id} is cancelled: files in hand are finished, no other is started")
 
 
-def clear_output(run: Run, parameters: "Parameters | None") -> None:
-    from imece.run import rescue
-
-    if parameters is not None:
-        rescue.clear_output(run, parameters.queue, parameters.output_path)
-
-
 @app.command()
 def delete(run_id: RunId) -> None:
     """Forget an ended run. Its outputs stay."""
+    from imece.run import rescue
+
     settings = find_settings(run_id)
     with run_of(settings, run_id) as run:
         parameters = run.readable_parameters()
         run.delete()
-        clear_output(run, parameters)
+        rescue.clear_output(run, parameters)
     put(f"run {run_id} is deleted; its outputs are where they were")
