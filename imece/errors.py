@@ -4,6 +4,10 @@ A message says what happened, to which file or setting, and what to do. Only the
 catch these; everybody else lets them pass.
 """
 
+BY_SIGNAL = 128
+"""With the number of the signal added: the exit code of a command that it has ended, as in a
+shell."""
+
 
 class ImeceError(Exception):
     """Base of all errors that are meant to be read by the person at the terminal.

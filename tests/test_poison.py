@@ -438,6 +438,15 @@ def helps(workbench: Workbench, name: str) -> None:
     assert workbench.ended(name).state == "done"
 
 
+def is_refused(workbench: Workbench, name: str, told: str) -> None:
+    """Nothing goes on with the run, and what helps is told."""
+    for command in ("resume", "retry"):
+        answer = workbench.imece(command, name)
+        assert answer.returncode == 2
+        assert told in answer.stderr, answer.stderr
+        assert is_clean(answer), answer.stderr
+
+
 @pytest.mark.parametrize("name", REMOVED)
 def test_a_run_whose_records_are_gone_is_held_when_a_job_of_it_is_taken(
     workbench: Workbench, name: str
@@ -447,11 +456,7 @@ def test_a_run_whose_records_are_gone_is_held_when_a_job_of_it_is_taken(
     REMOVED[name](workbench.redis, f"imece:run:{name}")
     workbench.worker()
     until(lambda: is_held(workbench, name), "the run to be held")
-    for command in ("resume", "retry"):
-        answer = workbench.imece(command, name)
-        assert answer.returncode == 2
-        assert f"imece {remedy(workbench, name)} " in answer.stderr, answer.stderr
-        assert is_clean(answer), answer.stderr
+    is_refused(workbench, name, f"imece {remedy(workbench, name)} ")
     helps(workbench, name)
 
 
@@ -474,11 +479,7 @@ def test_to_go_on_with_a_garbled_run_says_what_helps(workbench: Workbench, name:
     JOBS[name](workbench.redis, f"imece:run:{name}")
     workbench.worker()
     until(lambda: is_held(workbench, name), "the run to be held")
-    for command in ("resume", "retry"):
-        answer = workbench.imece(command, name)
-        assert answer.returncode == 2
-        assert f"imece enqueue IN OUT --run-id {name}" in answer.stderr, answer.stderr
-        assert is_clean(answer), answer.stderr
+    is_refused(workbench, name, f"imece enqueue IN OUT --run-id {name}")
     assert "imece resume" not in workbench.imece("status", name).stdout
     helps(workbench, name)
 

@@ -87,6 +87,11 @@ class Status:
         return self.state in ENDED
 
     @property
+    def exit_code(self) -> int:
+        """How the run went: 0 done, 1 not so."""
+        return 0 if self.state == "done" else 1
+
+    @property
     def is_held(self) -> bool:
         """Whether the run waits for a person."""
         return self.state == "held"

@@ -34,7 +34,6 @@ SOUND_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 STEP = 1000
 """How many jobs or queue entries one command touches at the most: none takes 20 ms."""
 
-
 LOST_NAMES = "names of its files are gone from Redis"
 
 
@@ -97,11 +96,9 @@ class Run:
             return self.decode(found)
         listed = self.redis.hget(keys.claim(self.id), "parameters") if claimed else None
         if listed is None:
-            raise (
-                self.unusable("its parameters are gone from Redis")
-                if self.exists()
-                else (self.missing())
-            )
+            if self.exists():
+                raise self.unusable("its parameters are gone from Redis")
+            raise self.missing()
         return self.decode(raw(listed))
 
     def readable_parameters(self) -> Parameters | None:

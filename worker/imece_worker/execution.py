@@ -9,8 +9,6 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 from redis.exceptions import RedisError
@@ -234,7 +232,7 @@ class Execution:
             now = time.monotonic()
             if now >= min(beat_due, record_due):
                 beat_due = now + context.settings.heartbeat
-                self._beat()
+                self._checkpoints.beat()
             if self._checkpoints.lost or context.wakeup.at_once:
                 supervisor.dismiss()
                 return -signal.SIGKILL
@@ -322,38 +320,19 @@ class Execution:
         while not (self._checkpoints.lost or self._context.wakeup.stopping):
             self._checkpoints.due = 0.0
             carries_mark = self._checkpoints.unanswered is None  # else an older batch goes first
-            if not self._beat():
+            if not self._checkpoints.beat():
                 self._checkpoints.wait_for_redis()
             elif carries_mark:
                 break
         go = not (self._checkpoints.lost or self._shared.stopping or self._context.wakeup.stopping)
         self._supervisor.answer(runner.GO if go else runner.STOP)
 
-    def _beat(self) -> bool:
-        """A sign of life, with a checkpoint if one is due. False if Redis is away."""
-        with self._dismissing():
-            return self._checkpoints.beat()
-
-    def _send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
-        """See `Checkpoints.send`."""
-        with self._dismissing():
-            return self._checkpoints.send(action, batch, reason)
-
-    @contextmanager
-    def _dismissing(self) -> Iterator[None]:
-        """No runner goes on when Redis refuses what it has done."""
-        try:
-            yield
-        except RedisError:
-            self._supervisor.dismiss()
-            raise
-
     def _end(self, action: Action, ending: Ending, reason: str = "") -> Ending:
         """Records the rest and gives the lease up, however long Redis is away."""
         self._progress.marked = NONE  # nothing is in hand
         checkpoints = self._checkpoints
         if checkpoints.may_be_lost:  # then others need what is removed below
-            self._send("continue", checkpoints.unanswered)
+            checkpoints.send("continue", checkpoints.unanswered)
             if checkpoints.lost:
                 return self._lose()
         # Whoever sees the end sees no temporary file.
@@ -364,10 +343,10 @@ class Execution:
         sent_before = False
         while True:
             if checkpoints.unanswered is not None:
-                through = self._send("continue", checkpoints.unanswered)
+                through = checkpoints.send("continue", checkpoints.unanswered)
             else:
                 last = last or checkpoints.next_batch()
-                through = self._send(action, last, reason)
+                through = checkpoints.send(action, last, reason)
                 if through:
                     # Lost at the second time of asking: the first has been recorded.
                     return "lost" if checkpoints.lost and not sent_before else ending

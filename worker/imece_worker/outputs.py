@@ -86,10 +86,10 @@ class Outputs:
         there = self.existing(name)
         if there is None:
             return False
-        output = self.name(name)
-        directory, _, last = output.rpartition(b"/")
-        number = self.tree.directory(directory)
         if not stat.S_ISREG(there.st_mode):
+            output = self.name(name)
+            directory, _, last = output.rpartition(b"/")
+            number = self.tree.directory(directory)
             if not stat.S_ISDIR(there.st_mode) or not is_signed(number, last, output):
                 raise self._in_the_way(there, output)
             if is_emptied(number, last):

@@ -7,12 +7,13 @@ recorded in Redis is counted here and logged.
 
 import logging
 import os
+import signal
 import socket
 import time
 import uuid
 
 from imece import names
-from imece.errors import SettingsError, UsageError
+from imece.errors import BY_SIGNAL, SettingsError, UsageError
 from imece.files import listing
 from imece.files.buckets import numbers
 from imece.run.cursor import Cursor
@@ -30,7 +31,7 @@ from imece_worker.wakeup import Wakeup
 from imece_worker.worker import touch
 
 FAILED = 1
-STOPPED = 143
+STOPPED = BY_SIGNAL + signal.SIGTERM
 """As a process that SIGTERM has ended: a bucket that is not done must not look like one that is."""
 
 LOG_PAUSE = 10.0

@@ -9,6 +9,8 @@ import os
 import signal
 from types import FrameType
 
+from imece.errors import BY_SIGNAL
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """SIGQUIT: without finishing the file in hand."""
 
@@ -51,6 +53,6 @@ def heard() -> int:
 
 
 def is_death_by_stop(code: int) -> bool:
-    """Whether an exit code may be that of a process that one of them has ended; a shell adds 128 to
-    the signal's number."""
-    return any(code in (-number, 128 + number) for number in STOP_SIGNALS)
+    """Whether an exit code may be that of a process that one of them has ended; see `BY_SIGNAL` for
+    what a shell makes of it."""
+    return any(code in (-number, BY_SIGNAL + number) for number in STOP_SIGNALS)

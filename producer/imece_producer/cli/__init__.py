@@ -3,19 +3,18 @@
 import gc
 import io
 import os
+import signal
 import sys
 from typing import NoReturn
 
 from imece import names
-from imece.errors import ImeceError
+from imece.errors import BY_SIGNAL, ImeceError
 
 from imece_producer.cli import enqueue, runs, cluster, doctor, local  # isort: skip
 from imece_producer.cli.app import app
 from imece_producer.display import say
 
 __all__ = ["app", "cluster", "doctor", "enqueue", "local", "main", "runs"]
-
-INTERRUPTED = 130
 
 
 def main() -> NoReturn:
@@ -30,7 +29,7 @@ def main() -> NoReturn:
         say(f"imece: {names.printable(str(error))}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(BY_SIGNAL + signal.SIGINT)
     finally:
         _flush()
     sys.exit(0)

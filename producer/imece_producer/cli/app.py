@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
-FAILED = 1
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -100,4 +98,4 @@ def newest(redis: "Redis") -> str:
 
 def exit_for(last: Status) -> NoReturn:
     """How a run went, as an exit code."""
-    raise typer.Exit(0 if last.state == "done" else FAILED)
+    raise typer.Exit(last.exit_code)

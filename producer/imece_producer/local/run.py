@@ -13,7 +13,7 @@ from pathlib import Path
 
 from imece import names
 from imece.connection import OUTAGES, connect, reachable, text
-from imece.errors import RunError
+from imece.errors import BY_SIGNAL, RunError
 from imece.files.listing import Listing
 from imece.run import status
 from imece.run.parameters import Parameters
@@ -28,23 +28,17 @@ from imece_producer.local.state import (
     EXIT_CODE,
     OccupiedError,
     announce,
+    announced,
     at,
     is_locked,
-    live,
     locked,
 )
-
-FAILED = 1
-INTERRUPTED = 128
-"""With the number of the signal added, as a shell does."""
-
 
 CALL_KEY = "imece:local:call"
 """What processes the files of the run that is on; there once it is enqueued."""
 
 TURN = 0.1
 """Seconds between two looks at the queue."""
-
 
 SAMPLE = 0.5
 """Seconds between two counts of replicas for the summary."""
@@ -158,7 +152,8 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
     display.say(f"run {run_id} is on already: this shows how far it is")
     try:
         with display.following(quiet=as_json) as follower:
-            while (url := live(directory.parent).get(run_id)) is not None or is_locked(directory):
+            while is_locked(directory):
+                url = announced(directory)
                 with contextlib.suppress(*OUTAGES), contextlib.ExitStack() as stack:
                     if url is not None:
                         redis = stack.enter_context(
@@ -172,7 +167,7 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
                 time.sleep(TURN)
     except KeyboardInterrupt:
         display.say(f"run {run_id} goes on: `imece status {run_id}` shows how far it is")
-        return INTERRUPTED + signal.SIGINT
+        return BY_SIGNAL + signal.SIGINT
     try:
         code = int((directory / EXIT_CODE).read_text("ascii"))
     except (OSError, ValueError):
@@ -241,8 +236,7 @@ def _process_here(
             else:
                 display.put("\n".join(told))
             stopped = interrupts.count and not last.has_ended
-            ended = 0 if last.state == "done" else FAILED
-            code = INTERRUPTED + interrupts.number if stopped else ended
+            code = BY_SIGNAL + interrupts.number if stopped else last.exit_code
             (directory / EXIT_CODE).write_text(str(code), "ascii")
     if stopped:
         display.say(

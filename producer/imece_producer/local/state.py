@@ -15,9 +15,7 @@ from imece.settings import Settings
 OTHER_SERVER = ("redis_username", "redis_password", "redis_sentinels", "redis_sentinel_master")
 """What settings say of a server that is not the embedded one."""
 
-
 LOCK_PATIENCE = 0.3
-
 
 EXIT_CODE = "exit-code"
 """The file with a call's exit code, for those that have attached to it."""
@@ -75,15 +73,18 @@ def live(state_dir: Path) -> dict[str, str]:
     """The local runs that are on: run id -> URL of their server."""
     found = {}
     for file in sorted(state_dir.glob("*/server.url")):
-        try:
-            url = file.read_text("utf-8")
-            with (file.parent / "lock").open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        url = announced(file.parent)
+        if url is not None and is_locked(file.parent):
             found[file.parent.name] = url
-        except OSError:
-            pass  # it is just ending
     return found
+
+
+def announced(directory: Path) -> str | None:
+    """The URL of a local run's server; None if it has none yet, or none any more."""
+    try:
+        return _address(directory).read_text("utf-8")
+    except OSError:
+        return None
 
 
 def _address(directory: Path) -> Path:
@@ -115,9 +116,11 @@ def only_live(state_dir: Path, run_id: str | None) -> tuple[str, str]:
 
 def is_locked(directory: Path) -> bool:
     """Whether a call processes the run of this directory."""
-    with (directory / "lock").open("r") as lock:
-        try:
+    try:
+        with (directory / "lock").open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # nobody has ever processed it
     return False
