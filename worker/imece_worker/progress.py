@@ -12,8 +12,6 @@ from imece_worker.journal import Journal
 from imece_worker.retry import ServerClock, next_try, taken_over
 from imece_worker.shared import NONE, Outcome, SharedProgress
 
-OPEN = bytes([Outcome.OPEN])
-
 SLOWEST = 3
 """How many of a batch's files are put forward as the run's slowest."""
 
@@ -41,6 +39,9 @@ class Progress:
         self._read = 0
         self._worker = worker
         self._next = claimed.cursor.next
+        self._in_hand: list[bytes] = []
+        self._failed: set[int] = set()
+        """Rows from `_next` on whose failed try is in the batch."""
         self._retries = taken_over(claimed.cursor.retries, claimed.parameters, clock)
         self._batch = Batch()
         self.isolated = claimed.cursor.isolated
@@ -67,20 +68,35 @@ class Progress:
         return batch
 
     def collect(self) -> None:
-        """Reads what the runner has written since the last call."""
-        for line in self._new_lines():
+        """Reads what the runner has written since the last call.
+
+        It goes on meanwhile. So a failed try is counted together with its row: the cursor passes no
+        row whose line was not read yet, and no line is taken while its try is in hand.
+        """
+        shared, first = self._shared, self._shared.first
+        lines, self._in_hand = self._in_hand + self._new_lines(), []
+        for line in lines:
             entry = json.loads(line)
             if "stalled" in entry:
                 self.stalled = entry["stalled"]
                 continue
+            self.last_failed = index, _ = (entry["index"], entry["began"])
+            if self.last_failed == (shared.current, shared.began):
+                self._in_hand.append(line)
+                continue
             retry = PendingRetry(entry["tries"], entry["due"]) if entry["due"] is not None else None
-            self._fail(entry["index"], entry["tries"], retry, entry["reason"], entry["output"])
-            self.last_failed = (entry["index"], entry["began"])
-        shared, first = self._shared, self._shared.first
-        outcomes, _, _ = bytes(shared.outcomes[self._next - first :]).partition(OPEN)
-        failed = int(Outcome.FAILED)
-        ended = [index for index, outcome in enumerate(outcomes, self._next) if outcome != failed]
-        self._next += len(outcomes)
+            self._fail(index, entry["tries"], retry, entry["reason"], entry["output"])
+            if index >= self._next:
+                self._failed.add(index)
+        ended, not_yet = [], bytes([Outcome.OPEN, Outcome.FAILED])
+        start = self._next
+        for index, outcome in enumerate(bytes(shared.outcomes[start - first :]), start):
+            if index not in self._failed:
+                if outcome in not_yet:
+                    break
+                ended.append(index)
+            self._next = index + 1
+        self._failed = {index for index in self._failed if index >= self._next}
         # A retry that ended well: its row is no longer the failed one.
         for index in [index for index in self._retries if first <= index < self._next]:
             if shared.outcomes[index - first] in (Outcome.DONE, Outcome.SKIPPED):
