@@ -404,6 +404,20 @@ def test_a_holder_goes_on_when_its_run_is_resumed_meanwhile(
     assert Hand(workbench, "other").hold().cursor == Cursor(3, 10)
 
 
+def test_what_was_there_before_the_round_before_counts_for_nothing(workbench: Workbench) -> None:
+    """The first batch of a run's first job comes late: that there were no outputs is not so now."""
+    workbench.files(10)
+    workbench.enqueue(buckets=1, files_per_job=5)
+    first, second = Hand(workbench, "first"), Hand(workbench, "second")
+    assert first.hold().untouched is None  # it has looked: there are none
+    assert second.hold().untouched is False
+    second.send("finish", 1, Cursor(10, 10), Batch(done=5))
+    Run(workbench.redis, "run").cancel(600)
+    assert workbench.enqueue(buckets=1, files_per_job=5).how == "resumed"
+    assert first.send("continue", 1, Cursor(1, 5), Batch(done=1, untouched=True)) == ("held", 1)
+    assert second.hold().untouched is False
+
+
 def test_a_job_just_popped_is_not_held_twice_when_its_run_is_resumed_meanwhile(
     workbench: Workbench, hand: Hand
 ) -> None:

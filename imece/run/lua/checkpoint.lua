@@ -53,7 +53,8 @@ if deltas then
   for _, name in ipairs(counters) do
     add(run, name, deltas[name])
   end
-  if deltas.untouched then
+  -- Not if a batch comes in the round after: there are outputs by then.
+  if deltas.untouched and redis.call('HGET', run, 'untouched') == '?' then
     redis.call('HSET', run, 'untouched', '1')
   end
   if through > 0 and is_on(state) then

@@ -64,7 +64,10 @@ redis.call('ZADD', KEYS[3], time + tonumber(ARGV[3]), ARGV[1] .. ':' .. ARGV[2])
 if state == 'queued' then
   redis.call('HSET', run, 'state', 'running')
   redis.call('HSETNX', run, 'started', time)
+  redis.call('HSET', run, 'untouched', '?')
   untouched = '?'
+elseif untouched == '?' then
+  untouched = ''
 end
 refill(run, queue)
 return {'taken', cursor, earlier, parameters, manifest, redis.call('LLEN', queue), untouched or '',
