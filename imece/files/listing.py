@@ -1,5 +1,6 @@
 """Which files there are: from the input directory, or from a list of names."""
 
+import heapq
 import os
 import stat
 from collections import Counter
@@ -21,24 +22,42 @@ _READ_SIZE = 2**20
 LONGEST_NAME = 255
 """Bytes; NAME_MAX in linux/limits.h."""
 
+SHOWN_LINKS = 5
+"""How many of the refused links are named."""
+
 
 @dataclass
 class Listing:
-    """Names relative to the input directory, in no order, and what was left out and why."""
+    """Names relative to the input directory, in no order, and what was left out and why.
+
+    Attributes:
+        links: the names of the first links that were refused.
+        beyond: how many files are over the limit that was given.
+    """
 
     files: list[bytes] = field(default_factory=list)
     hidden: int = 0
     reserved: int = 0
     filtered: int = 0
     links_refused: int = 0
+    links: list[bytes] = field(default_factory=list)
     special: int = 0
+    beyond: int = 0
+
+    def limit(self, files: int) -> None:
+        """Keeps the first files by name."""
+        self.beyond = max(0, len(self.files) - files)
+        self.files = heapq.nsmallest(files, self.files)
 
     def omissions(self) -> list[str]:
         """What a person should know was left out."""
         notes = []
         if self.links_refused:
+            shown = [names.shown(name) for name in self.links]
+            more = ["…"] if self.links_refused > len(shown) else []
             notes.append(
-                f"{self.links_refused:,} links refused (they leave the directory, or lead to one)"
+                f"{self.links_refused:,} links refused (they leave the directory, or lead to one): "
+                + ", ".join(shown + more)
             )
         if self.hidden:
             notes.append(f"{self.hidden:,} hidden left out (--hidden takes them)")
@@ -51,6 +70,8 @@ class Listing:
             notes.append(f"{self.filtered:,} left out by --include and --exclude")
         if self.special:
             notes.append(f"{self.special:,} left out that are neither file, directory nor link")
+        if self.beyond:
+            notes.append(f"{self.beyond:,} left out by --limit")
         return notes
 
 
@@ -190,6 +211,8 @@ def _sort_out(
             files.append(prefix + name)
         else:
             listing.links_refused += 1
+            if len(listing.links) < SHOWN_LINKS:
+                listing.links.append(prefix + name)
     return files
 
 

@@ -65,10 +65,13 @@ def count(value: int, noun: str) -> str:
 
 def plan(made: "Plan") -> str:
     """What is enqueued, or would be, and what was left out."""
-    text = (
-        f"{count(made.files, 'file')} in {count(made.shape.buckets, 'bucket')}, "
-        f"{count(made.jobs, 'bucket job')} of at most {count(made.shape.files_per_job, 'file')}"
-    )
+    if made.files:
+        text = (
+            f"{count(made.files, 'file')} in {count(made.shape.buckets, 'bucket')}, "
+            f"{count(made.jobs, 'bucket job')} of at most {count(made.shape.files_per_job, 'file')}"
+        )
+    else:
+        text = f"there are no files to process in {made.parameters.input}"
     return "; ".join([text, *made.listing.omissions()])
 
 

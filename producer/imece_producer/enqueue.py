@@ -91,7 +91,7 @@ class Producer:
 
         Raises:
             RunError: the id is in use with other parameters, or the run went away meanwhile.
-            ListingError: the files cannot be listed or grouped, or there are none.
+            ListingError: the files cannot be listed or grouped.
         """
         run = Run(self.redis, run_id)
         token = secrets.token_hex(4)
@@ -135,7 +135,7 @@ class Producer:
                 raise run.unusable(LOST_NAMES)
             if not files:
                 raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
-            made = Plan(Listing(files), *group(parameters, files))
+            made = Plan(parameters, Listing(files), *group(parameters, files))
             self._next_round(run, token, parameters, made, only_these=True)
         return len(files)
 

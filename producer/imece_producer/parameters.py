@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imece import names
-from imece.errors import UsageError
+from imece.errors import ListingError, UsageError
 from imece.run.manifest import MOST_BUCKETS
 from imece.run.parameters import Parameters, text_path
 from imece.settings import Settings
@@ -64,7 +64,34 @@ def parameters_of(
     return parameters
 
 
-def list_files(parameters: Parameters, from_file: str | None, null: bool) -> "Listing":
+def list_files(
+    parameters: Parameters,
+    from_file: str | None = None,
+    null: bool = False,
+    limit: int | None = None,
+    require_files: bool = False,
+) -> "Listing":
+    """The files of a run.
+
+    Args:
+        null: the names in `from_file` end in NUL.
+        limit: take the first files by name only, so many.
+
+    Raises:
+        ListingError: they cannot be listed; with `require_files`, there are none.
+    """
+    found = _listed(parameters, from_file, null)
+    if limit is not None:
+        found.limit(limit)
+    if require_files and not found.files:
+        why = "; ".join(
+            [f"there are no files to process in {parameters.input}", *found.omissions()]
+        )
+        raise ListingError(why)
+    return found
+
+
+def _listed(parameters: Parameters, from_file: str | None, null: bool) -> "Listing":
     from imece.files import listing
 
     root = parameters.input_path

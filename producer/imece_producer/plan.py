@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass, field
 
-from imece.errors import ListingError
 from imece.files import listing
 from imece.files.listing import Listing
 from imece.run.parameters import Parameters
@@ -15,6 +14,7 @@ from imece_producer.grouping import Bucket
 class Plan:
     """What would be enqueued."""
 
+    parameters: Parameters
     listing: Listing
     shape: grouping.Shape
     buckets: list[Bucket] = field(repr=False)
@@ -32,17 +32,11 @@ def plan(parameters: Parameters, found: Listing) -> Plan:
     """Groups what has been listed.
 
     Raises:
-        ListingError: there are no files, or two would write one output.
+        ListingError: two files would write one output.
     """
-    if not found.files:
-        left_out = "; ".join(found.omissions())
-        raise ListingError(
-            f"there are no files to process in {parameters.input}"
-            + (f" ({left_out})" if left_out else "")
-        )
     suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
     listing.check_outputs(found.files, suffix)
-    return Plan(found, *group(parameters, found.files))
+    return Plan(parameters, found, *group(parameters, found.files))
 
 
 def group(parameters: Parameters, files: list[bytes]) -> tuple[grouping.Shape, list[Bucket]]:

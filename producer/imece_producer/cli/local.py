@@ -1,22 +1,21 @@
 """`imece local`."""
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from imece.errors import UsageError
 from imece.settings import load
 from imece_producer.cli.app import app, run_id_of
+from imece_producer.cli.enqueue import show_plan
 from imece_producer.cli.options import (
+    DryRun,
     Files,
     GivenRunId,
     Json,
     with_files,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command(
@@ -33,9 +32,13 @@ def local(
         str | None, typer.Option(help="A program in its place: 'tool --in {input} --out {output}'.")
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Most workers at a time. [default: one a core]")
+        int | None,
+        typer.Option(
+            "--max-replicas", "-j", min=1, help="Most workers at a time. [default: one a core]"
+        ),
     ] = None,
     run_id: GivenRunId = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Process a folder on this machine, with an embedded server and as many workers as allowed.
@@ -45,9 +48,12 @@ def local(
     from imece_producer.local import run as mode
 
     settings = load(processor=processor, command=command)
+    parameters = files.parameters(settings)
+    if dry_run:
+        show_plan(files, parameters, as_json)
+        return
     if not settings.processor and not settings.command:
         raise UsageError("name what processes a file: --processor module:function or --command '…'")
-    parameters = files.parameters(settings)
     raise typer.Exit(
         mode.run_here(
             settings,

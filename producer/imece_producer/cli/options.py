@@ -118,6 +118,13 @@ Suffix = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Process files whose output is as new as they are, too.")
 ]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Take only the first files by name, so many: to try it.")
+]
+RequireFiles = Annotated[
+    bool, typer.Option("--require-files", help="Fail (exit code 2) if there are no files.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Retries = Annotated[
     int | None, typer.Option(min=0, max=100, help="Tries after the first. [IMECE_RETRIES]")
 ]
@@ -140,6 +147,8 @@ class Files:
     hidden: Hidden = False
     from_file: FromFile = None
     null: Null = False
+    limit: Limit = None
+    require_files: RequireFiles = False
     suffix: Suffix = None
     overwrite: Overwrite = False
     retries: Retries = None
@@ -147,11 +156,12 @@ class Files:
 
     def parameters(self, settings: Settings) -> Parameters:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        del given["null"]
+        for only_of_the_listing in ("null", "limit", "require_files"):
+            del given[only_of_the_listing]
         return parameters_of(settings, given.pop("source"), given.pop("target"), **given)
 
     def listing(self, parameters: Parameters) -> "Listing":
-        return list_files(parameters, self.from_file, self.null)
+        return list_files(parameters, self.from_file, self.null, self.limit, self.require_files)
 
 
 def with_files(command: Callable[..., None]) -> Callable[..., None]:
