@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from imece.errors import RunError
-from imece.run import status
+from imece.run import durations, status
 from imece.run.status import Backlog, Status
 from imece.run.store import Run
 from imece_producer import display, duration
@@ -23,8 +23,17 @@ def rate(slots: dict[int, int], age: float, ended: float | None = None, through:
 
 def test_the_rate_is_that_of_the_last_minute() -> None:
     assert rate({0: 100, 5: 200}, age=10) == 30.0  # 300 files in 10 s
-    # At 100 s the slots from 40 s on do not count: 60 files, over the 55 s since slot 45 began.
-    assert rate({0: 10_000, 40: 500, 45: 30, 95: 30}, age=100) == pytest.approx(60 / 55)
+    busy = dict.fromkeys(range(40, 100, 5), 0)
+    assert rate({0: 10_000, 30: 500} | busy | {40: 30, 95: 30}, age=99) == pytest.approx(60 / 59)
+
+
+def test_time_without_workers_is_no_time_of_the_rate() -> None:
+    """100 files in 10 s, then a pause, then 20 in the 4 s since."""
+    slots = {0: 50, 5: 50, 50: 20}
+    assert rate(slots, age=54) == pytest.approx(120 / 14)
+    assert rate(slots, age=54, ended=54, through=120) == pytest.approx(120 / 14)
+    assert rate(slots, age=65) == pytest.approx(70 / 10)
+    assert rate(slots, age=200) == 0.0
 
 
 def test_the_rate_of_a_run_that_has_just_begun_is_not_boundless() -> None:
@@ -38,39 +47,39 @@ def test_the_rate_of_a_run_that_stands_still_is_nothing() -> None:
 
 
 def test_the_rate_of_an_ended_run_is_that_of_the_whole() -> None:
-    assert rate({0: 100}, age=10_000, ended=50, through=100) == 2.0
+    slots = dict.fromkeys(range(0, 50, 5), 10)
+    assert rate(slots, age=10_000, ended=50, through=100) == 2.0
+    assert rate({0: 100}, age=10_000, ended=0.5, through=100) == 200.0
 
 
-@pytest.mark.parametrize(
-    ("share", "seconds"),
-    [
-        (0.25, 0.384e-3),
-        (0.5, 0.512e-3),
-        (0.75, 0.768e-3),
-        (1.0, 1.024e-3),
-    ],
-)
-def test_a_quantile_lies_within_its_power_of_two(share: float, seconds: float) -> None:
-    """Two files took 256 to 512 µs, two 512 to 1024 µs."""
-    assert status.quantile({9: 2, 10: 2}, share) == pytest.approx(seconds)
+def test_a_step_holds_what_begins_with_the_same_four_bits() -> None:
+    numbers = [*range(5_000), *(2**power + odd for power in range(13, 40) for odd in (-1, 0, 1))]
+    for number in numbers:
+        [step] = durations.steps([number])
+        assert durations.least(step) <= number < durations.least(step + 1)
+        assert durations.least(step + 1) - durations.least(step) <= max(1, number / 8)
 
 
-def test_a_quantile_of_many_files_is_right_to_a_power_of_two() -> None:
+def test_a_quantile_of_many_files_is_right_to_one_part_in_eight() -> None:
     chance = random.Random(5)
     took = sorted(int(chance.lognormvariate(8, 2)) for _ in range(10_000))
-    durations: dict[int, int] = {}
-    for microseconds in took:
-        exponent = microseconds.bit_length()
-        durations[exponent] = durations.get(exponent, 0) + 1
+    counts = durations.steps(took)
     for share in (0.01, 0.5, 0.9, 0.99, 1.0):
-        found = status.quantile(durations, share)
+        found = durations.quantile(counts, share, took[0] / 1e6, took[-1] / 1e6)
         true = took[max(0, round(share * len(took)) - 1)] / 1e6
+        assert found == pytest.approx(true, rel=1 / 8)
+
+
+def test_a_quantile_is_never_outside_what_was_seen() -> None:
+    counts = durations.steps([500_000, 500_100, 500_200])
+    for share in (0.01, 0.5, 0.99, 1.0):
+        found = durations.quantile(counts, share, 0.5, 0.5002)
         assert found is not None
-        assert true / 2 <= found <= true * 2
+        assert 0.5 <= found <= 0.5002
 
 
 def test_of_no_files_there_is_no_quantile() -> None:
-    assert status.quantile({}, 0.5) is None
+    assert durations.quantile({}, 0.5, 0.0, 1.0) is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +183,7 @@ def test_the_time_left_is_what_is_left_at_the_rate(workbench: Workbench, redis: 
     now = workbench.status().now
     redis.hset(key, mapping={"state": "running", "started": now - 20, "files": 1000})
     redis.hset(key, mapping={"done": 150, "failed": 20, "skipped": 30})
-    redis.hset(f"{key}:timeline", mapping={"0": 50, "5": 50, "10": 100})
+    redis.hset(f"{key}:timeline", mapping={"0": 50, "5": 50, "10": 100, "15": 0})
     seen = workbench.status()
     assert seen.left == 800
     assert seen.rate == pytest.approx(10, rel=0.1)

@@ -10,8 +10,9 @@ imece:run:<id>:holders            hash: bucket job -> executions that held it; w
                                   batch number, with ":worker" the worker
 imece:run:<id>:manifest:<part>    hash: bucket -> manifest; a part for each enqueuing
 imece:run:<id>:failures, :outputs hashes: quarantined file -> record, what it printed
-imece:run:<id>:durations          hash: exponent -> files that took [2^(e-1), 2^e) microseconds
-imece:run:<id>:timeline           hash: seconds since start -> files ended in that slot
+imece:run:<id>:durations          hash: step -> files that took so long (imece/run/durations.py)
+imece:run:<id>:timeline           hash: seconds since start -> files ended in that slot; those in
+                                  which no worker had a job of the run are missing
 imece:run:<id>:slowest            sorted set: the ten slowest files seen at checkpoints
 imece:run:<id>:staged:<token>     hash: cursors of an enqueuing that is not committed yet
 imece:run:<id>:order:<token>      list: its bucket jobs in their order

@@ -25,7 +25,8 @@ class Batch:
     """What has happened since the last checkpoint.
 
     Attributes:
-        durations: exponent -> files that took [2^(e-1), 2^e) microseconds.
+        durations: step of imece/run/durations.py -> files that took so long.
+        shortest: microseconds of the file that was quickest, if one is done.
         microseconds: what the files took that were done, all together; not recorded in Redis.
     """
 
@@ -39,6 +40,7 @@ class Batch:
     failures: list[tuple[bytes, Failure]] = field(default_factory=list)
     slowest: list[tuple[bytes, int]] = field(default_factory=list)
     microseconds: int = 0
+    shortest: int | None = None
     untouched: bool = False
     """No output was there before the run's first job; see `Claimed`."""
 
@@ -46,7 +48,8 @@ class Batch:
         counters = ("done", "failed", "skipped", "retried", "bytes_in", "bytes_out")
         deltas: dict[str, object] = {name: getattr(self, name) for name in counters}
         deltas["untouched"] = self.untouched
-        deltas["durations"] = {str(exponent): n for exponent, n in self.durations.items()}
+        deltas["durations"] = {str(step): n for step, n in self.durations.items()}
+        deltas["shortest"] = -1 if self.shortest is None else self.shortest
         return json.dumps(deltas)
 
 

@@ -41,10 +41,13 @@ class Status:
     """A run at one moment. Times are epoch seconds of the server's clock.
 
     Attributes:
-        rate: files a second over the last minute; for an ended run, over its whole time.
+        rate: files a second over the last minute; for an ended run, over its whole time. Time in
+            which no worker had a job of it does not count.
         time_left: seconds, None if nothing moves.
-        durations: exponent -> files that took [2^(e-1), 2^e) microseconds.
-        timeline: seconds since the start -> files ended in that slot.
+        durations: step of imece/run/durations.py -> files that took so long.
+        shortest: seconds of the file that was quickest.
+        timeline: seconds since the start -> files ended in that slot; those in which no worker had
+            a job of the run are missing.
         slowest: (name, seconds), slowest first.
         round: how often the run was enqueued; the counters are those of the last time.
         blocking_reason: why the run is held, or why workers can do nothing for it at the moment.
@@ -72,6 +75,7 @@ class Status:
     rate: float
     time_left: float | None
     durations: dict[int, int]
+    shortest: float
     timeline: dict[int, int]
     slowest: list[tuple[bytes, float]]
     blocking_reason: str | None
@@ -251,6 +255,7 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
         if state not in ON or rate == 0
         else max(0, numbers["files"] - through) / rate,
         durations=records.histogram("its durations", durations),
+        shortest=records.whole(fields, "shortest") / 1e6,
         timeline=slots,
         slowest=[(name, microseconds / 1e6) for name, microseconds in ranked],
         blocking_reason=records.text(fields, "blocking_reason"),
@@ -261,26 +266,19 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
 def _rate(
     slots: dict[int, int], through: int, started: float | None, ended: float | None, now: float
 ) -> float:
-    """Files a second: of the last minute's slots while it runs, of the whole once it has ended."""
-    if started is None:
+    """Files a second, while workers had jobs of the run: of the last minute's slots while it runs,
+    of all once it has ended."""
+    if started is None or not slots:
         return 0.0
-    if ended is not None:
-        return through / max(ended - started, 1e-3)
-    age = max(now - started, 1e-3)
-    recent = [(slot, count) for slot, count in slots.items() if slot > age - WINDOW]
-    if not recent:
-        return 0.0
-    return sum(count for _, count in recent) / max(age - recent[0][0], 1.0)
+    age = max((ended or now) - started, 0.0)
+    recent = {
+        slot: count for slot, count in slots.items() if ended or slot + width(slot) > age - WINDOW
+    }
+    busy = sum(min(width(slot), max(age - slot, 0.0)) for slot in recent)
+    count = through if ended else sum(recent.values())
+    return count / max(busy, 1e-3 if ended else 1.0)
 
 
-def quantile(durations: dict[int, int], share: float) -> float | None:
-    """About how many seconds `share` of the files took at most: exact to the power of two it lies
-    in, and within that as if the files were spread evenly."""
-    wanted = share * sum(durations.values())
-    seen = 0
-    for exponent, count in sorted(durations.items()):
-        if seen + count >= wanted:
-            lower = 2.0 ** (exponent - 1) if exponent else 0.0
-            return lower * (1 + (wanted - seen) / count) / 1e6
-        seen += count
-    return None
+def width(slot: int) -> int:
+    """Seconds of a slot of the timeline; as lua/checkpoint.lua has it."""
+    return 5 if slot < 3600 else 60 if slot < 86400 else 600

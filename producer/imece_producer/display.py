@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imece import names
+from imece.run.durations import quantile
 from imece.run.failure import Failure
-from imece.run.status import Status, quantile, read
+from imece.run.status import Status, read
 from imece.run.store import Run
 from imece_producer.duration import seconds
 
@@ -205,10 +206,11 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
     )
     yield f"  bytes     {size(status.bytes_in)} in, {size(status.bytes_out)} out"
     yield f"  time      {seconds(elapsed)}, {rate(through / max(elapsed, 1e-3))}"
-    median, most = quantile(status.durations, 0.5), quantile(status.durations, 0.99)
+    longest = status.slowest[0][1] if status.slowest else float("inf")
+    median, most = (
+        quantile(status.durations, share, status.shortest, longest) for share in (0.5, 0.99)
+    )
     if median is not None and most is not None:
-        if status.slowest:  # the histogram knows powers of two only
-            median, most = (min(value, status.slowest[0][1]) for value in (median, most))
         yield f"  a file    half take about {seconds(median)}, 99 % less than {seconds(most)}"
     if replicas:
         yield f"  replicas  {sparkline(replicas)} (most: {max(replicas)})"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Metric, core, start_http_server
 
 from imece.errors import SettingsError
+from imece.run.durations import least
 from imece_worker.statistics import WorkerStatistics
 
 EXPONENTS = range(10, 33, 2)
@@ -59,11 +60,11 @@ class Page:
         )
 
     def _buckets(self) -> list[tuple[str, float]]:
-        durations = self._statistics.durations
-        counts = {exponent: durations[exponent] for exponent in range(64)}  # a snapshot
-        below = [
-            (repr(2**bound / 1e6), sum(counts[e] for e in range(bound + 1))) for bound in EXPONENTS
-        ]
+        counts = self._statistics.durations.copy()  # the main thread writes to it
+        below = []
+        for bound in EXPONENTS:
+            files = sum(count for step, count in counts.items() if least(step) < 2**bound)
+            below.append((repr(2**bound / 1e6), files))
         return [*below, ("+Inf", sum(counts.values()))]
 
 

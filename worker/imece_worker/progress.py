@@ -3,8 +3,8 @@
 import heapq
 import json
 import time
-from collections import Counter
 
+from imece.run import durations
 from imece.run.cursor import Cursor, PendingRetry
 from imece.run.failure import Failure
 from imece.run.lease import Batch, Claimed
@@ -149,8 +149,11 @@ class Progress:
         batch.skipped += len(ended) - len(rows)
         batch.bytes_in += sum(map(shared.bytes_in.__getitem__, rows))
         batch.bytes_out += sum(map(shared.bytes_out.__getitem__, rows))
-        batch.microseconds += sum(map(took.__getitem__, rows))
-        for exponent, count in Counter(took[row].bit_length() for row in rows).items():
-            batch.durations[exponent] = batch.durations.get(exponent, 0) + count
+        lengths = [took[row] for row in rows]
+        for step, count in durations.steps(lengths).items():
+            batch.durations[step] = batch.durations.get(step, 0) + count
+        if lengths:
+            batch.shortest = min(lengths + ([] if batch.shortest is None else [batch.shortest]))
+        batch.microseconds += sum(lengths)
         for row in heapq.nlargest(SLOWEST, rows, key=took.__getitem__):
             batch.slowest.append((self._claimed.files[first + row], took[row]))

@@ -20,7 +20,7 @@ class WorkerStatistics:
     """Counters, all from 0.
 
     Attributes:
-        durations: exponent -> files that took [2^(e-1), 2^e) microseconds.
+        durations: step of imece/run/durations.py -> files that took so long.
         jobs: ending -> jobs.
     """
 

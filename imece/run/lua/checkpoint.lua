@@ -10,7 +10,7 @@
 --        defer: to its back; stall: to its back, and the run pauses
 --      6 number of the batch, counted from 1 in each execution; 0: no batch, only a sign of life
 --      7 cursor  8 deltas, JSON: done, failed, skipped, retried, bytes_in, bytes_out,
---        durations {exponent: count}, untouched
+--        durations {step: count}, shortest (microseconds, or -1), untouched
 --      9 run TTL, s  10 result TTL, s  11 reason for a stall
 --      12 failures, count, then name, record, output of each
 --      then pairs of name and microseconds: candidates for the slowest files
@@ -19,7 +19,8 @@ local run, leases, queue = KEYS[1], KEYS[2], KEYS[3]
 local member, field, action, number = ARGV[1] .. ':' .. ARGV[2], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local detailed = 1000
 
-if not redis.call('ZSCORE', leases, member) then
+local expiry = redis.call('ZSCORE', leases, member)
+if not expiry then
   return {'lost', 0}
 end
 
@@ -48,6 +49,17 @@ local function add(key, name, amount)
   end
 end
 
+-- Slots of the timeline widen as a run gets older, so that it stays small. Those are there in which a
+-- worker had a job of the run: since this one was last heard, it had.
+local age = math.max(0, time - (tonumber(redis.call('HGET', run, 'started') or time) or time))
+local width = age < 3600 and 5 or age < 86400 and 60 or 600
+local silent = math.max(0, time - (tonumber(expiry) - tonumber(ARGV[3])))
+local slot = math.floor(age / width) * width
+local since = math.floor(math.max(0, age - silent) / width) * width
+for at = math.max(since, slot - 100 * width), slot, width do
+  redis.call('HSETNX', run .. ':timeline', string.format('%.0f', at), 0)
+end
+
 if deltas then
   local through = deltas.done + deltas.failed + deltas.skipped
   for _, name in ipairs(counters) do
@@ -60,14 +72,14 @@ if deltas then
   if through > 0 and is_on(state) then
     redis.call('HDEL', run, 'pauses', 'not_before', 'blocking_reason', 'blocked_at')
   end
-  for exponent, count in pairs(deltas.durations) do
-    add(run .. ':durations', exponent, count)
+  for step, count in pairs(deltas.durations) do
+    add(run .. ':durations', step, count)
   end
-  -- Slots of the timeline widen as a run gets older, so that it stays small.
-  local age = math.max(0, time - (tonumber(redis.call('HGET', run, 'started') or time) or time))
-  local width = age < 3600 and 5 or age < 86400 and 60 or 600
-  local slot = string.format('%.0f', math.floor(age / width) * width)
-  add(run .. ':timeline', slot, through)
+  local shortest = tonumber(redis.call('HGET', run, 'shortest') or nil)
+  if deltas.shortest >= 0 and not (shortest and shortest <= deltas.shortest) then
+    redis.call('HSET', run, 'shortest', string.format('%.0f', deltas.shortest))
+  end
+  add(run .. ':timeline', string.format('%.0f', slot), through)
 
   local argument = 13
   for _ = 1, tonumber(ARGV[12]) do
@@ -89,8 +101,8 @@ if deltas then
   if redis.call('TTL', run) < tonumber(ARGV[9]) / 2 and is_on(state) then
     keep(run, tonumber(ARGV[9]))
   end
-  keep_new(run)
 end
+keep_new(run)
 
 if action == 'continue' then
   redis.call('ZADD', leases, 'XX', time + tonumber(ARGV[3]), member)

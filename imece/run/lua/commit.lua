@@ -55,8 +55,8 @@ end
 
 redis.call('UNLINK', run .. ':jobs', run .. ':waiting', run .. ':failures', run .. ':outputs',
   run .. ':durations', run .. ':timeline', run .. ':slowest')
-redis.call('HDEL', run, 'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out', 'started',
-  'ended', 'untouched', 'pauses', 'not_before', 'blocking_reason', 'blocked_at', 'window')
+redis.call('HDEL', run, 'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out', 'shortest',
+  'started', 'ended', 'untouched', 'pauses', 'not_before', 'blocking_reason', 'blocked_at', 'window')
 local fields = {}
 for index = 7 + 3 * count, #ARGV do
   fields[#fields + 1] = ARGV[index]
