@@ -11,14 +11,18 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
 from imece import names
 from imece.errors import ServiceError
 from imece.run.failure import Failure
-from imece_producer import display
+from imece.run.store import Run
+from imece_producer.follow import Follower, Line
 from imece_worker.log import HumanLines, JsonLines
 from tests import forks
 from tests.conftest import ROOT, Workbench
@@ -130,14 +134,56 @@ def test_a_progress_bar_shows_a_hostile_state_as_escapes(hostile: Workbench) -> 
 
 
 def test_a_follower_of_a_terminal_escapes_what_it_shows(hostile: Workbench) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=400, color_system=None)
+    with Live(console=console, auto_refresh=False) as live:
+        Follower(live).show(Run(hostile.redis, "run"), hostile.status(), f"extra{EVIL}")
+    ours = screen.getvalue().replace("\x1b[?25l", "").replace("\x1b[?25h", "")
+    assert "owned" in ours
+    assert b"\x1b]0;" not in ours.encode()
+    assert b"\x1b[2J" not in ours.encode()
 
-    with Progress(console=Console(file=io.StringIO(), force_terminal=True)) as progress:
-        follower = display.Follower(progress)
-        follower.show(hostile.status(), f"extra{EVIL}")
-        [task] = progress.tasks
-        assert obeyed(task.description + task.fields["info"]) == set()
+
+@pytest.mark.parametrize("width", [20, 40, 70, 80, 200])
+def test_a_narrow_terminal_shows_the_count(workbench: Workbench, width: int) -> None:
+    """The count before all else, then a bar, then as much of the rest as fits."""
+    workbench.files(1)
+    workbench.enqueue()
+    now = replace(workbench.status(), state="running", files=1_234_567, done=600_000, rate=25.0)
+    now = replace(now, time_left=24_666.0)
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with console.capture() as seen:
+        console.print(Line(now, "2 of at most 2 replicas"))
+    [line] = seen.get().splitlines()
+    assert len(line) <= width
+    assert line.startswith("600,000/1,234,567")
+    assert ("━" in line) == (width >= 40)
+    assert ("0 failed" in line) == (width >= 40)
+    assert ("6 h 51 min left" in line) == (width >= 70)
+    assert ("replicas" in line) == (width >= 200)
+
+
+def test_failures_are_named_as_they_come(workbench: Workbench) -> None:
+    workbench.file("bad.txt", "raise too bad")
+    workbench.file("late.txt", "hang")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, files_per_job=2, retries=0)
+    workbench.worker()
+    waiting = forks.Popen(
+        [sys.executable, "-m", "imece_producer", "wait", "run"],
+        env={**os.environ, **workbench.environment()},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert waiting.stdout is not None
+    with waiting.stdout as printed:
+        failed = next(line for line in printed if line.startswith("failed: "))
+        assert failed.rstrip() == "failed: bad.txt (1 try): ValueError: too bad"
+        Run(workbench.redis, "run").cancel(600)
+        printed.read()
+    assert waiting.wait() == 1
 
 
 def test_a_worker_logs_nothing_that_a_terminal_obeys(workbench: Workbench) -> None:

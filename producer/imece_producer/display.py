@@ -1,11 +1,8 @@
 """Runs and their numbers as text: for a terminal, for a log, for a summary."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +14,6 @@ from imece.run.store import Run
 from imece_producer.duration import seconds
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from imece_producer.checks import Check
     from imece_producer.enqueue import Enqueued
     from imece_producer.plan import Plan
@@ -218,80 +213,6 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
         yield "  slowest"
         for name, took in status.slowest[:5]:
             yield f"    {seconds(took):>8}  {names.shown(name)}"
-
-
-class Follower:
-    """Shows a run's progress as it comes: a bar on a terminal, plain lines elsewhere."""
-
-    PLAIN_INTERVAL = 2.0
-
-    def __init__(self, progress: "Progress | None") -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=None, info="") if progress is not None else None
-        self._last = ("", float("-inf"))
-
-    def show(self, status: Status, extra: str = "") -> None:
-        if self._progress is not None and self._task is not None:
-            info = f"{status.failed:,} failed · {rate(status.rate)}"
-            if status.time_left is not None:
-                info += f" · {seconds(status.time_left)} left"
-            if status.has_stopped:
-                info = f"{status.failed:,} failed · {status.state}"
-            self._progress.update(
-                self._task,
-                total=status.files or None,
-                completed=status.files - status.left,
-                description=names.printable(status.id),
-                info=names.printable(info + (f" · {extra}" if extra else "")),
-            )
-            return
-        text = line(status, extra)
-        now = time.monotonic()
-        if text != self._last[0] and (
-            now - self._last[1] >= self.PLAIN_INTERVAL or status.has_stopped
-        ):
-            stamp = datetime.now().strftime("%H:%M:%S")
-            put(f"{stamp} {text}")
-            self._last = (text, now)
-
-
-class Silence(Follower):
-    """Follows without a word."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    def show(self, status: Status, extra: str = "") -> None:
-        pass
-
-
-@contextmanager
-def following(quiet: bool = False) -> Iterator[Follower]:
-    """A follower for what standard output is."""
-    if quiet or not on_terminal():
-        yield Silence() if quiet else Follower(None)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[info]}", markup=False),
-    )
-    with Progress(*columns) as progress:
-        yield Follower(progress)
-
-
-def follow(read_status: Callable[[], Status], interval: float = 0.5) -> Status:
-    """Shows a run's progress until it ends or is held; its last status."""
-    with following() as follower:
-        while True:
-            status = read_status()
-            follower.show(status)
-            if status.has_stopped:
-                return status
-            time.sleep(interval)
 
 
 SHOWN_FAILURES = 10

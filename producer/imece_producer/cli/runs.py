@@ -23,6 +23,7 @@ from imece_producer.cli.options import (
 )
 from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
+from imece_producer.follow import follow
 
 if TYPE_CHECKING:
     pass
@@ -51,7 +52,7 @@ def show_status(
     try:
         with run_of(settings, run_id) as run:
             if watch and not as_json:
-                display.follow(lambda: status.read(run))
+                follow(run, lambda: status.read(run))
             while True:
                 now = status.read(run)
                 workers = on_cluster.look(settings, now) if named else None
@@ -114,7 +115,7 @@ def wait(run_id: RunId, as_json: Json = False) -> None:
     settings = find_settings(run_id)
     with run_of(settings, run_id) as run:
         status.read(run)  # a wrong id, or a Redis that is not there, is said at once
-        last = wait_for(run) if as_json else display.follow(lambda: patient_read(run))
+        last = wait_for(run) if as_json else follow(run, lambda: patient_read(run))
     if as_json:
         put_json(last.summary())
     else:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from imece import names
@@ -22,6 +23,7 @@ from imece.run.store import ON, Run
 from imece.settings import Settings
 from imece_producer import display
 from imece_producer.enqueue import Producer
+from imece_producer.follow import following
 from imece_producer.local.replicas import Replicas, read_limit, set_limit, worker_settings
 from imece_producer.local.server import Server
 from imece_producer.local.state import (
@@ -151,7 +153,7 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
     run_id, last = directory.name, None
     display.say(f"run {run_id} is on already: this shows how far it is")
     try:
-        with display.following(quiet=as_json) as follower:
+        with following(quiet=as_json) as follower:
             while is_locked(directory):
                 url = announced(directory)
                 with contextlib.suppress(*OUTAGES), contextlib.ExitStack() as stack:
@@ -163,7 +165,7 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
                             run = Run(redis, run_id)
                             _check_same(run, text(call), parameters, settings)
                             last = status.read(run)
-                            follower.show(last)
+                            follower.show(run, last)
                 time.sleep(TURN)
     except KeyboardInterrupt:
         display.say(f"run {run_id} goes on: `imece status {run_id}` shows how far it is")
@@ -225,8 +227,8 @@ def _process_here(
                 log_format=settings.log_format,
             )
             replicas = Replicas(redis, inner.queue, environment, log)
-            with display.following(quiet=as_json) as follower:
-                last, samples = process(run, replicas, interrupts, follower.show)
+            with following(quiet=as_json) as follower:
+                last, samples = process(run, replicas, interrupts, partial(follower.show, run))
             told = [
                 *display.summary(last, time.monotonic() - began, samples),
                 *display.failures(run, last, directory / "failures.jsonl"),

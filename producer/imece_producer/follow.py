@@ -1,0 +1,147 @@
+"""A run's progress as it comes: a bar on a terminal, plain lines elsewhere; its first failures by
+name."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from imece import names
+from imece.connection import OUTAGES
+from imece.run.status import Status
+from imece.run.store import Run
+from imece_producer import display
+from imece_producer.duration import seconds
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+PLAIN_INTERVAL = 2.0
+"""Seconds between two plain lines."""
+
+SHORTEST_BAR, LONGEST_BAR = 10, 40
+
+NAMED = 10
+"""How many failures are named; `imece failures` names all."""
+
+
+class Follower:
+    """Shows how far a run is.
+
+    Args:
+        live: the terminal's last line; None where there is no terminal.
+    """
+
+    def __init__(self, live: "Live | None") -> None:
+        self._live = live
+        self._named: set[bytes] = set()
+        self._last = ("", float("-inf"))
+
+    def show(self, run: Run, status: Status, extra: str = "") -> None:
+        if status.failed > len(self._named) and len(self._named) < NAMED:
+            for text in self._new_failures(run):
+                self._put(text)
+        if self._live is not None:
+            self._live.update(Line(status, extra), refresh=True)
+            return
+        text = display.line(status, extra)
+        now = time.monotonic()
+        if text != self._last[0] and (now - self._last[1] >= PLAIN_INTERVAL or status.has_stopped):
+            stamp = datetime.now().strftime("%H:%M:%S")
+            display.put(f"{stamp} {text}")
+            self._last = (text, now)
+
+    def _put(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(names.printable(text), markup=False, highlight=False)
+        else:
+            display.put(text)
+
+    def _new_failures(self, run: Run) -> Iterator[str]:
+        try:
+            for name, why in run.failures():
+                if name not in self._named:
+                    self._named.add(name)
+                    yield f"failed: {display.failure(name, why)}"
+                    if len(self._named) == NAMED:
+                        yield f"`imece failures {run.id}` names all that fail"
+                        return
+        except OUTAGES:
+            pass  # the next look at the status says so, or waits
+
+
+class Silence(Follower):
+    """Follows without a word."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def show(self, run: Run, status: Status, extra: str = "") -> None:
+        pass
+
+
+class Line:
+    """The line on a terminal: as much of it as there is room for, the count before all else."""
+
+    def __init__(self, status: Status, extra: str) -> None:
+        self._done, self._files = status.files - status.left, status.files
+        self.count = f"{self._done:,}/{self._files:,}"
+        failed = f"{status.failed:,} failed"
+        if status.has_stopped:
+            self._details = [status.state, failed]
+        else:
+            left = status.time_left
+            self._details = [failed, display.rate(status.rate)]
+            self._details += [f"{seconds(left)} left"] if left is not None else []
+        self._details += [extra] if extra else []
+
+    def fit(self, width: int) -> tuple[int, str]:
+        """How long the bar is, and what stands behind it, on a terminal of `width` columns."""
+        details = list(map(names.printable, self._details))
+        while True:
+            text = " · ".join(details)
+            room = width - len(self.count) - 1 - (len(text) + 1 if text else 0)
+            if room >= SHORTEST_BAR:
+                return min(room, LONGEST_BAR), text
+            if not details:
+                return 0, ""
+            details.pop()
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        bar, text = self.fit(options.max_width - 1)
+        table = Table.grid(padding=(0, 1, 0, 0))
+        row: list[Any] = [Text(self.count, no_wrap=True)]
+        if bar:
+            row.append(ProgressBar(self._files or 1, self._done if self._files else 1, width=bar))
+        if text:
+            row.append(Text(text, no_wrap=True))
+        table.add_row(*row)
+        yield table
+
+
+@contextmanager
+def following(quiet: bool = False) -> Iterator[Follower]:
+    """A follower for what standard output is."""
+    if quiet or not display.on_terminal():
+        yield Silence() if quiet else Follower(None)
+        return
+    from rich.live import Live
+
+    with Live(auto_refresh=False) as live:
+        yield Follower(live)
+
+
+def follow(run: Run, read_status: Callable[[], Status], interval: float = 0.5) -> Status:
+    """Shows a run's progress until it ends or is held; its last status."""
+    with following() as follower:
+        while True:
+            status = read_status()
+            follower.show(run, status)
+            if status.has_stopped:
+                return status
+            time.sleep(interval)
