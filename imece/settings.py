@@ -5,12 +5,16 @@ directory, a directory of secrets (one file a setting, named like the variable).
 `python -m imece.settings` prints the reference that stands in docs/reference/settings.md.
 """
 
+import difflib
 import os
 import re
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -18,6 +22,15 @@ from imece.errors import SettingsError
 
 PREFIX = "IMECE_"
 SECRETS_DIR = os.environ.get(f"{PREFIX}SECRETS_DIR", "/run/secrets/imece")
+
+_NO_SETTINGS = (f"{PREFIX}SECRETS_DIR", f"{PREFIX}HANDED_OVER")
+_SERVICE_LINK = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"
+)
+"""What Kubernetes tells every pod of a Service, if its name begins with `imece`."""
+
+_FOR_A_SHELL = re.compile(r"[|<>]|^&+$|;$")
+_QUOTED = re.compile(r"\\.|'[^']*'|\"(\\.|[^\"\\])*\"", re.DOTALL)
 
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 QUEUE = r"[A-Za-z0-9_-]{1,64}"
@@ -65,7 +78,7 @@ class Settings(BaseSettings):
     output: Path | None = None
     """Worker: where it sees the run's output directory, if not at the path the producer saw."""
 
-    processor: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+    processor: str | None = None
     """Worker: `package.module:function`, called with the input path and the output path."""
 
     command: str | None = None
@@ -147,6 +160,37 @@ class Settings(BaseSettings):
     state_dir: Path = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")) / "imece"
     """Local mode: where the embedded server keeps its data between two calls."""
 
+    @field_validator("processor")
+    @classmethod
+    def _processor(cls, given: str | None) -> str | None:
+        if given is None or re.fullmatch(r"[\w.]+:[\w.]+", given):
+            return given
+        file, _, function = given.rpartition(":")
+        if not file.endswith(".py"):
+            raise ValueError(f"'{given}': takes package.module:function")
+        folder, name = os.path.split(file.removesuffix(".py"))
+        raise ValueError(
+            f"'{given}': takes a module, not a file: {name}:{function}, and the directory of the "
+            f"file in PYTHONPATH: PYTHONPATH={os.path.abspath(folder)}"
+        )
+
+    @field_validator("command")
+    @classmethod
+    def _command(cls, given: str | None) -> str | None:
+        """What a shell would do in quotes is an argument; outside of them it is meant for one."""
+        try:
+            shlex.split(given or "")
+        except ValueError:
+            raise ValueError("a quotation is not closed") from None
+        for word in _QUOTED.sub("", given or "").split():
+            if _FOR_A_SHELL.search(word):
+                raise ValueError(
+                    f"{word} is for a shell, and imece starts the program without one. Start one: "
+                    """sh -c 'sort "$1" | uniq > "$2"' - {input} {output} """
+                    "(if it is an argument of the program, write it in quotes)"
+                )
+        return given
+
     @field_validator("redis_url")
     @classmethod
     def _sound_url(cls, url: SecretStr) -> SecretStr:
@@ -201,6 +245,27 @@ def load(**overrides: Any) -> Settings:
         reason = error.strerror if isinstance(error, OSError) else "it has to be UTF-8 text"
         place = f".env or a file in {SECRETS_DIR}"
         raise SettingsError(f"{place} cannot be read: {reason}") from None
+
+
+def unknown() -> list[str]:
+    """A sentence for each variable that looks like a setting, and is none."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    given = set(os.environ)
+    with suppress(OSError, ValueError):  # `load` says so
+        given |= set(dotenv_values(".env"))
+    with suppress(OSError):
+        given |= set(os.listdir(SECRETS_DIR))
+    sentences = []
+    for name in sorted(given):
+        wanted = name.upper()
+        if not wanted.startswith(PREFIX) or wanted in known or wanted in _NO_SETTINGS:
+            continue
+        if _SERVICE_LINK.search(wanted):
+            continue
+        close = difflib.get_close_matches(wanted, known, 1, 0.75)
+        hint = f"do you mean {close[0]}?" if close else "docs/reference/settings.md has all"
+        sentences.append(f"{name} is not a setting of imece: {hint}")
+    return sentences
 
 
 def reference() -> str:

@@ -107,7 +107,15 @@ def test_a_secrets_directory_that_is_not_there_does_no_harm(
         ("IMECE_LOG_FORMAT", "xml", "'human' or 'json'"),
         ("IMECE_QUEUE", "a b", "[A-Za-z0-9_-]"),
         ("IMECE_QUEUE", "", "[A-Za-z0-9_-]"),
-        ("IMECE_PROCESSOR", "module", r"[\w.]+:[\w.]+"),
+        ("IMECE_PROCESSOR", "module", "package.module:function"),
+        ("IMECE_PROCESSOR", "./p.py:f", "not a file: p:f, and the directory of the file in PYTHON"),
+        ("IMECE_PROCESSOR", "/a/b/p.py:f", "PYTHONPATH=/a/b"),
+        ("IMECE_COMMAND", "sort {input} > {output}", "> is for a shell"),
+        ("IMECE_COMMAND", "sort {input} 2>log", "2>log is for a shell"),
+        ("IMECE_COMMAND", "zcat {input} | wc", "| is for a shell"),
+        ("IMECE_COMMAND", "a {input} && b", "&& is for a shell"),
+        ("IMECE_COMMAND", "a {input}; b", "{input}; is for a shell"),
+        ("IMECE_COMMAND", "a 'b {input}", "a quotation is not closed"),
         ("IMECE_REDIS_URL", "http://localhost", "redis://, rediss:// or unix://"),
         ("IMECE_REDIS_URL", "redis://localhost/zero", "a number as database"),
         ("IMECE_FILES_PER_JOB", "0", "greater than or equal to 1"),
@@ -143,6 +151,29 @@ def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_settings_that_do_not_go_together_are_named(given: dict[str, str], says: str) -> None:
     assert says in message_of(**given)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["grep '>' {input}", 'awk "$1 > 5" {input}', r"grep \> {input}", "convert {input} -resize 50%"],
+)
+def test_what_is_quoted_is_an_argument(command: str) -> None:
+    assert load(command=command).command == command
+
+
+def test_variables_that_are_no_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMECE_REDIS_ULR", "redis://elsewhere")
+    monkeypatch.setenv("IMECE_QUEUE", "a-setting")
+    monkeypatch.setenv("IMECE_SECRETS_DIR", "secrets")
+    monkeypatch.setenv("IMECE_REDIS_SERVICE_HOST", "10.0.0.1")  # of a Service in Kubernetes
+    monkeypatch.setenv("IMECE_REDIS_PORT_6379_TCP_ADDR", "10.0.0.1")
+    Path(".env").write_text("IMECE_NOTHING_LIKE_IT=1\nOTHER=2\n")
+    secret("imece_retrys", "7")
+    assert settings.unknown() == [
+        "IMECE_NOTHING_LIKE_IT is not a setting of imece: docs/reference/settings.md has all",
+        "IMECE_REDIS_ULR is not a setting of imece: do you mean IMECE_REDIS_URL?",
+        "imece_retrys is not a setting of imece: do you mean IMECE_RETRIES?",
+    ]
 
 
 SOUND_URLS = [

@@ -92,10 +92,7 @@ class Command:
     _PLACES = re.compile(rb"\{(input|output)\}")
 
     def __init__(self, template: str) -> None:
-        try:
-            words = shlex.split(template)
-        except ValueError:
-            raise SettingsError("IMECE_COMMAND: a quotation is not closed") from None
+        words = shlex.split(template)
         if not words or "{input}" not in template:
             raise SettingsError(
                 "IMECE_COMMAND: takes a program and its arguments with {input} in them"

@@ -5,7 +5,8 @@ What a command needs for itself is imported in it: `imece status` has to answer 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -14,9 +15,9 @@ from imece.connection import connect, reachable
 from imece.errors import RunError
 from imece.run.status import Status
 from imece.run.store import Run, recent
-from imece.settings import Settings, load
+from imece.settings import Settings, load, unknown
 from imece_producer.cluster import kubeconfig
-from imece_producer.display import say
+from imece_producer.display import put, say
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -24,13 +25,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Turn a folder of files into outputs, in parallel.\n\n"
     "Exit codes: 0 done, 1 some files failed, 2 wrong usage or settings, "
     "3 a service is out of reach.",
 )
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        put(f"imece {version('imece')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    asked_for_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    for sentence in unknown():
+        say(f"(warning: {sentence})")
 
 
 def find_settings(
