@@ -210,6 +210,12 @@ def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
             put_json({"requeued": again, **status.read(run).summary()})
         else:
             put(f"run {run_id}: {display.count(again, 'file')} in the queue again")
+            if workers := status.read(run).backlog.workers:
+                say(
+                    f"(workers keep the code that they have loaded: after a fix, start the "
+                    f"{workers:,} again, in a cluster by kubectl rollout restart deployment/"
+                    f"{settings.deployment})"
+                )
 
 
 @app.command()
