@@ -423,7 +423,7 @@ def test_a_cancelled_run_starts_no_more_files_and_goes_on_where_it_was(
     assert workbench.status().ended == cancelled.ended
 
     text = enqueue(workbench, "--buckets", "3", "--files-per-job", "10")
-    assert text.startswith("run run goes on: ")
+    assert text.startswith("run run continues: ")
     now = workbench.ended()
     assert (now.state, now.left, now.skipped) == ("done", 0, cancelled.done)
     assert worker.stop() == 0
@@ -517,7 +517,7 @@ def test_exit_code_3_when_redis_is_away(workbench: Workbench) -> None:
     ]
     for line in all_refusals(workbench, calls, 3, redis_url="unix:///nowhere/redis.sock"):
         assert line.startswith("Redis at unix:///nowhere/redis.sock is out of reach (")
-        assert "check IMECE_REDIS_URL" in line
+        assert "correct IMECE_REDIS_URL" in line
 
 
 def test_a_setting_that_is_wrong_is_named(workbench: Workbench) -> None:

@@ -144,7 +144,7 @@ def test_a_signal_hands_back_and_the_same_call_goes_on(
     call.process.send_signal(number)
     code, output, errors = call.ends()
     assert code == 128 + number
-    assert "to go on, call the same again" in errors
+    assert "to continue, call the same again" in errors
     assert "stopped" in output
     before = {path.name: path.stat().st_mtime_ns for path in folder.target.glob("f-*")}
     assert 5 <= len(before) < 60
@@ -152,7 +152,7 @@ def test_a_signal_hands_back_and_the_same_call_goes_on(
 
     code, output, _ = folder.start("--max-replicas", "2", processor="tests.processors:slow").ends()
     assert code == 0
-    assert "goes on" in output
+    assert "continues" in output
     assert f"{60 - len(before)} done, 0 failed, {len(before)} skipped" in output
     assert folder.done() == 60
     after = {name: (folder.target / name).stat().st_mtime_ns for name in before}
@@ -242,7 +242,7 @@ def test_ctrl_c_detaches_and_the_run_goes_on(folder: Folder) -> None:
     second.process.send_signal(signal.SIGINT)
     code, _, errors = second.ends()
     assert code == 130
-    assert "goes on" in errors
+    assert "continues" in errors
     assert first.ends()[0] == 0
     assert folder.done() == 30
 

@@ -8,9 +8,8 @@ from redis import Redis
 
 from imece.connection import raw, text
 from imece.run import keys, manifest, scripts
-from imece.run.cursor import Cursor
 from imece.run.failure import Failure
-from imece.run.job import Reference
+from imece.run.job import Cursor, Reference
 from imece.run.parameters import Parameters
 from imece.run.store import Run
 from imece.settings import Settings

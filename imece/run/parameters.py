@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imece.run import records
-from imece.run.cursor import MOST_FILES
+from imece.run.job import MOST_FILES
 from imece.run.records import RecordError
 from imece.settings import QUEUE
 

@@ -13,9 +13,8 @@ from redis.exceptions import NoPermissionError, ResponseError
 from imece.connection import is_outage, raw, text
 from imece.errors import RunError
 from imece.run import keys, manifest, records, scripts
-from imece.run.cursor import Cursor
 from imece.run.failure import Failure
-from imece.run.job import Reference
+from imece.run.job import Cursor, Reference
 from imece.run.records import RecordError
 
 if TYPE_CHECKING:

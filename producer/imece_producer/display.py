@@ -13,46 +13,59 @@ from imece import names
 from imece.run.failure import Failure
 from imece.run.status import Status, quantile, read
 from imece.run.store import Run
-from imece_producer.duration import seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from imece_producer.checks import Check
     from imece_producer.enqueue import Enqueued
-    from imece_producer.plan import Plan
+    from imece_producer.grouping import Plan
 
 SPARKS = " ▁▂▃▄▅▆▇█"
+LONGEST_CAUSE = 300
+SHOWN_FAILURES = 10
 
 
 def put(text: str) -> None:
-    """Prints what was asked for. All that imece prints goes through this, `put_json` or `say`:
-    names, paths and reasons come from elsewhere, and a terminal obeys control characters."""
+    """Prints a result. All that imece prints goes through this, `put_json` or `say`: names, paths
+    and reasons come from elsewhere, and a terminal obeys control characters."""
     print(names.printable_lines(text), flush=True)
 
 
 def put_json(value: Any) -> None:
-    """Prints what was asked for, for programs: a line of JSON."""
+    """Prints a result for programs: a line of JSON."""
     print(names.json_line(value), flush=True)
 
 
 def say(text: str) -> None:
-    """Prints a note beside it, on standard error."""
+    """Prints a note, on standard error."""
     print(names.printable_lines(text), file=sys.stderr, flush=True)
 
 
-def on_terminal() -> bool:
-    return sys.stdout.isatty()
+def seconds(value: float | None) -> str:
+    """`850 ms`, `4.2 s`, `3 min 12 s`, `2 h 05 min`."""
+    if value is None:
+        return "unknown"
+    if value < 0.9995:
+        return f"{value * 1000:.0f} ms"
+    if value < 59.95:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def size(value: int) -> str:
     """`512 B`, `3.1 MB`."""
-    number = float(value)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 999.95 or unit == "TB":
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+    if value < 1000:
+        return f"{value} B"
+    number = value / 1000
+    for unit in ("kB", "MB", "GB"):
+        if number < 999.95:
+            return f"{number:.1f} {unit}"
         number /= 1000
-    raise AssertionError
+    return f"{number:.1f} TB"
 
 
 def rate(value: float) -> str:
@@ -73,21 +86,18 @@ def plan(made: "Plan") -> str:
 
 
 def enqueued(how: "Enqueued") -> str:
-    """What has come of an enqueuing."""
+    """What an enqueuing has done."""
     if how.plan is not None:
-        again = " goes on" if how.how == "resumed" else ""
+        again = " continues" if how.how == "resumed" else ""
         known = f"; {count(how.again, 'file')} in hand or done already" if how.again else ""
         return f"run {how.run.id}{again}: {plan(how.plan)}{known}"
     return f"run {how.run.id} is on already: {line(read(how.run))}"
 
 
-def shortened(text: str, longest: int = 300) -> str:
-    return text if len(text) <= longest else text[:longest] + "…"
-
-
 def failure(name: bytes, why: Failure) -> str:
     tries = "1 try" if why.tries == 1 else f"{why.tries} tries"
-    return f"{names.shown(name)} ({tries}): {names.printable(shortened(why.cause))}"
+    cause = why.cause if len(why.cause) <= LONGEST_CAUSE else why.cause[:LONGEST_CAUSE] + "…"
+    return f"{names.shown(name)} ({tries}): {names.printable(cause)}"
 
 
 def line(status: Status, workers: str = "") -> str:
@@ -132,7 +142,7 @@ def block(status: Status) -> str:
         lines.append(f"  reason   {names.printable(status.blocking_reason)}")
     says_what_helps = "`imece " in (status.blocking_reason or "")
     if status.is_held and not says_what_helps:
-        lines.append(f"  imece resume {status.id} goes on when that is fixed")
+        lines.append(f"  imece resume {status.id} continues it when that is fixed")
     if status.failed:
         lines.append(f"  imece failures {status.id} says which failed and why")
     return "\n".join(lines)
@@ -220,12 +230,15 @@ class Follower:
 
     PLAIN_INTERVAL = 2.0
 
-    def __init__(self, progress: "Progress | None") -> None:
+    def __init__(self, progress: "Progress | None", quiet: bool = False) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=None, info="") if progress is not None else None
+        self._quiet = quiet
         self._last = ("", float("-inf"))
 
     def show(self, status: Status, extra: str = "") -> None:
+        if self._quiet:
+            return
         if self._progress is not None and self._task is not None:
             info = f"{status.failed:,} failed · {rate(status.rate)}"
             if status.time_left is not None:
@@ -240,31 +253,18 @@ class Follower:
                 info=names.printable(info + (f" · {extra}" if extra else "")),
             )
             return
-        text = line(status, extra)
-        now = time.monotonic()
-        if text != self._last[0] and (
-            now - self._last[1] >= self.PLAIN_INTERVAL or status.has_stopped
-        ):
-            stamp = datetime.now().strftime("%H:%M:%S")
-            put(f"{stamp} {text}")
+        text, now = line(status, extra), time.monotonic()
+        told, at = self._last
+        if text != told and (now - at >= self.PLAIN_INTERVAL or status.has_stopped):
+            put(f"{datetime.now():%H:%M:%S} {text}")
             self._last = (text, now)
-
-
-class Silence(Follower):
-    """Follows without a word."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    def show(self, status: Status, extra: str = "") -> None:
-        pass
 
 
 @contextmanager
 def following(quiet: bool = False) -> Iterator[Follower]:
     """A follower for what standard output is."""
-    if quiet or not on_terminal():
-        yield Silence() if quiet else Follower(None)
+    if quiet or not sys.stdout.isatty():
+        yield Follower(None, quiet)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -278,18 +278,15 @@ def following(quiet: bool = False) -> Iterator[Follower]:
         yield Follower(progress)
 
 
-def follow(read_status: Callable[[], Status], interval: float = 0.5) -> Status:
+def follow(read_status: Callable[[], Status], quiet: bool = False) -> Status:
     """Shows a run's progress until it ends or is held; its last status."""
-    with following() as follower:
+    with following(quiet) as follower:
         while True:
             status = read_status()
             follower.show(status)
             if status.has_stopped:
                 return status
-            time.sleep(interval)
-
-
-SHOWN_FAILURES = 10
+            time.sleep(0.5)
 
 
 def failures(run: Run, last: Status, file: Path) -> Iterator[str]:

@@ -5,8 +5,8 @@ import json
 import time
 from collections import Counter
 
-from imece.run.cursor import Cursor, PendingRetry
 from imece.run.failure import Failure
+from imece.run.job import Cursor, PendingRetry
 from imece.run.lease import Batch, Claimed
 from imece_worker.journal import Journal
 from imece_worker.retry import ServerClock, next_try, taken_over

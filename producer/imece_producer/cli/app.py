@@ -1,18 +1,17 @@
-"""What all commands share: the settings they go by, the run they mean, their exit codes.
+"""What all commands share: their common options, the settings they go by, the run they mean.
 
-What a command needs for itself is imported in it: `imece status` has to answer at once.
+What one command needs for itself is imported in it: `imece status` has to answer at once.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imece import names
 from imece.connection import connect, reachable
 from imece.errors import RunError
-from imece.run.status import Status
 from imece.run.store import Run, recent
 from imece.settings import Settings, load
 from imece_producer.cluster import kubeconfig
@@ -33,17 +32,49 @@ app = typer.Typer(
 )
 
 
+def given(text: str) -> str:
+    """What somebody has written. It must not be empty, as an unset variable of a shell is."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty")
+    return text
+
+
+def given_run(text: str) -> str:
+    """The id of the run that somebody calls so."""
+    return names.slug(given(text))
+
+
+RunId = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="The run id.", show_default=False, parser=given_run),
+]
+Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
+Context = Annotated[
+    str | None,
+    typer.Option(help="Which context of the kubeconfig. [IMECE_KUBE_CONTEXT]", show_default=False),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace",
+        "-n",
+        help="The workers' namespace. [IMECE_KUBE_NAMESPACE]",
+        show_default=False,
+    ),
+]
+
+
 def find_settings(
     run_id: str | None = None, context: str | None = None, namespace: str | None = None
 ) -> Settings:
-    """The settings, unless a local run is meant: then those of its server.
+    """The settings; if a local run is meant, those of its server.
 
     A local run is meant if no Redis and no cluster is named, and it is on: under `run_id`; or, with
-    no run named, as the only one. So what changes a run goes to a local one only by its id, and
-    `enqueue`, which makes one, never.
+    no run named, as the only one. So a command that changes a run finds a local one by its id only.
     """
     settings = load(kube_context=context, kube_namespace=namespace)
-    if is_redis_named(settings) or kubeconfig.is_named(settings):
+    is_redis_named = "redis_url" in settings.model_fields_set or settings.redis_sentinels
+    if is_redis_named or kubeconfig.is_named(settings):
         return settings
     from imece_producer.local import state
 
@@ -58,44 +89,20 @@ def find_settings(
     return settings
 
 
-def is_redis_named(settings: Settings) -> bool:
-    return "redis_url" in settings.model_fields_set or bool(settings.redis_sentinels)
-
-
-def run_id_of(given: str) -> str:
-    """The id of the run that somebody calls so; a note if it is another."""
-    run_id = names.slug(given)
-    if run_id != given:
-        say(f"(the run id {names.printable(given)} is written {run_id})")
-    return run_id
-
-
 @contextmanager
 def redis_of(settings: Settings) -> Iterator["Redis"]:
-    with reachable(settings):
-        redis = connect(settings)
-        try:
-            yield redis
-        finally:
-            redis.close()
+    with reachable(settings), connect(settings) as redis:
+        yield redis
 
 
 @contextmanager
 def run_of(settings: Settings, run_id: str | None) -> Iterator[Run]:
     """A run, the newest if none is named. What is damaged of it is said in words."""
     with redis_of(settings) as redis:
-        run = Run(redis, run_id or newest(redis))
+        if run_id is None:
+            if not (ids := recent(redis)):
+                raise RunError("there are no runs yet: `imece enqueue IN OUT` makes one")
+            run_id = ids[0]
+        run = Run(redis, run_id)
         with run.explained():
             yield run
-
-
-def newest(redis: "Redis") -> str:
-    ids = recent(redis)
-    if not ids:
-        raise RunError("there are no runs yet: `imece enqueue IN OUT` makes one")
-    return ids[0]
-
-
-def exit_for(last: Status) -> NoReturn:
-    """How a run went, as an exit code."""
-    raise typer.Exit(last.exit_code)

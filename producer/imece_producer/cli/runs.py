@@ -1,7 +1,7 @@
 """`imece status`, `runs`, `wait`, `failures`, `retry`, `resume`, `cancel`, `delete`."""
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from redis.exceptions import AuthenticationError
@@ -13,19 +13,19 @@ from imece.run.status import Status
 from imece.run.store import Run, recent
 from imece.settings import Settings, load
 from imece_producer import display
-from imece_producer.cli.app import app, exit_for, find_settings, redis_of, run_of
-from imece_producer.cli.options import (
+from imece_producer.cli.app import (
     Context,
     Json,
     Namespace,
     RunId,
+    app,
+    find_settings,
     given_run,
+    redis_of,
+    run_of,
 )
 from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command("status", epilog="Examples:\n\n  imece status\n\n  imece status nightly --watch")
@@ -39,45 +39,41 @@ def show_status(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """How far a run is: files done, failed, left; rate; time left; workers; queue.
+    """Show how far a run is: files done, failed, left; rate; time left; workers; queue.
 
-    In a pod, or with --context, --namespace or their settings: also the cluster's replicas, and
-    what keeps them from working; these even if Redis is out of reach.
+    In a pod, or with --context, --namespace or their settings, it also shows the cluster's
+    workers and what keeps them from working, even if Redis is out of reach.
     """
     settings = find_settings(run_id, context, namespace)
     named = kubeconfig.is_named(settings)
     if named:
         from imece_producer.cluster import commands as on_cluster
+
+    def show(now: Status | None) -> None:
+        workers = on_cluster.look(settings, now) if named else None
+        if as_json:
+            told = now.summary() if now else {}
+            put_json({**told, "cluster": workers} if workers else told)
+        else:
+            put("\n".join([*([display.block(now)] if now else []), *display.workers(workers)]))
+
     try:
         with run_of(settings, run_id) as run:
             if watch and not as_json:
                 display.follow(lambda: status.read(run))
-            while True:
-                now = status.read(run)
-                workers = on_cluster.look(settings, now) if named else None
-                if as_json:
-                    told = now.summary()
-                    if workers is not None:
-                        told["cluster"] = workers
-                    put_json(told)
-                else:
-                    put("\n".join([display.block(now), *display.workers(workers)]))
-                if not watch or now.has_stopped:
-                    return
+            show(now := status.read(run))
+            while watch and not now.has_stopped:
                 time.sleep(1.0)
+                show(now := status.read(run))
     except ImeceError:
-        if named:  # what the cluster says may be why; and Redis is seldom reached from outside it
-            workers = on_cluster.look(settings)
-            if as_json:
-                put_json({"cluster": workers})
-            else:
-                put("\n".join(display.workers(workers)))
+        if named:  # the cluster may say why; and Redis is rarely reached from outside it
+            show(None)
         raise
 
 
 @app.command()
 def runs(as_json: Json = False) -> None:
-    """All runs, newest first."""
+    """List all runs, newest first."""
     settings = find_settings()
     with redis_of(settings) as redis:
         found = []
@@ -101,10 +97,9 @@ def runs(as_json: Json = False) -> None:
         rows.append([one.id, one.state, *(f"{number:,}" for number in counts), made])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        cells = [
-            cell.rjust(width) if 2 <= column <= 6 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        sized = list(zip(row, widths, strict=True))
+        cells = [cell.ljust(width) for cell, width in sized]
+        cells[2:7] = [cell.rjust(width) for cell, width in sized[2:7]]
         put("  ".join(cells).rstrip())
 
 
@@ -114,18 +109,12 @@ def wait(run_id: RunId, as_json: Json = False) -> None:
     settings = find_settings(run_id)
     with run_of(settings, run_id) as run:
         status.read(run)  # a wrong id, or a Redis that is not there, is said at once
-        last = wait_for(run) if as_json else display.follow(lambda: patient_read(run))
+        last = display.follow(lambda: patient_read(run), quiet=as_json)
     if as_json:
         put_json(last.summary())
     else:
         put(display.block(last))
-    exit_for(last)
-
-
-def wait_for(run: Run) -> Status:
-    while not (now := patient_read(run)).has_stopped:
-        time.sleep(0.5)
-    return now
+    raise typer.Exit(last.exit_code)
 
 
 def patient_read(run: Run) -> Status:
@@ -154,7 +143,7 @@ def failures(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Which files failed, how often they were tried, and why."""
+    """Show which files failed, how often they were tried, and why."""
     settings = find_settings(run_id)
     with run_of(settings, run_id) as run:
         if run.state() is None:
@@ -172,7 +161,7 @@ def failures(
 
 @app.command()
 def retry(run_id: RunId, as_json: Json = False) -> None:
-    """Process the failed files of an ended run again. They are the run's next round."""
+    """Process the failed files of an ended run again, as its next round."""
     go_on(find_settings(run_id), run_id, as_json)
 
 
@@ -186,10 +175,10 @@ def resume(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that is held or cancelled; without RUN, end every pause of the workers.
+    """Continue a run that is held or cancelled; without RUN, end every pause of the workers.
 
-    A run goes on with the files that are left and those that failed, as its next round. The workers
-    are those of a cluster.
+    The run's next round has the files that are left and those that failed. The workers are those
+    of a cluster.
     """
     if run_id is not None:
         go_on(find_settings(run_id), run_id, as_json)
@@ -213,7 +202,7 @@ def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
 
 @app.command()
 def cancel(run_id: RunId, as_json: Json = False) -> None:
-    """Start no new files; what is done stays. To go on: `imece resume RUN`, or enqueue it again."""
+    """Start no new files; what is done stays. `imece resume RUN` continues the run."""
     from imece.run import rescue
 
     settings = find_settings(run_id)
@@ -229,7 +218,7 @@ def cancel(run_id: RunId, as_json: Json = False) -> None:
 
 @app.command()
 def delete(run_id: RunId) -> None:
-    """Forget an ended run. Its outputs stay."""
+    """Remove an ended run from Redis. Its outputs stay."""
     from imece.run import rescue
 
     settings = find_settings(run_id)

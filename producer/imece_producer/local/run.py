@@ -1,5 +1,4 @@
-"""Local mode: an embedded server, the producer, and workers of this machine, as many as the rule of
-the cluster asks for: replicas = pending + in flight, up to a limit, down to zero."""
+"""Local mode: an embedded server, the producer, and workers on this machine."""
 
 import contextlib
 import hashlib
@@ -22,7 +21,13 @@ from imece.run.store import ON, Run
 from imece.settings import Settings
 from imece_producer import display
 from imece_producer.enqueue import Producer
-from imece_producer.local.replicas import Replicas, read_limit, set_limit, worker_settings
+from imece_producer.local.scaling import (
+    Replicas,
+    read_limit,
+    set_limit,
+    wanted,
+    worker_settings,
+)
 from imece_producer.local.server import Server
 from imece_producer.local.state import (
     EXIT_CODE,
@@ -35,7 +40,7 @@ from imece_producer.local.state import (
 )
 
 CALL_KEY = "imece:local:call"
-"""What processes the files of the run that is on; there once it is enqueued."""
+"""What processes the files of the run that is on; set once it is enqueued."""
 
 TURN = 0.1
 """Seconds between two looks at the queue."""
@@ -45,7 +50,7 @@ SAMPLE = 0.5
 
 
 class Interrupts:
-    """Counts Ctrl-C (and SIGTERM, SIGHUP) in place of breaking off wherever we are."""
+    """Counts Ctrl-C, SIGTERM and SIGHUP, so that none of them interrupts us at any place."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -85,10 +90,10 @@ def process(
         while True:
             now = status.read(run)
             limit = read_limit(run.redis)
-            queued = now.backlog.pending + now.backlog.in_flight
-            if (now.has_ended and queued == 0) or now.is_held or interrupts.count:
+            is_over = now.has_ended and wanted(now.backlog, 1) == 0
+            if is_over or now.is_held or interrupts.count:
                 break
-            replicas.adjust(min(limit, queued), limit)
+            replicas.adjust(wanted(now.backlog, limit), limit)
             if time.monotonic() >= sample_at:
                 samples.append(len(replicas))
                 sample_at += SAMPLE
@@ -96,7 +101,7 @@ def process(
             time.sleep(TURN)
         if interrupts.count:
             display.say(
-                "handing back: the files in hand are finished first (Ctrl-C again kills them)"
+                "stopping: the workers finish their current files (Ctrl-C again kills them)"
             )
     finally:
         replicas.hand_back(lambda: interrupts.count < 2)
@@ -105,16 +110,8 @@ def process(
     return last, samples
 
 
-def end_stopped(run: Run, settings: Settings) -> None:
-    """Cancels what an earlier call has left: nobody else works on it. So this call is its next
-    round, takes new files, and begins nothing a second time."""
-    with contextlib.suppress(RunError):
-        if run.state() in ON:
-            run.cancel(settings.result_ttl)
-
-
 def derived_run_id(parameters: Parameters, settings: Settings) -> str:
-    """The same for the same call, so that a second one goes on where the first was stopped."""
+    """The same for the same call, so that a second one continues where the first was stopped."""
     what = f"{parameters.encode()} {settings.processor} {settings.command}"
     digest = hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[: names.DIGEST]
     name = names.plain(parameters.input_path.resolve().name[:40])
@@ -137,11 +134,6 @@ def run_here(
         return attach(settings, directory, parameters, as_json)
 
 
-def _call(settings: Settings) -> str:
-    """What processes a file."""
-    return json.dumps({"processor": settings.processor, "command": settings.command})
-
-
 def attach(settings: Settings, directory: Path, parameters: Parameters, as_json: bool) -> int:
     """Shows how far the call is that processes the run, until it ends; its exit code.
 
@@ -154,25 +146,24 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
         with display.following(quiet=as_json) as follower:
             while is_locked(directory):
                 url = announced(directory)
-                with contextlib.suppress(*OUTAGES), contextlib.ExitStack() as stack:
-                    if url is not None:
-                        redis = stack.enter_context(
-                            contextlib.closing(connect(at(settings, url), retries=0))
-                        )
+                if url is not None:
+                    with (
+                        contextlib.suppress(*OUTAGES),
+                        connect(at(settings, url), retries=0) as redis,
+                    ):
+                        run = Run(redis, run_id)
                         if (call := redis.get(CALL_KEY)) is not None:
-                            run = Run(redis, run_id)
                             _check_same(run, text(call), parameters, settings)
-                            last = status.read(run)
-                            follower.show(last)
+                            follower.show(last := status.read(run))
                 time.sleep(TURN)
     except KeyboardInterrupt:
-        display.say(f"run {run_id} goes on: `imece status {run_id}` shows how far it is")
+        display.say(f"run {run_id} continues: `imece status {run_id}` shows how far it is")
         return BY_SIGNAL + signal.SIGINT
     try:
         code = int((directory / EXIT_CODE).read_text("ascii"))
     except (OSError, ValueError):
         raise RunError(
-            f"the call that processed run {run_id} was killed", "call the same again to go on"
+            f"the call that processed run {run_id} was killed", "call the same again to continue"
         ) from None
     if last is not None:
         if as_json:
@@ -182,9 +173,14 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
     return code
 
 
+def _call(settings: Settings) -> dict[str, str | None]:
+    """What processes a file."""
+    return {"processor": settings.processor, "command": settings.command}
+
+
 def _check_same(run: Run, call: str, parameters: Parameters, settings: Settings) -> None:
-    there, wanted = json.loads(call), json.loads(_call(settings))
-    different = [name for name in wanted if there[name] != wanted[name]]
+    there = json.loads(call)
+    different = [name for name, value in _call(settings).items() if there[name] != value]
     different += run.parameters().differences(parameters)
     if different:
         raise RunError(
@@ -211,18 +207,18 @@ def _process_here(
             set_limit(redis, limit)
             redis.delete(CALL_KEY)
             run = Run(redis, run_id)
-            end_stopped(run, inner)
+            # Nobody works on what an earlier call has left: this call is its next round.
+            with contextlib.suppress(RunError):
+                if run.state() in ON:
+                    run.cancel(inner.result_ttl)
             enqueued = Producer(redis, inner, display.say).enqueue(run_id, parameters, list_files)
-            redis.set(CALL_KEY, _call(settings))
+            redis.set(CALL_KEY, json.dumps(_call(settings)))
             if not as_json:
                 display.put(display.enqueued(enqueued))
             log = directory / "workers.log"
             log.write_bytes(b"")
             environment = worker_settings(
-                server.url,
-                processor=settings.processor,
-                command=settings.command,
-                log_format=settings.log_format,
+                server.url, **_call(settings), log_format=settings.log_format
             )
             replicas = Replicas(redis, inner.queue, environment, log)
             with display.following(quiet=as_json) as follower:
@@ -239,10 +235,7 @@ def _process_here(
             code = BY_SIGNAL + interrupts.number if stopped else last.exit_code
             (directory / EXIT_CODE).write_text(str(code), "ascii")
     if stopped:
-        display.say(
-            "stopped; to go on, call the same again"
-            + (" (with --overwrite that processes all files again)" if parameters.overwrite else "")
-            + ":\n  "
-            + shlex.join(["imece", *sys.argv[1:]])
-        )
+        again = " (with --overwrite that processes all files again)" if parameters.overwrite else ""
+        call = shlex.join(["imece", *sys.argv[1:]])
+        display.say(f"stopped; to continue, call the same again{again}:\n  {call}")
     return code

@@ -1,4 +1,7 @@
-"""The workers of a local run, and their limit."""
+"""The scaling rule of a local run, its limit, and its workers.
+
+The rule is that of a cluster (deploy/base/scaledobject.yaml), without KEDA.
+"""
 
 import os
 import signal
@@ -14,18 +17,22 @@ from redis import Redis
 from imece.errors import ImeceError
 from imece.process import follow_parent
 from imece.run import keys
+from imece.run.status import Backlog
 from imece.settings import PREFIX
 from imece_producer.local.state import OTHER_SERVER
 
 LIMIT_KEY = "imece:local:max-replicas"
 
-
 STABILIZATION = 2.0
 """Seconds there must be too many workers before one is stopped."""
 
-
 QUICK_DEATH = 5.0
 """A worker that fails within so many seconds of its start has not failed because of a file."""
+
+
+def wanted(backlog: Backlog, limit: int) -> int:
+    """The scaling rule: a worker for each job that is pending or in flight, up to the limit."""
+    return min(limit, backlog.pending + backlog.in_flight)
 
 
 class Replicas:
@@ -50,8 +57,8 @@ class Replicas:
         return len(self._workers)
 
     def adjust(self, wanted: int, limit: int) -> None:
-        """Starts or stops workers: at once up to what is wanted, and down to the limit; further
-        down when there have been too many for a while.
+        """Starts or stops workers: at once up to what is wanted, and down to the limit. It goes
+        further down when there have been too many for a while.
 
         Raises:
             ImeceError: workers cannot be started, for a reason in their settings.
@@ -85,7 +92,7 @@ class Replicas:
         self._started[worker.pid] = time.monotonic()
 
     def _stop(self, count: int) -> None:
-        """Asks so many to stop, idle ones first: as in the cluster, nobody is taken from a file."""
+        """Asks so many to stop, idle ones first, as in the cluster."""
         candidates = [pid for pid in self._workers if pid not in self._stopping]
         busy = self._busy()
         for pid in sorted(candidates, key=lambda pid: pid in busy)[:count]:
@@ -120,7 +127,7 @@ class Replicas:
         return last.removeprefix("imece-worker: ")
 
     def hand_back(self, patience: Callable[[], bool]) -> None:
-        """Asks all to stop and waits until they have; kills them when patience is at its end."""
+        """Asks all to stop and waits until they have; kills them if `patience` says no."""
         for pid, worker in self._workers.items():
             if pid not in self._stopping:
                 worker.terminate()
