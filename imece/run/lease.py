@@ -42,10 +42,9 @@ class Batch:
     """No output was there before the run's first job; see `Claimed`."""
 
     def deltas(self) -> str:
-        counters = ("done", "failed", "skipped", "retried", "bytes_in", "bytes_out")
-        deltas: dict[str, object] = {name: getattr(self, name) for name in counters}
-        deltas["untouched"] = self.untouched
-        deltas["durations"] = {str(exponent): n for exponent, n in self.durations.items()}
+        """For lua/checkpoint.lua."""
+        names = ("done", "failed", "skipped", "retried", "bytes_in", "bytes_out")
+        deltas = {name: getattr(self, name) for name in (*names, "untouched", "durations")}
         return json.dumps(deltas)
 
 
@@ -99,17 +98,11 @@ class Lease:
             return self._take(worker, to_others)
 
     def _take(self, worker: str, to_others: bool) -> Claimed | str:
-        queue, reference = self.settings.queue, self.reference
+        queue, job = self.settings.queue, self.reference
         where = [self.run.key, keys.moving(queue), keys.leases(queue), keys.pending(queue)]
-        arguments: list[str | bytes | int | float] = [
-            reference.job_id,
-            self.execution,
-            self.settings.lease,
-            worker,
-            reference.field,
-            reference.part,
-            reference.bucket,
-            int(to_others),
+        arguments: scripts.Arguments = [
+            *(job.job_id, self.execution, self.settings.lease, worker),
+            *(job.field, job.part, job.bucket, int(to_others)),
         ]
         answer = scripts.run("take", self.redis, where, arguments)
         if answer[0] == b"damaged":
@@ -148,18 +141,10 @@ class Lease:
             Whether the lease holds, and how many jobs wait in the queue.
         """
         queue, settings = self.settings.queue, self.settings
-        arguments: list[str | bytes | int | float] = [
-            self.reference.job_id,
-            self.execution,
-            settings.lease,
-            self.reference.field,
-            action,
-            number,
-            cursor.encode() if cursor else "",
-            batch.deltas() if batch else "",
-            settings.run_ttl,
-            settings.result_ttl,
-            reason,
+        arguments: scripts.Arguments = [
+            *(self.reference.job_id, self.execution, settings.lease, self.reference.field),
+            *(action, number, cursor.encode() if cursor else "", batch.deltas() if batch else ""),
+            *(settings.run_ttl, settings.result_ttl, reason),
         ]
         if batch:
             arguments.append(len(batch.failures))

@@ -26,8 +26,7 @@ SWEEP_PATIENCE = 1.0
 
 def elect(redis: Redis, queue: str, worker: str, seconds: float) -> bool:
     """Whether this worker is the one that looks, for so many seconds."""
-    arguments: list[str | bytes | int | float] = [worker, int(seconds * 1000)]
-    return bool(scripts.run("elect", redis, [keys.sweeper(queue)], arguments))
+    return bool(scripts.run("elect", redis, [keys.sweeper(queue)], [worker, int(seconds * 1000)]))
 
 
 def requeue_dead(
@@ -69,7 +68,7 @@ def requeue_dead(
         entry = ["lease", member, repr(expiry)]
         outcome = _requeue(redis, queue, job_id, keys.leases(queue), entry)
         if outcome == "requeued":
-            yield f"job {_shown(job_id)} is back in the queue: {why}"
+            yield f"job {text(job_id)} is back in the queue: {why}"
         elif outcome == "dropped":
             _clear_after(redis, settings, job_id)
 
@@ -80,11 +79,7 @@ def requeue_dead(
         if silent <= patience:
             continue
         if _requeue(redis, queue, job, keys.moving(queue), ["moving", job, ""]) == "requeued":
-            yield f"job {_shown(job)} is back in the queue: nobody took it after it was popped"
-
-
-def _shown(job_id: bytes) -> str:
-    return job_id.decode("utf-8", "backslashreplace")
+            yield f"job {text(job)} is back in the queue: nobody took it after it was popped"
 
 
 def _reference(job_id: bytes) -> Reference | None:
@@ -139,12 +134,12 @@ def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str
     Returns:
         The runs that miss jobs, and a line for each run that was dealt with.
     """
-    places = Counter[str]()
-    queued = _places(redis, queue, places)
+    queued, places = _places(redis, queue)
     missing, lines = set(), []
     for run in _runs_on(redis, queue):
-        if line := hold_damaged(run, queue):
-            lines.append(line)
+        if (damage := run.damage(hold=True)) is not None:
+            run.purge(queue)
+            lines.append(f"run {run.id} is held: {damage.what}")
             continue
         with redis.pipeline() as pipeline:
             pipeline.hlen(f"{run.key}:jobs")
@@ -159,29 +154,17 @@ def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str
     return missing, lines
 
 
-def hold_damaged(run: Run, queue: str) -> str | None:
-    """Lets a run that is on wait for a person if it cannot go on because somebody has changed its
-    records; a line about it."""
-    damage = run.damage()
-    if damage is None or not run.hold(damage.what, damage.generation):
-        return None
-    run.purge(queue)
-    return f"run {run.id} is held: {damage.what}"
-
-
-def _places(redis: Redis, queue: str, places: Counter[str]) -> set[bytes]:
-    """The ids in the queue; counts for each run those and the ones in the other two lists."""
+def _places(redis: Redis, queue: str) -> tuple[set[bytes], Counter[str]]:
+    """The ids in the queue, and how many of each run are there or in the other two lists."""
     queued: set[bytes] = set()
     start = 0
     while ids := redis.lrange(keys.pending(queue), start, start + STEP - 1):
         queued.update(map(raw, ids))
         start += STEP
     moving = map(raw, redis.lrange(keys.moving(queue), 0, -1))
-    members: list[bytes] = redis.zrange(keys.leases(queue), 0, -1)  # type: ignore[assignment]
-    for job_id in (*queued, *moving, *(member.rpartition(b":")[0] for member in members)):
-        if (reference := _reference(job_id)) is not None:
-            places[reference.run] += 1
-    return queued
+    leased = (raw(one).rpartition(b":")[0] for one in redis.zrange(keys.leases(queue), 0, -1))
+    found = map(_reference, (*queued, *moving, *leased))
+    return queued, Counter(reference.run for reference in found if reference is not None)
 
 
 def _runs_on(redis: Redis, queue: str) -> Iterator[Run]:

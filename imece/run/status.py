@@ -108,34 +108,24 @@ class Status:
 
     def summary(self) -> dict[str, Any]:
         """What a program would want, ready for JSON."""
+
+        def named(*names: str) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in names}
+
         return {
             "run": self.id,
             "state": self.state,
             "input": self.parameters.input,
             "output": self.parameters.output,
-            "files": self.files,
-            "done": self.done,
-            "failed": self.failed,
-            "skipped": self.skipped,
-            "left": self.left,
-            "retried": self.retried,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
+            **named("files", "done", "failed", "skipped", "left"),
+            **named("retried", "bytes_in", "bytes_out"),
             "seconds": round(self.seconds, 3),
             "rate": round(self.rate, 3),
             "time_left": round(self.time_left, 1) if self.time_left is not None else None,
-            "created": self.created,
-            "started": self.started,
-            "ended": self.ended,
-            "generation": self.generation,
-            "round": self.round,
-            "buckets": self.buckets,
-            "jobs_left": self.jobs_left,
-            "links_refused": self.links_refused,
+            **named("created", "started", "ended"),
+            **named("generation", "round", "buckets", "jobs_left", "links_refused"),
             "queue": self.parameters.queue,
-            "pending": self.backlog.pending,
-            "in_flight": self.backlog.in_flight,
-            "workers": self.backlog.workers,
+            **vars(self.backlog),
             "blocking_reason": self.blocking_reason,
         }
 
@@ -222,24 +212,23 @@ def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) 
 
 
 def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
-    parameters = run.decode(fields["parameters"])
     time, jobs_left, durations, timeline, slowest, *queue = answers
     numbers = {name: records.whole(fields, name) for name in COUNTERS}
     state = records.text(fields, "state") or ""
     if state not in STATES:
-        raise RecordError(
-            f"its state in Redis is none that a run can have: {names.printable(state[:50])}"
-        )
+        known = names.printable(state[:50])
+        raise RecordError(f"its state in Redis is none that a run can have: {known}")
     started, ended = records.moment(fields, "started"), records.moment(fields, "ended")
     now = time[0] + time[1] / 1e6
     slots = records.histogram("its timeline", timeline)
     through = numbers["done"] + numbers["failed"] + numbers["skipped"]
     rate = _rate(slots, through, started, ended, now)
+    moves = state in ON and rate > 0
     ranked = records.ranking("its slowest files", slowest)
     return Status(
         id=run.id,
         state=state,
-        parameters=parameters,
+        parameters=run.decode(fields["parameters"]),
         **numbers,
         jobs_left=jobs_left,
         created=records.moment(fields, "created") or 0.0,
@@ -247,9 +236,7 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
         ended=ended,
         now=now,
         rate=rate,
-        time_left=None
-        if state not in ON or rate == 0
-        else max(0, numbers["files"] - through) / rate,
+        time_left=max(0, numbers["files"] - through) / rate if moves else None,
         durations=records.histogram("its durations", durations),
         timeline=slots,
         slowest=[(name, microseconds / 1e6) for name, microseconds in ranked],

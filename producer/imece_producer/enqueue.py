@@ -78,11 +78,9 @@ class Producer:
         """
         run = Run(self.redis, run_id)
         with run.explained(), self._claimed(run) as token:
-            damage = run.damage()
+            damage = run.damage(hold=True)
             if damage is not None and damage.helps != "enqueue":
                 raise RunError(f"run {run.id} cannot be used: {damage.what}")
-            if damage is not None:  # this enqueuing makes the records again
-                run.hold(damage.what, damage.generation)
             if not self._claim(run, parameters, token):
                 return Enqueued(run, "attached")
             made = grouping.plan(parameters, list_files())
@@ -100,8 +98,7 @@ class Producer:
             RunError: the run is on, or there is no such file.
         """
         with run.explained():
-            if (damage := run.damage()) is not None:
-                run.hold(damage.what, damage.generation)
+            if (damage := run.damage(hold=True)) is not None:
                 raise RunError(f"run {run.id} cannot be used: {damage.what}")
             parameters, state = run.parameters(), run.state()
             if state in ON or state == "listing":
@@ -280,7 +277,7 @@ class Producer:
             *(run.key, keys.claim(run.id), keys.pending(queue), keys.leases(queue), keys.QUEUES),
             *(keys.staged(run.id, token), keys.order(run.id, token)),
         ]
-        arguments: list[str | bytes | int | float] = [
+        arguments: scripts.Arguments = [
             *(token, before.generation, self.settings.run_ttl, self.settings.result_ttl, jobs),
             len(before.held),
         ]
