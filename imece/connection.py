@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import redis.asyncio.retry
 import redis.asyncio.sentinel
+import redis.connection
 import redis.sentinel
 from redis import Redis
 from redis import exceptions as redis_errors
@@ -32,25 +33,20 @@ NOT_OUTAGES = (
 )
 """Connection errors that no waiting fixes."""
 
-PASSING = (
-    *OUTAGES,
-    redis_errors.InvalidResponse,  # what answers is no Redis: a proxy without one behind it
-    redis_errors.ReadOnlyError,
-    redis_errors.OutOfMemoryError,
-    redis_errors.ClusterDownError,
-    redis_errors.TryAgainError,
-)
+CODES: dict[type[Exception], str] = {
+    redis_errors.AskError: "MOVED",  # and the error of MOVED itself
+    redis_errors.BusyLoadingError: "LOADING",
+    redis_errors.MasterDownError: "MASTERDOWN",
+    redis_errors.ClusterDownError: "CLUSTERDOWN",
+    redis_errors.OutOfMemoryError: "OOM",
+    redis_errors.ReadOnlyError: "READONLY",
+    redis_errors.TryAgainError: "TRYAGAIN",
+}
+"""The first words of answers that redis-py leaves out, by the class that it has for them."""
+
 PASSING_CODES = {
-    "BUSY",
-    "CLUSTERDOWN",
-    "LOADING",
-    "MASTERDOWN",
-    "MISCONF",
-    "NOREPLICAS",
-    "OOM",
-    "READONLY",
-    "TRYAGAIN",
-    "UNBLOCKED",
+    *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"),
+    *("TRYAGAIN", "UNBLOCKED"),
 }
 """First words of answers by which a server says that it cannot now, and may be able to later."""
 
@@ -59,11 +55,17 @@ def is_outage(error: Exception) -> bool:
     """Whether the same command may succeed later, without anything being changed in it."""
     if isinstance(error, NOT_OUTAGES) or isinstance(error.__cause__, NOT_OUTAGES):
         return False
-    if isinstance(error, PASSING):
+    # InvalidResponse: what answers is no Redis, for example a proxy without one behind it.
+    if isinstance(error, (*OUTAGES, redis_errors.InvalidResponse)):
         return True
-    if not isinstance(error, redis_errors.ResponseError):
-        return False
-    return _answer(error).partition(" ")[0] in PASSING_CODES
+    return isinstance(error, redis_errors.ResponseError) and _code(error) in PASSING_CODES
+
+
+def _code(error: Exception) -> str:
+    """The first word of what Redis has answered: it says what kind of answer that is."""
+    of_class = (code for kind, code in CODES.items() if isinstance(error, kind))
+    answer = _answer(error).rpartition(" because of: ")[2]  # of a transaction's end
+    return next(of_class, answer.partition(" ")[0])
 
 
 def _answer(error: Exception) -> str:
@@ -168,16 +170,12 @@ def _sentinels(addresses: str) -> list[tuple[str, int]]:
 
 def _parts(url: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options of a connection to the master, with what the URL says."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
+    told: dict[str, Any] = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+    if "path" in told:
         raise SettingsError("IMECE_REDIS_URL: takes redis:// or rediss:// with sentinels")
-    options["ssl"] = parts.scheme == "rediss"
-    options["db"] = int(parts.path.strip("/") or 0)
-    if parts.username and "username" not in options:
-        options["username"] = unquote(parts.username)
-    if parts.password and "password" not in options:
-        options["password"] = unquote(parts.password)
-    return options
+    ssl_class = told.pop("connection_class", None)
+    of_master = {name: value for name, value in told.items() if name not in ("host", "port")}
+    return {**of_master, **options, "ssl": ssl_class is not None}
 
 
 def address(settings: Settings) -> str:
@@ -221,10 +219,10 @@ def in_words(error: redis_errors.RedisError, settings: Settings) -> ImeceError:
         )
     if isinstance(error, redis_errors.InvalidResponse):
         return ServiceError(f"what answers at {address(settings)} is not Redis", CHECK_URL)
-    answer = _answer(error).rpartition(" because of: ")[2]  # of a transaction's end
-    for kinds, words, what, hint in REFUSALS:
-        if isinstance(error, kinds) or answer.startswith(words):
-            return ServiceError(f"{where} {what}", hint)
+    code = next((word for word in TEXTS if word in str(error)), _code(error))
+    if code in REFUSALS:
+        what, hint = REFUSALS[code]
+        return ServiceError(f"{where} {what}", hint)
     if isinstance(error, redis_errors.ResponseError):
         if _answer(error).startswith(("WRONGTYPE ", "BROKEN ")):
             return RecordError(f"what {where} holds was not made by imece: {said(error)}")
@@ -232,71 +230,41 @@ def in_words(error: redis_errors.RedisError, settings: Settings) -> ImeceError:
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return ServiceError(*_certificate_flaw(where, cause))
-        for kinds, what, hint in CAUSES:
-            if isinstance(cause, kinds):
+        for kind, what, hint in CAUSES:
+            if isinstance(cause, kind):
                 return ServiceError(f"{where} is out of reach ({what})", hint)
     return ServiceError(f"{where} is out of reach ({error})", CHECK_URL)
 
 
 CHECK_URL = "check host and port in IMECE_REDIS_URL, and rediss:// if the server wants TLS"
 
-REFUSALS: tuple[tuple[tuple[type[Exception], ...], str, str, str], ...] = (
-    (
-        (redis_errors.ReadOnlyError,),
-        "READONLY ",
-        "is a read-only replica",
-        "IMECE_REDIS_URL must name the master",
-    ),
-    (
-        (redis_errors.OutOfMemoryError,),
-        "OOM ",
-        "is out of memory",
-        "raise its maxmemory, or delete ended runs",
-    ),
-    (
-        (redis_errors.BusyLoadingError,),
-        "LOADING ",
-        "still loads its data",
-        "try again in a moment",
-    ),
-    (
-        (redis_errors.MasterDownError,),
-        "MASTERDOWN ",
-        "is a replica that has lost its master",
-        "start the master, and name it in IMECE_REDIS_URL",
-    ),
-    (
-        (redis_errors.AskError, redis_errors.ClusterDownError),
-        "CLUSTERDOWN ",
-        "is a Redis Cluster",
-        "imece needs a single server, or one with sentinels",
-    ),
-    ((), "BUSY ", "is busy with another script", "try again in a moment"),
-    ((), "MISCONF ", "cannot save to its disk", "free space on it; the server's log says more"),
-    ((), "NOREPLICAS ", "has too few replicas to write", "start its replicas"),
-    ((), "DENIED ", "is in protected mode", "give the server a password (requirepass)"),
-    ((), "max number of clients", "has too many clients", "raise its maxclients"),
-    ((), "Connection closed by server", "closed the connection", CHECK_URL),
-)
-"""How a server says that it cannot do what was asked, by kind or by first words; what that
-means for a person, and what to do."""
+REFUSALS = {
+    "READONLY": ("is a read-only replica", "IMECE_REDIS_URL must name the master"),
+    "OOM": ("is out of memory", "raise its maxmemory, or delete ended runs"),
+    "LOADING": ("still loads its data", "try again in a moment"),
+    "BUSY": ("is busy with another script", "try again in a moment"),
+    "MASTERDOWN": ("is a replica that has lost its master", "start the master, and name it"),
+    "MISCONF": ("cannot save to its disk", "free space on it; the server's log says more"),
+    "NOREPLICAS": ("has too few replicas to write", "start its replicas"),
+    "DENIED": ("is in protected mode", "give the server a password (requirepass)"),
+    "MOVED": ("is a Redis Cluster", "imece needs a single server, or one with sentinels"),
+    "CLUSTERDOWN": ("is a Redis Cluster", "imece needs a single server, or one with sentinels"),
+    "max number of clients": ("has too many clients", "raise its maxclients"),
+    "Connection closed by server": ("closed the connection", CHECK_URL),
+}
+"""What it means for a person that a server answers with this code or text, and what to do."""
 
-CAUSES: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
-    ((socket.gaierror,), "the name of its host is not known", "check IMECE_REDIS_URL and DNS"),
-    ((ConnectionRefusedError,), "nothing listens there", "start it, or correct IMECE_REDIS_URL"),
-    ((FileNotFoundError,), "there is no such socket", "start it, or correct IMECE_REDIS_URL"),
-    (
-        (PermissionError,),
-        "this user may not open the socket",
-        "check the permissions of the socket that IMECE_REDIS_URL names",
-    ),
-    ((ssl.SSLError,), "it does not speak TLS as it should", CHECK_URL),
-    (
-        (TimeoutError, redis_errors.TimeoutError),
-        "no answer in time",
-        f"{CHECK_URL}; check firewalls",
-    ),
-    ((ConnectionError,), "the connection was cut", f"{CHECK_URL}; see the server's log"),
+TEXTS = ("max number of clients", "Connection closed by server")
+
+CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
+    (socket.gaierror, "the name of its host is not known", "check IMECE_REDIS_URL and DNS"),
+    (ConnectionRefusedError, "nothing listens there", "start it, or correct IMECE_REDIS_URL"),
+    (FileNotFoundError, "there is no such socket", "start it, or correct IMECE_REDIS_URL"),
+    (PermissionError, "this user may not open the socket", "check the socket's permissions"),
+    (ssl.SSLError, "it does not speak TLS as it should", CHECK_URL),
+    (TimeoutError, "no answer in time", f"{CHECK_URL}; check firewalls"),
+    (redis_errors.TimeoutError, "no answer in time", f"{CHECK_URL}; check firewalls"),
+    (ConnectionError, "the connection was cut", f"{CHECK_URL}; see the server's log"),
 )
 """What the system says of a connection that could not be made, or was lost; the same."""
 

@@ -86,7 +86,7 @@ class Run:
         found, claimed = self._ask("parameters")
         listed = self.redis.hget(keys.claim(self.id), "parameters") if claimed else None
         if found is not None or listed is not None:
-            return self.decode(found or raw(listed))
+            return self.decode(raw(listed if found is None else found))
         if self.redis.exists(self.key):
             raise self.unusable("its parameters are gone from Redis")
         raise self.missing()
