@@ -63,7 +63,7 @@ def json_line(value: Any) -> str:
 
 
 def slug(text: str) -> str:
-    """The run id for what somebody calls a run: letters, digits, dash and underscore.
+    """The run id for a name that somebody gives: letters, digits, dash and underscore.
 
     A text that is such an id stays as it is. Any other gets a digest of the whole text at its end,
     so that two texts do not become one run: `load.2026.11` is not `load-2026-11`.

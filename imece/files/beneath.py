@@ -1,4 +1,5 @@
-"""Directories by descriptors: what is opened lies beneath its root, whatever is swapped meanwhile.
+"""Directories by descriptors: what is opened is beneath its root, also if somebody swaps
+directories at that time.
 
 A path is looked up again at each use, so a check of it holds for no longer than the check. What a
 descriptor leads to stays the same directory.

@@ -280,7 +280,7 @@ def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
 
 
 def _directories(files: Iterable[bytes]) -> set[bytes]:
-    """Every directory that one of the files lies in, at any depth."""
+    """Every directory that holds one of the files, at any depth."""
     found = {name.rpartition(b"/")[0] for name in files}
     above = {path.rpartition(b"/")[0] for path in found} - found
     while above:

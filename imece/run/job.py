@@ -15,7 +15,7 @@ from imece.run import records
 from imece.run.records import RecordError
 
 MOST_FILES = 100_000
-"""Files a bucket job holds at the most: a cursor has an entry for each that it owes a retry."""
+"""The most files of a bucket job: a cursor has an entry for each that it owes a retry."""
 
 LARGEST_CURSOR = 8 * 2**20
 """Bytes a cursor may have in Redis: enough for a full bucket job all of whose files have failed."""
@@ -26,7 +26,7 @@ _INDEX = re.compile(r"[0-9]{1,10}")
 
 
 class MalformedJobError(RecordError):
-    """What lies in the queue is not a bucket job."""
+    """An entry of the queue is not a bucket job."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from imece.settings import Settings
 
 Action = Literal["continue", "finish", "return", "defer", "stall"]
 Verdict = Literal["held", "stop", "lost", "gone"]
-"""`stop`: the run is not on any more; the file in hand is finished, and no other is begun."""
+"""`stop`: the run is not on any more. The worker finishes its current file and starts no other."""
 
 
 @dataclass
@@ -87,9 +87,9 @@ class Lease:
             to_others: this worker leaves the run to others for now; the job goes to the back.
 
         Returns:
-            What is claimed; or why not, and then the job is out of the way: lost (another worker
-            has it), gone (its run or the job is no more), later (the run pauses), or the state of
-            its run.
+            What is claimed; or why not, and then the job is no longer this worker's: lost (another
+            worker has it), gone (its run or the job is gone), later (the run pauses), or the state
+            of its run.
 
         Raises:
             RunError: what the run holds for this job was not made by imece; says what helps.

@@ -139,5 +139,5 @@ def queue_of(parameters: bytes) -> str | None:
 
 
 def text_path(path: Path) -> str:
-    """A path as text that `Parameters` can hold, whatever bytes are in it."""
+    """A path as text that `Parameters` can hold, with any bytes in it."""
     return os.fsdecode(path)

@@ -1,7 +1,7 @@
 """What is read from Redis, as values: bounded, checked, or refused with a reason.
 
-Whoever may write to Redis can put anything there. Every function here returns a sound value or
-raises RecordError with what is wrong and where, in a time and a memory that are bounded.
+Anybody who may write to Redis can put anything there. Every function here returns a sound value or
+raises RecordError with what is wrong and where. It takes a bounded time and a bounded memory.
 """
 
 import json

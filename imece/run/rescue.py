@@ -1,4 +1,5 @@
-"""What becomes of the jobs of dead workers, and of jobs that are in no list any more.
+"""What happens when a worker dies: its jobs go back into the queue, and so do jobs that are in no
+list any more.
 
 One worker of a queue looks at a time (`elect`). RQ's own clean-up takes up to 808 s to notice a
 dead worker, and runs jobs twice (rq/registry.py, `StartedJobRegistry.cleanup`).
@@ -21,7 +22,7 @@ from imece.run.store import ON, STEP, Run, recent
 from imece.settings import Settings
 
 SWEEP_PATIENCE = 1.0
-"""Seconds to look for what the dead have left: an output directory may have millions of entries."""
+"""Seconds to look for what dead workers have left: a directory may have millions of entries."""
 
 
 def elect(redis: Redis, queue: str, worker: str, seconds: float) -> bool:
@@ -34,14 +35,14 @@ def requeue_dead(
 ) -> Iterator[str]:
     """Puts the jobs of dead workers back into the queue; one line for each.
 
-    Dead is a worker whose lease has run out; sooner, one that has missed three signs of life and
-    whose channel has no subscriber.
+    A worker is dead if its lease has run out. It is dead sooner if it has missed three signs of
+    life and its channel has no subscriber.
 
     Args:
         moving: this caller's memory, kept by it: when an id was first seen between queue and lease.
         now: a clock of the caller's that does not jump.
-        uptime: whole seconds since the server was started. Whoever was last heard before that may
-            still be alive: it has a lease's time to be heard again.
+        uptime: whole seconds since the server was started. A worker that was last heard before
+            that may still be alive: it has the time of one lease to be heard again.
     """
     queue = settings.queue
     with redis.pipeline(transaction=False) as pipeline:
@@ -114,8 +115,8 @@ def _requeue(redis: Redis, queue: str, job_id: bytes, place: str, entry: list[st
 
 
 def _clear_after(redis: Redis, settings: Settings, job_id: bytes) -> None:
-    """Removes what a dead worker has left of a job that nobody will take over: until now its lease
-    has kept it. Its run may have another round by now, or be another of the same id."""
+    """Removes what a dead worker has left of a job that nobody will take over; its lease protected
+    it until now. Its run may have another round by now, or be another one with the same id."""
     if (reference := _reference(job_id)) is not None:
         run = Run(redis, reference.run)
         clear_output(run, run.readable_parameters(), settings.output)
@@ -123,7 +124,7 @@ def _clear_after(redis: Redis, settings: Settings, job_id: bytes) -> None:
 
 def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str], list[str]]:
     """Puts jobs back that have a cursor and are in no list: somebody has emptied the queue, or a
-    worker of another kind has popped them.
+    worker of RQ's own has popped them.
 
     The lists are read one after the other while jobs move between them. So a run is only suspected
     when jobs are missed for the first time, and dealt with when they are missed again.
@@ -168,7 +169,7 @@ def _places(redis: Redis, queue: str) -> tuple[set[bytes], Counter[str]]:
 
 
 def _runs_on(redis: Redis, queue: str) -> Iterator[Run]:
-    """The runs of a queue that are on; those, too, of which nobody can say the queue."""
+    """The runs of a queue that are on, also those whose queue cannot be read."""
     ids = recent(redis)
     with redis.pipeline(transaction=False) as pipeline:
         for run_id in ids:
@@ -182,7 +183,8 @@ def _runs_on(redis: Redis, queue: str) -> Iterator[Run]:
 
 
 def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
-    """Waiting is made anew from the cursors: what is there twice does no harm (lua/take.lua)."""
+    """Makes the list of waiting jobs again from the cursors; what is there twice does no harm
+    (lua/take.lua)."""
     redis.unlink(f"{run.key}:waiting")
     prefix = run.id.encode() + b"-"
     window = sum(1 for job_id in queued if job_id.startswith(prefix))
@@ -204,7 +206,7 @@ def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
 
 def clear_output(run: Run, parameters: Parameters | None, seen_as: Path | None = None) -> None:
     """Removes what dead workers have left of a run in its output directory, if that is seen from
-    here. What a worker that takes a job over needs of them stays, and what is in use.
+    here. It keeps what is in use, and what the next worker of a job needs.
 
     Args:
         parameters: the run's; None if nobody can read them.

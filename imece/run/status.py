@@ -261,8 +261,8 @@ def _rate(
 
 
 def quantile(durations: dict[int, int], share: float) -> float | None:
-    """About how many seconds `share` of the files took at most: exact to the power of two it lies
-    in, and within that as if the files were spread evenly."""
+    """About how many seconds `share` of the files took at most: exact to a power of two, and
+    within that as if the files were spread evenly."""
     wanted = share * sum(durations.values())
     seen = 0
     for exponent, count in sorted(durations.items()):

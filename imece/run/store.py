@@ -30,7 +30,7 @@ SOUND_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 """What a run's id is made of; see `names.slug`."""
 
 STEP = 1000
-"""How many jobs or queue entries one command touches at the most: none takes 20 ms."""
+"""The most jobs or queue entries that one command touches: none takes 20 ms."""
 
 LOST_NAMES = "names of its files are gone from Redis"
 
@@ -42,7 +42,7 @@ class Snapshot:
     Attributes:
         state: None if there is no such run.
         generation: "" if there is no such run.
-        held: bucket jobs that a worker has in hand, or died with -> cursor.
+        held: bucket jobs that a worker has, or died with -> cursor.
     """
 
     state: str | None
@@ -134,10 +134,10 @@ class Run:
         return f"{what}: {REMEDIES[helps].format(self.id)}"
 
     def damage(self, hold: bool = False) -> Damage | None:
-        """What somebody has done to the run's records, if it cannot go on so.
+        """What somebody has done to the run's records, if it cannot continue like that.
 
         Args:
-            hold: the run then waits for a person, if it is on.
+            hold: make the run wait for a person then, if it is on.
         """
         found = scripts.run("look", self.redis, [self.key], [])
         if found is not None:
@@ -196,10 +196,10 @@ class Run:
         return text(scripts.run("claim", self.redis, where, arguments))
 
     def attach(self) -> str | None:
-        """Says that somebody waits for the run, which moves it to its next generation.
+        """Says that somebody waits for the run, and moves it to its next generation.
 
         Returns:
-            The generation: what a cancel by whoever waits must name. None if the run is not on.
+            The generation. A cancel by the one that waits must name it. None if the run is not on.
         """
         return text(scripts.run("attach", self.redis, [self.key], [])) or None
 
@@ -207,7 +207,7 @@ class Run:
         """No new files are started; what is done stays.
 
         Args:
-            generation: the one that is meant; a later one goes on. "" for whichever it is.
+            generation: cancel only this one; a later one continues. "" for any.
 
         Raises:
             RunError: there is no such run, or it has ended.
@@ -234,7 +234,7 @@ class Run:
         """Makes a run wait for a person, if it is on.
 
         Args:
-            generation: the one that is meant; "" for whichever it is.
+            generation: hold only this one; "" for any.
         """
         return bool(scripts.run("hold", self.redis, [self.key], [reason, generation]))
 
@@ -249,7 +249,7 @@ class Run:
         where = [self.key, keys.claim(self.id)]
         answer = text(scripts.run("delete", self.redis, where, [int(unreadable)]))
         left: list[bytes] = []
-        if unreadable and answer in ("", "deleted"):  # which parts it has, nobody may know
+        if unreadable and answer in ("", "deleted"):  # its parts may not be known
             left = list(self.redis.scan_iter(match=f"{self.key}:*", count=STEP))
         if left:
             self.redis.unlink(*left)
@@ -273,7 +273,7 @@ class Run:
         return found
 
     def open_files(self) -> int:
-        """How many files of the last round are not done: failed, in hand, or not come to."""
+        """How many files of the last round are not done: failed, in a worker, or not started."""
         names = ("files", "done", "skipped")
         values = [raw(value or b"0") for value in self.redis.hmget(self.key, names)]
         found = dict(zip(names, values, strict=True))

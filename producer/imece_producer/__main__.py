@@ -20,7 +20,7 @@ def main() -> NoReturn:
     from imece_producer.display import say
 
     signal.signal(signal.SIGINT, before)
-    gc.freeze()  # what is imported stays: no need to look at it each time memory is tidied
+    gc.freeze()  # what is imported stays: the collector need not look at it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for paths that are not UTF-8

@@ -89,7 +89,7 @@ def enqueued(how: "Enqueued") -> str:
     """What an enqueuing has done."""
     if how.plan is not None:
         again = " continues" if how.how == "resumed" else ""
-        known = f"; {count(how.again, 'file')} in hand or done already" if how.again else ""
+        known = f"; {count(how.again, 'file')} in a worker or done already" if how.again else ""
         return f"run {how.run.id}{again}: {plan(how.plan)}{known}"
     return f"run {how.run.id} is on already: {line(read(how.run))}"
 
@@ -196,7 +196,7 @@ def sparkline(values: list[int], width: int = 60) -> str:
 
 
 def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str]:
-    """What a local run has come to, line by line.
+    """The summary of a local run, line by line.
 
     Args:
         elapsed: seconds of this call.

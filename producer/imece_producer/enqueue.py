@@ -34,7 +34,7 @@ TURN = 0.2
 """Seconds between two looks at a run that somebody else is busy with."""
 
 MOST_LOOKS = 150
-"""How often a commit is tried again because a job in hand has moved."""
+"""How often a commit is tried again because a job that a worker has has moved."""
 
 Fields = dict[FieldT, EncodableT]
 Say = Callable[[str], None]
@@ -46,7 +46,7 @@ class Enqueued:
     as the next round of a cancelled or held one, or "attached" to a run that is on.
 
     Attributes:
-        again: the files that were in hand, or are known to be done: not part of the plan.
+        again: the files that a worker has, or that are known to be done: not part of the plan.
     """
 
     run: Run
@@ -195,7 +195,7 @@ class Producer:
         self, run: Run, token: str, parameters: Parameters, made: Plan, only_these: bool = False
     ) -> tuple[str | None, int]:
         """Stages and commits; what the run's state was, and how many files are not in the plan's
-        jobs because they are in hand, or known to be done."""
+        jobs because a worker has them, or because they are known to be done."""
         look_for_finished = parameters.output is None and not only_these
         for _ in range(MOST_LOOKS):
             before = run.snapshot()
@@ -210,7 +210,7 @@ class Producer:
                 parts.append(_finished_part(token))
                 self._stage(run, parts[-1], grouping.divide(parameters, found.finished)[1], None)
             kept = {text(field).partition("-")[0] for field in found.kept}
-            # Of a retry, what the other files came to is still known: it keeps all parts.
+            # A retry keeps all parts: what became of the other files is still known.
             parts += [part for part in before.parts if only_these or part in kept]
             fields: dict[str, str | int] = {
                 "parameters": parameters.encode(),

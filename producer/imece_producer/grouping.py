@@ -80,7 +80,7 @@ def shape(files: int, buckets: int | None, files_per_job: int | None) -> Shape:
     """What was asked for, or what suits the count of files.
 
     One file a job up to 256 files, then 256 jobs, then a job for every 1,000 files: enough pieces
-    that nobody waits long for the last, few enough that taking one costs next to nothing.
+    that the last one does not take long, few enough that to take one costs almost nothing.
     """
     if buckets is None:
         buckets = max(min(files, FEWEST_BUCKETS), files // FILES_PER_BUCKET)

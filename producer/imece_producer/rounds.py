@@ -1,4 +1,4 @@
-"""A run's next round: which of the listed files are in hand, done already, or to be enqueued."""
+"""A run's next round: which of the listed files a worker has, are done, or are to be enqueued."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ class Round:
         to_do: what is staged as new bucket jobs.
         finished: done by an earlier round; they count as skipped.
         in_hand: how many files are in the jobs of `kept`.
-        kept: the fields of jobs that a worker has, or died with: they go on. The records of the
-            others are damaged.
+        kept: the fields of jobs that a worker has, or died with: they continue. The records of
+            the others are damaged.
     """
 
     to_do: list[bytes]

@@ -104,7 +104,7 @@ def process(
                 "stopping: the workers finish their current files (Ctrl-C again kills them)"
             )
     finally:
-        replicas.hand_back(lambda: interrupts.count < 2)
+        replicas.stop(lambda: interrupts.count < 2)
     last = status.read(run)
     show(last, "")
     return last, samples

@@ -85,7 +85,7 @@ class Replicas:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us
-                # Killed with us, the server is gone, and nobody waits for the file in hand.
+                # If we are killed, so is the server: nobody needs the current file any more.
                 preexec_fn=partial(follow_parent, os.getpid(), signal.SIGQUIT),  # noqa: PLW1509
             )
         self._workers[worker.pid] = worker
@@ -126,7 +126,7 @@ class Replicas:
         last = lines[-1] if lines else "no reason given"
         return last.removeprefix("imece-worker: ")
 
-    def hand_back(self, patience: Callable[[], bool]) -> None:
+    def stop(self, patience: Callable[[], bool]) -> None:
         """Asks all to stop and waits until they have; kills them if `patience` says no."""
         for pid, worker in self._workers.items():
             if pid not in self._stopping:

@@ -92,7 +92,7 @@ def _address(directory: Path) -> Path:
 
 
 def at(settings: Settings, url: str) -> Settings:
-    """The settings for the server of a local run, whatever other server they name."""
+    """The settings for the server of a local run, in place of any other server they name."""
     return settings.model_copy(
         update={**dict.fromkeys(OTHER_SERVER), "redis_url": SecretStr(url)},
     )
