@@ -18,11 +18,11 @@ def scan(directory: str) -> None:
 
 def enqueue(directory: str) -> None:
     """`imece enqueue`, whole."""
-    from imece_producer import cli
+    from imece_producer.__main__ import main as imece
 
     sys.argv = ["imece", "enqueue", directory, "-", "--run-id", "bench"]
     try:
-        cli.main()
+        imece()
     except SystemExit as end:
         assert end.code == 0
 

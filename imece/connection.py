@@ -1,13 +1,17 @@
 """The connection to Redis, and its troubles in words."""
 
 import re
+import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import redis.asyncio.retry
 import redis.asyncio.sentinel
+import redis.connection
 import redis.sentinel
 from redis import Redis
 from redis import exceptions as redis_errors
@@ -15,7 +19,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
-from imece.errors import LoginError, ServiceError, SettingsError
+from imece.errors import ImeceError, LoginError, ServiceError, SettingsError
 from imece.run.records import RecordError
 from imece.settings import Settings
 
@@ -29,25 +33,20 @@ NOT_OUTAGES = (
 )
 """Connection errors that no waiting fixes."""
 
-PASSING = (
-    *OUTAGES,
-    redis_errors.InvalidResponse,  # what answers is no Redis: a proxy without one behind it
-    redis_errors.ReadOnlyError,
-    redis_errors.OutOfMemoryError,
-    redis_errors.ClusterDownError,
-    redis_errors.TryAgainError,
-)
+CODES: dict[type[Exception], str] = {
+    redis_errors.AskError: "MOVED",  # and the error of MOVED itself
+    redis_errors.BusyLoadingError: "LOADING",
+    redis_errors.MasterDownError: "MASTERDOWN",
+    redis_errors.ClusterDownError: "CLUSTERDOWN",
+    redis_errors.OutOfMemoryError: "OOM",
+    redis_errors.ReadOnlyError: "READONLY",
+    redis_errors.TryAgainError: "TRYAGAIN",
+}
+"""The first words of answers that redis-py leaves out, by the class that it has for them."""
+
 PASSING_CODES = {
-    "BUSY",
-    "CLUSTERDOWN",
-    "LOADING",
-    "MASTERDOWN",
-    "MISCONF",
-    "NOREPLICAS",
-    "OOM",
-    "READONLY",
-    "TRYAGAIN",
-    "UNBLOCKED",
+    *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"),
+    *("TRYAGAIN", "UNBLOCKED"),
 }
 """First words of answers by which a server says that it cannot now, and may be able to later."""
 
@@ -56,11 +55,17 @@ def is_outage(error: Exception) -> bool:
     """Whether the same command may succeed later, without anything being changed in it."""
     if isinstance(error, NOT_OUTAGES) or isinstance(error.__cause__, NOT_OUTAGES):
         return False
-    if isinstance(error, PASSING):
+    # InvalidResponse: what answers is no Redis, for example a proxy without one behind it.
+    if isinstance(error, (*OUTAGES, redis_errors.InvalidResponse)):
         return True
-    if not isinstance(error, redis_errors.ResponseError):
-        return False
-    return _answer(error).partition(" ")[0] in PASSING_CODES
+    return isinstance(error, redis_errors.ResponseError) and _code(error) in PASSING_CODES
+
+
+def _code(error: Exception) -> str:
+    """The first word of what Redis has answered: it says what kind of answer that is."""
+    of_class = (code for kind, code in CODES.items() if isinstance(error, kind))
+    answer = _answer(error).rpartition(" because of: ")[2]  # of a transaction's end
+    return next(of_class, answer.partition(" ")[0])
 
 
 def _answer(error: Exception) -> str:
@@ -124,9 +129,7 @@ def _client(
     if settings.redis_password:
         options["password"] = settings.redis_password.get_secret_value()
     if scheme == "rediss" and settings.redis_ca_file:
-        if not settings.redis_ca_file.is_file():
-            raise SettingsError(f"IMECE_REDIS_CA_FILE: there is no file {settings.redis_ca_file}")
-        options["ssl_ca_certs"] = str(settings.redis_ca_file)
+        options["ssl_ca_certs"] = _ca_file(settings.redis_ca_file)
     if settings.redis_sentinels and settings.redis_sentinel_master:
         asking = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
         asking["retry"] = retry_kind(NoBackoff(), 0)  # the next sentinel is asked instead
@@ -143,6 +146,18 @@ def _client(
     return client
 
 
+def _ca_file(file: Path) -> str:
+    try:
+        ssl.create_default_context(cafile=file)
+    except ssl.SSLError:
+        raise SettingsError(
+            f"IMECE_REDIS_CA_FILE: {file} is no PEM file with certificates"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"IMECE_REDIS_CA_FILE: {file}: {error.strerror}") from None
+    return str(file)
+
+
 def _sentinels(addresses: str) -> list[tuple[str, int]]:
     sentinels = []
     for address in addresses.split(","):
@@ -155,16 +170,12 @@ def _sentinels(addresses: str) -> list[tuple[str, int]]:
 
 def _parts(url: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options of a connection to the master, with what the URL says."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
+    told: dict[str, Any] = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+    if "path" in told:
         raise SettingsError("IMECE_REDIS_URL: takes redis:// or rediss:// with sentinels")
-    options["ssl"] = parts.scheme == "rediss"
-    options["db"] = int(parts.path.strip("/") or 0)
-    if parts.username and "username" not in options:
-        options["username"] = unquote(parts.username)
-    if parts.password and "password" not in options:
-        options["password"] = unquote(parts.password)
-    return options
+    ssl_class = told.pop("connection_class", None)
+    of_master = {name: value for name, value in told.items() if name not in ("host", "port")}
+    return {**of_master, **options, "ssl": ssl_class is not None}
 
 
 def address(settings: Settings) -> str:
@@ -180,55 +191,105 @@ def address(settings: Settings) -> str:
 
 @contextmanager
 def reachable(settings: Settings) -> Iterator[None]:
-    """Turns what redis-py raises inside into a ServiceError that names cause and fix."""
-    where = address(settings)
+    """Turns what redis-py raises inside into an error that names cause and fix."""
     try:
         yield
-    except redis_errors.AuthenticationError:
-        raise _not_accepted(where) from None
-    except MasterNotFoundError:
-        raise ServiceError(
-            f"Redis at {where} is out of reach: no sentinel answers, or none knows this master",
+    except redis_errors.RedisError as error:
+        raise in_words(error, settings) from None
+
+
+def in_words(error: redis_errors.RedisError, settings: Settings) -> ImeceError:
+    """What happened, and what to do; the library's own text only if the cause is unknown."""
+    where = f"Redis at {address(settings)}"
+    causes = list(_causes(error))
+    if any(isinstance(cause, redis_errors.AuthenticationError) for cause in causes):
+        return LoginError(
+            f"{where} does not accept the user or password",
+            "check IMECE_REDIS_USERNAME and IMECE_REDIS_PASSWORD",
+        )
+    if isinstance(error, redis_errors.NoPermissionError):
+        return LoginError(
+            f"{where} forbids what imece needs ({said(error)})",
+            "give the user this right in the server's ACL; `imece doctor` names all it needs",
+        )
+    if isinstance(error, MasterNotFoundError):
+        return ServiceError(
+            f"{where} is out of reach: no sentinel answers, or none knows this master",
             "check IMECE_REDIS_SENTINELS and IMECE_REDIS_SENTINEL_MASTER",
-        ) from None
-    except OUTAGES as error:
-        if isinstance(error.__cause__, redis_errors.AuthenticationError):  # from redis.asyncio
-            raise _not_accepted(where) from None
-        if "certificate" in str(error).lower():
-            raise ServiceError(
-                f"Redis at {where}: its certificate is not trusted ({error})",
-                "name its CA in IMECE_REDIS_CA_FILE",
-            ) from None
-        raise ServiceError(
-            f"Redis at {where} is out of reach ({error})",
-            "check IMECE_REDIS_URL, and that the server runs and can be reached from here",
-        ) from None
-    except redis_errors.NoPermissionError as error:
-        raise LoginError(
-            f"Redis at {where} forbids what imece needs ({error})", "see its ACL"
-        ) from None
-    except redis_errors.ReadOnlyError:
-        raise ServiceError(
-            f"Redis at {where} is a read-only replica", "IMECE_REDIS_URL must name the master"
-        ) from None
-    except redis_errors.ResponseError as error:
-        at_once = isinstance(error, redis_errors.OutOfMemoryError)
-        if at_once or "OOM " in str(error):  # or at the end of a transaction
-            raise ServiceError(
-                f"Redis at {where} is out of memory", "raise its maxmemory, or delete ended runs"
-            ) from None
+        )
+    if isinstance(error, redis_errors.InvalidResponse):
+        return ServiceError(f"what answers at {address(settings)} is not Redis", CHECK_URL)
+    code = next((word for word in TEXTS if word in str(error)), _code(error))
+    if code in REFUSALS:
+        what, hint = REFUSALS[code]
+        return ServiceError(f"{where} {what}", hint)
+    if isinstance(error, redis_errors.ResponseError):
         if _answer(error).startswith(("WRONGTYPE ", "BROKEN ")):
-            raise RecordError(
-                f"what Redis at {where} holds was not made by imece: {said(error)}"
-            ) from None
-        raise ServiceError(f"Redis at {where} refused a command: {said(error)}") from None
+            return RecordError(f"what {where} holds was not made by imece: {said(error)}")
+        return ServiceError(f"{where} refused a command: {said(error)}")
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return ServiceError(*_certificate_flaw(where, cause))
+        for kind, what, hint in CAUSES:
+            if isinstance(cause, kind):
+                return ServiceError(f"{where} is out of reach ({what})", hint)
+    return ServiceError(f"{where} is out of reach ({error})", CHECK_URL)
 
 
-def _not_accepted(where: str) -> LoginError:
-    return LoginError(
-        f"Redis at {where} does not accept the user or password",
-        "check IMECE_REDIS_USERNAME and IMECE_REDIS_PASSWORD",
-    )
+CHECK_URL = "check host and port in IMECE_REDIS_URL, and rediss:// if the server wants TLS"
+
+REFUSALS = {
+    "READONLY": ("is a read-only replica", "IMECE_REDIS_URL must name the master"),
+    "OOM": ("is out of memory", "raise its maxmemory, or delete ended runs"),
+    "LOADING": ("still loads its data", "try again in a moment"),
+    "BUSY": ("is busy with another script", "try again in a moment"),
+    "MASTERDOWN": ("is a replica that has lost its master", "start the master, and name it"),
+    "MISCONF": ("cannot save to its disk", "free space on it; the server's log says more"),
+    "NOREPLICAS": ("has too few replicas to write", "start its replicas"),
+    "DENIED": ("is in protected mode", "give the server a password (requirepass)"),
+    "MOVED": ("is a Redis Cluster", "imece needs a single server, or one with sentinels"),
+    "CLUSTERDOWN": ("is a Redis Cluster", "imece needs a single server, or one with sentinels"),
+    "max number of clients": ("has too many clients", "raise its maxclients"),
+    "Connection closed by server": ("closed the connection", CHECK_URL),
+}
+"""What it means for a person that a server answers with this code or text, and what to do."""
+
+TEXTS = ("max number of clients", "Connection closed by server")
+
+CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
+    (socket.gaierror, "the name of its host is not known", "check IMECE_REDIS_URL and DNS"),
+    (ConnectionRefusedError, "nothing listens there", "start it, or correct IMECE_REDIS_URL"),
+    (FileNotFoundError, "there is no such socket", "start it, or correct IMECE_REDIS_URL"),
+    (PermissionError, "this user may not open the socket", "check the socket's permissions"),
+    (ssl.SSLError, "it does not speak TLS as it should", CHECK_URL),
+    (TimeoutError, "no answer in time", f"{CHECK_URL}; check firewalls"),
+    (redis_errors.TimeoutError, "no answer in time", f"{CHECK_URL}; check firewalls"),
+    (ConnectionError, "the connection was cut", f"{CHECK_URL}; see the server's log"),
+)
+"""What the system says of a connection that could not be made, or was lost; the same."""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what it was made from: redis-py keeps the system's own there."""
+    following: BaseException | None = error
+    while following is not None:
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def _certificate_flaw(where: str, error: ssl.SSLCertVerificationError) -> tuple[str, str]:
+    why = str(error)
+    if "expired" in why or "not yet valid" in why:
+        return (
+            f"the certificate of {where} has expired, or is not valid yet",
+            "renew it; check the clock of this machine, too",
+        )
+    if "mismatch" in why:
+        return (
+            f"the certificate of {where} is for another name",
+            "IMECE_REDIS_URL must name the host as the certificate does",
+        )
+    return f"{where}: its certificate is not trusted", "name its CA in IMECE_REDIS_CA_FILE"
 
 
 def text(answer: Any) -> str:

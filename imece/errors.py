@@ -1,12 +1,11 @@
-"""Everything that can go wrong in a way a person can fix, with the exit code it leads to.
+"""The errors that a person can fix, each with its exit code.
 
 A message says what happened, to which file or setting, and what to do. Only the command lines
 catch these; everybody else lets them pass.
 """
 
 BY_SIGNAL = 128
-"""With the number of the signal added: the exit code of a command that it has ended, as in a
-shell."""
+"""Plus the number of a signal: the exit code of a command that the signal has ended."""
 
 
 class ImeceError(Exception):
@@ -26,7 +25,7 @@ class ImeceError(Exception):
 
 
 class UsageError(ImeceError):
-    """The call asks for something that cannot be done as it stands."""
+    """The call asks for something that cannot be done."""
 
 
 class SettingsError(ImeceError):

@@ -45,8 +45,11 @@ def shown(name: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """A line of text that does nothing to a terminal: control characters as escapes."""
-    return "".join(char if char.isprintable() else _escape(char) for char in text)
+    """A line of text that is safe on a terminal: control characters as escapes."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
 
 
 def printable_lines(text: str) -> str:
@@ -59,15 +62,11 @@ def json_line(value: Any) -> str:
     return json.dumps(value, default=str).replace("\x7f", "\\u007f")
 
 
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
-
-
 def slug(text: str) -> str:
-    """The run id for what somebody calls a run: letters, digits, dash and underscore.
+    """The run id for a name that somebody gives: letters, digits, dash and underscore.
 
-    A text that is such an id stays as it is. Any other ends in a digest of the whole, so that two
-    texts do not become one run: `load.2026.11` is not `load-2026-11`.
+    A text that is such an id stays as it is. Any other gets a digest of the whole text at its end,
+    so that two texts do not become one run: `load.2026.11` is not `load-2026-11`.
     """
     if _RUN_ID.fullmatch(text):
         return text
@@ -76,6 +75,6 @@ def slug(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The letters, digits, dashes and underscores of a text; a dash for what is between them. Two
-    texts may come out the same: for a part of a name that is made unique otherwise."""
+    """The letters, digits, dashes and underscores of a text; a dash for what is between them. The
+    result may be the same for two texts: use it for a part of a name that is unique otherwise."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")

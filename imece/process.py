@@ -13,7 +13,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def follow_parent(parent: int, number: signal.Signals) -> None:
-    """Asks the kernel to send this process a signal when its parent is gone, however it went.
+    """Asks the kernel to send this process a signal when its parent is gone, for any reason.
 
     Called right after a fork. Linux only; elsewhere the child of a killed parent lives on.
 

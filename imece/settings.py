@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     """The ACL user, if the URL does not name one."""
 
     redis_password: SecretStr | None = None
-    """The password, if the URL does not hold it. Best given as a file in the secrets directory."""
+    """The password, if the URL does not have it. Best: a file in the secrets directory."""
 
     redis_ca_file: Path | None = None
     """A PEM file with the CA of the server's certificate, for `rediss://` with a private CA."""
@@ -83,28 +83,30 @@ class Settings(BaseSettings):
 
     command: str | None = None
     """Worker: a program to run in place of a function: `tool --in {input} --out {output}`.
-    Split like a shell would, but never given to one."""
+    imece splits it as a shell does, but starts no shell."""
 
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     """How often a failed file is tried again before it is quarantined."""
 
     retry_pause: Annotated[float, Field(ge=0, le=3600)] = 1.0
-    """Seconds before the first retry of a file; doubled each time, 60 at the most."""
+    """Seconds before the first retry of a file; doubled each time, at most 60."""
 
     file_timeout: Seconds = 3600.0
-    """Seconds one try of one file may take. Over it, the try is killed and counts as failed."""
+    """Seconds one try of one file may take. A longer try is killed and counts as failed."""
 
     memory_limit: Annotated[int, Field(ge=64)] | None = None
     """Worker: MiB of address space one processor may use. Unset: no limit but the container's."""
 
     lease: Annotated[float, Field(ge=3, le=3600)] = 15.0
-    """Seconds a worker's claim on a bucket job lasts without a sign of life; one for all."""
+    """Seconds a worker's claim on a bucket job lasts without a sign of life; the same
+    for all workers."""
 
     heartbeat: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     """Seconds between two signs of life of a worker, and between two looks for dead ones."""
 
     checkpoint: Annotated[float, Field(ge=0.05, le=60)] = 1.0
-    """Seconds between two checkpoints of a bucket job: what a crash may cause to be done again."""
+    """Seconds between two checkpoints of a bucket job. After a crash, work since the last is
+    done again."""
 
     files_per_job: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Producer: the most files one bucket job holds. Unset: chosen from the count of files."""
@@ -122,15 +124,15 @@ class Settings(BaseSettings):
     """Worker: the least level that is logged."""
 
     heartbeat_file: Path | None = None
-    """Worker: a file touched at every sign of life, for a liveness probe. It is not there before
-    the first: while the processor is loaded."""
+    """Worker: a file touched at every sign of life, for a liveness probe. It does not exist before
+    the processor is loaded."""
 
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Worker: the port on which Prometheus finds `/metrics`, on all addresses. 0: none."""
 
     pod_name: str | None = None
     """Worker: its pod, from the downward API. With it, the worker tells the cluster when it is
-    idle, so that idle pods are taken first."""
+    idle, so that idle pods are removed first."""
 
     pod_namespace: str | None = None
     """Worker: the namespace of its pod, from the downward API."""
@@ -142,7 +144,7 @@ class Settings(BaseSettings):
     """Where a pod finds its token and the CA of its cluster."""
 
     kube_context: str | None = None
-    """The context of the kubeconfig to go by. Unset: the service account, in a pod; else the
+    """The context of the kubeconfig to use. Unset: the service account, in a pod; else the
     kubeconfig's current context."""
 
     kube_namespace: Annotated[str, Field(pattern=KUBE_NAME)] | None = None
@@ -194,7 +196,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _sound_url(cls, url: SecretStr) -> SecretStr:
-        """Says what is wrong without a word of the URL: a password could be anywhere in it."""
+        """Says what is wrong, and nothing of the URL: a password could be anywhere in it."""
         text = url.get_secret_value()
         if not text.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("takes a URL that starts with redis://, rediss:// or unix://")

@@ -24,7 +24,7 @@ from imece.settings import Settings, load
 from imece_producer.enqueue import Enqueued, Producer
 from imece_producer.local import server as server_module
 from imece_producer.local.server import Server
-from imece_producer.parameters import list_files, parameters_of
+from imece_producer.request import list_files, parameters_of
 from imece_worker.capture import DRAINER
 from tests import forks
 from tests.kubernetes_stand_in import StandIn

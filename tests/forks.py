@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ IMPORTED = {
             "imece_producer.local.run",
             "imece_producer.cluster.commands",
         ),
-        *("imece_producer.doctor", "imece.run.rescue", "rich.progress"),
+        *("imece_producer.doctor", "imece.run.rescue", "rich.live", "rich.table"),
     ),
 }
 """What a template has imported: what the command does, and most of what it imports later."""
@@ -220,6 +221,7 @@ def _become(name: str, order: dict[str, Any], files: list[int]) -> Callable[[], 
     made_at_start = _before_main(os.environ)  # Python sets LC_CTYPE where no locale is set
     os.environ.clear()
     os.environ.update(made_at_start | order["environment"])
+    tempfile.tempdir = None  # what the template was told
     found = importlib.util.find_spec(f"{name}.__main__")
     assert found is not None
     os.chdir(order["folder"])

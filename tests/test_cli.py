@@ -106,7 +106,7 @@ def test_a_dry_run_needs_no_redis_and_does_nothing(workbench: Workbench) -> None
     call = ["enqueue", str(workbench.source), str(workbench.target), "--dry-run"]
     workbench.settings["redis_url"] = "unix:///nowhere/redis.sock"
     text = told(workbench, *call, "--buckets", "10", "--files-per-job", "100")
-    assert text == "would enqueue 600 files in 10 buckets, 10 bucket jobs of at most 100 files\n"
+    assert text == "would process 600 files in 10 buckets, 10 bucket jobs of at most 100 files\n"
     counts = told_json(workbench, *call)
     assert counts == {"files": 600, "buckets": 256, "jobs": counts["jobs"]}
     assert not workbench.target.exists()
@@ -423,7 +423,7 @@ def test_a_cancelled_run_starts_no_more_files_and_goes_on_where_it_was(
     assert workbench.status().ended == cancelled.ended
 
     text = enqueue(workbench, "--buckets", "3", "--files-per-job", "10")
-    assert text.startswith("run run goes on: ")
+    assert text.startswith("run run continues: ")
     now = workbench.ended()
     assert (now.state, now.left, now.skipped) == ("done", 0, cancelled.done)
     assert worker.stop() == 0
@@ -517,7 +517,7 @@ def test_exit_code_3_when_redis_is_away(workbench: Workbench) -> None:
     ]
     for line in all_refusals(workbench, calls, 3, redis_url="unix:///nowhere/redis.sock"):
         assert line.startswith("Redis at unix:///nowhere/redis.sock is out of reach (")
-        assert "check IMECE_REDIS_URL" in line
+        assert "correct IMECE_REDIS_URL" in line
 
 
 def test_a_setting_that_is_wrong_is_named(workbench: Workbench) -> None:

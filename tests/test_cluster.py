@@ -562,7 +562,7 @@ def test_a_cluster_without_its_client_is_said_with_the_command_that_installs_it(
         "import importlib.util, sys; find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *more: "
         "None if name == 'kubernetes' else find(name, *more)\n"
-        "from imece_producer.cli import main; main()"
+        "from imece_producer.__main__ import main; main()"
     )
     ended = subprocess.run(
         [sys.executable, "-c", script, "pause"],

@@ -11,9 +11,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 from redis import Redis
 from redis import exceptions as redis_errors
 
@@ -156,20 +158,63 @@ def test_an_address_is_shown_without_user_and_password(
 def test_a_server_that_is_not_there_is_said_to_be_out_of_reach() -> None:
     url = f"redis://user:hunter2@127.0.0.1:{free_port()}/0"
     text = refusal(redis_url=url)
-    assert "is out of reach (Error 111" in text
-    assert "check IMECE_REDIS_URL" in text
+    assert "is out of reach (nothing listens there): start it, or correct IMECE_REDIS_URL" in text
 
 
 def test_a_host_that_has_no_address_is_said_to_be_out_of_reach() -> None:
-    assert "no-such-host.invalid" in refusal(redis_url="redis://:hunter2@no-such-host.invalid")
+    text = refusal(redis_url="redis://:hunter2@no-such-host.invalid")
+    assert "no-such-host.invalid is out of reach (the name of its host is not known)" in text
+
+
+def test_a_socket_that_is_not_there_is_said_to_be_none(tmp_path: Path) -> None:
+    text = refusal(redis_url=f"unix://{tmp_path}/none.sock")
+    assert "none.sock is out of reach (there is no such socket): start it, or correct" in text
 
 
 def test_a_server_that_does_not_answer_is_said_to_be_out_of_reach() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         found = load(redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(ServiceError, match="out of reach"):  # noqa: SIM117
+        with pytest.raises(ServiceError, match=r"out of reach \(no answer in time"):  # noqa: SIM117
             with reachable(found), connect(found, retries=0, timeout=0.2) as redis:
                 redis.ping()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is not Redis: check host and port"),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "still loads its data: try again"),
+        (b"-ERR max number of clients reached\r\n", "has too many clients: raise its maxclients"),
+        (b"-MISCONF Redis is configured to save\r\n", "cannot save to its disk: free space"),
+        (b"-OOM command not allowed\r\n", "is out of memory: raise its maxmemory"),
+        (b"-MOVED 3999 127.0.0.1:6381\r\n", "is a Redis Cluster: imece needs a single server"),
+        (b"-MASTERDOWN Link with MASTER is down\r\n", "has lost its master: start the master"),
+        (b"-DENIED Redis is running in protected mode\r\n", "is in protected mode: give"),
+        (b"-ERR something new\r\n", "refused a command: something new"),
+        (b"", "closed the connection: check host and port"),
+    ],
+    ids=lambda part: part.decode()[:12] if isinstance(part, bytes) else "",
+)
+def test_what_a_server_answers_becomes_cause_and_fix(answer: bytes, words: str) -> None:
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listening.accept()
+            except OSError:
+                return  # closed
+            with client:
+                if client.recv(1000) and answer:
+                    client.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            text = refusal(redis_url=f"redis://127.0.0.1:{listening.getsockname()[1]}")
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+    assert words in text
 
 
 def test_a_read_only_replica_is_said_to_be_one(tmp_path: Path) -> None:
@@ -282,22 +327,37 @@ def test_an_untrusted_certificate_is_said_to_be_one(tls_url: str) -> None:
     assert "name its CA in IMECE_REDIS_CA_FILE" in text
 
 
-def test_a_certificate_for_another_host_is_not_trusted(tls_url: str, certificate: Path) -> None:
+def test_a_certificate_for_another_host_is_said_to_be_one(tls_url: str, certificate: Path) -> None:
     by_address = tls_url.replace("localhost", "127.0.0.1")
     text = refusal(redis_url=by_address, redis_ca_file=str(certificate))
-    assert "its certificate is not trusted" in text
+    assert "is for another name: IMECE_REDIS_URL must name the host" in text
+
+
+def test_a_certificate_that_has_expired_is_said_to_be_one(server: Server, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    expired = authority.issue_cert("localhost", not_after=yesterday)
+    expired.cert_chain_pems[0].write_to_path(tmp_path / "tls.pem")
+    expired.private_key_pem.write_to_path(tmp_path / "tls.key")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    front = TlsFront(server.socket, tmp_path / "tls.pem")
+    try:
+        url = f"rediss://localhost:{front.port}"
+        text = refusal(redis_url=url, redis_ca_file=str(tmp_path / "ca.pem"))
+    finally:
+        front.close()
+    assert "has expired, or is not valid yet: renew it" in text
 
 
 def test_a_ca_file_that_is_not_there_is_named(tls_url: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="IMECE_REDIS_CA_FILE: there is no file"):
+    with pytest.raises(SettingsError, match=r"IMECE_REDIS_CA_FILE: .*nothing.pem: No such file"):
         answers(redis_url=tls_url, redis_ca_file=str(tmp_path / "nothing.pem"))
 
 
 def test_a_ca_file_that_is_no_certificate_is_refused(tls_url: str, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
-    assert "IMECE_REDIS_CA_FILE" in refusal(
-        redis_url=tls_url, redis_ca_file=str(tmp_path / "ca.pem")
-    )
+    with pytest.raises(SettingsError, match=r"ca.pem is no PEM file with certificates"):
+        answers(redis_url=tls_url, redis_ca_file=str(tmp_path / "ca.pem"))
 
 
 def test_a_run_goes_from_end_to_end_over_tls(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imece.run.cursor import Cursor, PendingRetry
+from imece.run.job import Cursor, PendingRetry
 
 
 @pytest.mark.parametrize(

@@ -406,7 +406,7 @@ MOMENTS = 40
 
 LATE = """
 import json, sys, time
-from imece_producer.parameters import list_files
+from imece_producer.request import list_files
 from imece_producer.enqueue import Producer
 from imece.connection import connect
 from imece.run.parameters import Parameters
@@ -595,7 +595,7 @@ def test_a_commit_that_comes_after_its_producer_gave_up_does_nothing(
     worker.stop()
     run = Run(workbench.redis, "run")
     producer = Producer(workbench.redis, workbench.load())
-    answer = producer._commit(run, "0a1b2c3d", run.snapshot(), set(), 1, {"files": 1})
+    answer = producer._commit(run, "0a1b2c3d", "imece", run.snapshot(), set(), 1, {"files": 1})
     assert answer == "withdrawn"
     assert workbench.status().state == "failed"
     assert workbench.check_books().failed == 1
@@ -626,18 +626,56 @@ def refused(workbench: Workbench, *arguments: str, text: str = "") -> str:
     return line.removeprefix("imece: ")
 
 
-def test_an_empty_directory_is_refused(workbench: Workbench) -> None:
-    line = refused(workbench, str(workbench.source), str(workbench.target))
+def test_an_empty_directory_is_a_run_of_no_files(workbench: Workbench) -> None:
+    """A daily job need not fail on a quiet day."""
+    call = ("enqueue", str(workbench.source), str(workbench.target), "--run-id", "run")
+    answer = workbench.imece(*call)
+    assert answer.stdout == f"run run: there are no files to process in {workbench.source}\n"
+    assert answer.returncode == 0
+    now = workbench.status()
+    assert (now.state, now.files, now.exit_code, now.round) == ("done", 0, 0, 1)
+    assert workbench.redis.llen("rq:queue:imece") == 0
+    workbench.files(1)
+    assert workbench.imece(*call).returncode == 0
+    workbench.worker()
+    assert workbench.ended().done == 1
+    (workbench.source / "f-0000.txt").unlink()
+    assert workbench.imece(*call).returncode == 0
+    now = workbench.status()
+    assert (now.state, now.files, now.done, now.round) == ("done", 0, 0, 3)
+
+
+def test_where_files_are_required_an_empty_directory_is_refused(workbench: Workbench) -> None:
+    call = [str(workbench.source), str(workbench.target), "--require-files"]
+    line = refused(workbench, *call)
     assert line == f"there are no files to process in {workbench.source}"
 
 
 def test_a_directory_where_all_was_left_out_says_what(workbench: Workbench) -> None:
     workbench.file(".hidden")
     workbench.file("a.txt")
-    line = refused(workbench, str(workbench.source), str(workbench.target), "--exclude", "*.txt")
-    assert line.endswith(
-        "(1 hidden left out (--hidden takes them); 1 left out by --include and --exclude)"
+    (workbench.source / "link").symlink_to("/etc/passwd")
+    call = ["enqueue", str(workbench.source), str(workbench.target), "--exclude", "*.txt"]
+    assert workbench.imece(*call, "--dry-run").stdout == (
+        f"there are no files to process in {workbench.source}; "
+        "1 links refused (they leave the directory, or lead to one): link; "
+        "1 hidden left out (--hidden takes them); 1 left out by --include and --exclude\n"
     )
+
+
+def test_a_limit_takes_the_first_files_and_the_next_round_the_rest(workbench: Workbench) -> None:
+    names = workbench.files(7)
+    call = ("enqueue", str(workbench.source), str(workbench.target), "--run-id", "run")
+    said = workbench.imece(*call, "--limit", "3", "--dry-run").stdout
+    assert said.startswith("would process 3 files in ")
+    assert said.endswith("; 4 left out by --limit\n")
+    workbench.imece(*call, "--limit", "3")
+    workbench.worker()
+    assert workbench.ended().done == 3
+    assert workbench.outputs() == names[:3]
+    workbench.imece(*call)
+    now = workbench.ended()
+    assert (now.done, now.skipped) == (4, 3)
 
 
 def test_a_missing_directory_is_refused(workbench: Workbench) -> None:
@@ -724,8 +762,6 @@ def test_directories_side_by_side_with_alike_names_are_fine(workbench: Workbench
         ("d/../../a\n", "in the list has an empty, '.' or '..' part"),
         ("/etc/passwd\n", "the name '/etc/passwd' in the list is an absolute path"),
         ("a\r\nb\r\n", "every line of the list ends in a carriage return, as on Windows"),
-        ("\n\n", "there are no files to process in "),
-        ("", "there are no files to process in "),
     ],
 )
 def test_a_list_with_a_flaw_is_refused(

@@ -97,9 +97,26 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
     made.close()
 
 
+def test_an_empty_folder_is_done_at_once(folder: Folder) -> None:
+    code, output, _ = folder.start().ends()
+    assert code == 0
+    assert f"there are no files to process in {folder.source}" in output
+    code, _, errors = folder.start("--require-files").ends()
+    assert (code, errors) == (2, f"imece: there are no files to process in {folder.source}\n")
+
+
+def test_a_dry_run_says_what_would_be_processed(folder: Folder) -> None:
+    folder.files(5)
+    code, output, _ = folder.start("--dry-run", "--limit", "2").ends()
+    assert code == 0
+    assert output.startswith("would process 2 files in ")
+    assert not folder.target.exists()
+    assert not folder.state.exists()
+
+
 def test_a_folder_becomes_outputs_and_a_summary(folder: Folder) -> None:
     folder.files(30)
-    code, output, _ = folder.start("--max-replicas", "2").ends()
+    code, output, _ = folder.start("-j", "2").ends()
     assert code == 0
     assert folder.done() == 30
     assert "30 done, 0 failed, 0 skipped" in output
@@ -144,7 +161,7 @@ def test_a_signal_hands_back_and_the_same_call_goes_on(
     call.process.send_signal(number)
     code, output, errors = call.ends()
     assert code == 128 + number
-    assert "to go on, call the same again" in errors
+    assert "to continue, call the same again" in errors
     assert "stopped" in output
     before = {path.name: path.stat().st_mtime_ns for path in folder.target.glob("f-*")}
     assert 5 <= len(before) < 60
@@ -152,7 +169,7 @@ def test_a_signal_hands_back_and_the_same_call_goes_on(
 
     code, output, _ = folder.start("--max-replicas", "2", processor="tests.processors:slow").ends()
     assert code == 0
-    assert "goes on" in output
+    assert "continues" in output
     assert f"{60 - len(before)} done, 0 failed, {len(before)} skipped" in output
     assert folder.done() == 60
     after = {name: (folder.target / name).stat().st_mtime_ns for name in before}
@@ -242,7 +259,7 @@ def test_ctrl_c_detaches_and_the_run_goes_on(folder: Folder) -> None:
     second.process.send_signal(signal.SIGINT)
     code, _, errors = second.ends()
     assert code == 130
-    assert "goes on" in errors
+    assert "continues" in errors
     assert first.ends()[0] == 0
     assert folder.done() == 30
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from imece.run.cursor import Cursor
+from imece.run.job import Cursor
 from imece.run.lease import Claimed
 from imece.run.parameters import Parameters
 from imece_worker.journal import Journal

@@ -27,8 +27,7 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from imece.errors import ImeceError, RunError
-from imece.run.cursor import Cursor
-from imece.run.job import Reference
+from imece.run.job import Cursor, Reference
 from imece.run.status import Status
 from imece.run.store import Run
 from imece_producer.cli import app

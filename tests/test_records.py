@@ -18,9 +18,8 @@ from hypothesis import strategies as some
 
 from imece.errors import ListingError
 from imece.run import manifest, records
-from imece.run.cursor import Cursor, PendingRetry
 from imece.run.failure import Failure
-from imece.run.job import MalformedJobError, Reference
+from imece.run.job import Cursor, MalformedJobError, PendingRetry, Reference
 from imece.run.parameters import Parameters
 from imece_producer import grouping
 

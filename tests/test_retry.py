@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from imece.run.cursor import Cursor, PendingRetry
+from imece.run.job import Cursor, PendingRetry
 from imece.run.parameters import Parameters
 from imece_worker import retry
 from imece_worker.retry import ServerClock

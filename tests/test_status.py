@@ -11,7 +11,7 @@ from imece.errors import RunError
 from imece.run import durations, status
 from imece.run.status import Backlog, Status
 from imece.run.store import Run
-from imece_producer import display, duration
+from imece_producer import display
 from tests.conftest import Workbench
 
 
@@ -123,12 +123,12 @@ def test_a_sparkline_that_is_too_long_keeps_the_peaks() -> None:
     ],
 )
 def test_seconds_are_shown_as_people_say_them(seconds: float | None, text: str) -> None:
-    assert duration.seconds(seconds) == text
+    assert display.seconds(seconds) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.9996, "1.0 s"), (59.96, "1 min 00 s")])
 def test_seconds_that_round_up_take_the_next_unit(seconds: float, text: str) -> None:
-    assert duration.seconds(seconds) == text
+    assert display.seconds(seconds) == text
 
 
 @pytest.mark.parametrize(

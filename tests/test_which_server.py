@@ -3,6 +3,9 @@
 Local runs have servers of their own. With no Redis named a command may mean one of these.
 """
 
+import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ from redis import Redis
 from imece import names
 from imece.run.store import recent
 from tests import forks
-from tests.conftest import ROOT, until
+from tests.conftest import ROOT, Workbench, until
 from tests.test_local import Folder
 
 NOWHERE = "imece: Redis at redis://localhost:6379/0 is out of reach"
@@ -26,7 +29,9 @@ WAITING = "sh -c 'while test -e {input}; do sleep 0.1; done; exit 1'"
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Folder]:
     """The folder of the local runs, whose files are not done as long as they are there."""
-    made = Folder(tmp_path)
+    base = tmp_path / "local"
+    base.mkdir()
+    made = Folder(base)
     made.files(2)
     yield made
     for file in made.source.iterdir():
@@ -88,6 +93,8 @@ def test_a_redis_that_is_named_is_meant_whatever_the_run_is_called(folder: Folde
     answer = forks.run(command, cwd=ROOT, env=environment)
     assert answer.returncode == 3
     assert "unix:///nowhere/redis.sock" in answer.stderr
+    command[-2:] = ["status", "here"]  # to look at one costs nothing
+    assert forks.run(command, cwd=ROOT, env=environment).stdout.startswith("run here: ")
 
 
 def test_with_several_local_runs_on_each_is_found_by_its_id(folder: Folder) -> None:
@@ -99,10 +106,12 @@ def test_with_several_local_runs_on_each_is_found_by_its_id(folder: Folder) -> N
         assert answer.returncode == 0, answer.stderr
         assert answer.stdout.startswith(f"run {run_id}: ")
         assert answer.stderr == f"(on the local run {run_id})\n"
-    for command in ("status", "runs"):
-        answer = call(folder, command)
-        assert answer.returncode == 3
-        assert answer.stderr.startswith(f"(several local runs are on: name one: one, {second})\n")
+    newest = call(folder, "status")
+    assert newest.stdout.startswith(f"run {second}: ")
+    assert newest.stderr == f"(on the local run {second})\n"
+    listed = call(folder, "runs").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["RUN", second, "one"]
+    assert [line.split()[-1] for line in listed] == ["WHERE", "here", "here"]
     assert call(folder, "cancel", "two.b").returncode == 0
     assert runs_of(folder, "one") == ["one"]
     assert "--run" in call(folder, "scale", "2").stderr
@@ -114,3 +123,84 @@ def test_with_one_local_run_on_what_only_looks_may_leave_out_its_id(folder: Fold
     assert call(folder, "status").stdout.startswith("run here: ")
     assert "here" in call(folder, "runs").stdout
     assert call(folder, "status", "elsewhere").stderr.startswith(NOWHERE)
+
+
+def test_local_runs_are_listed_beside_those_of_the_server(
+    folder: Folder, workbench: Workbench
+) -> None:
+    workbench.files(1)
+    workbench.enqueue("there")
+    assert folder.start("--run-id", "ended", "--command", "true {input}").ends()[0] == 1
+    start(folder, "on")
+    environment = {**workbench.environment(), "IMECE_STATE_DIR": str(folder.state)}
+    command = [sys.executable, "-m", "imece_producer", "runs", "--json"]
+    answer = forks.run(command, cwd=ROOT, env={**os.environ, **environment})
+    found = {one["run"]: (one["state"], one["local"]) for one in json.loads(answer.stdout)}
+    assert found["there"] == ("queued", False)
+    assert found["ended"] == ("failed", True)
+    assert found["on"][1] is True
+    for run_id, says in (("there", "queued"), ("ended", "failed"), ("on", "")):
+        command[3:] = ["status", run_id]
+        seen = forks.run(command, cwd=ROOT, env={**os.environ, **environment})
+        assert seen.stdout.startswith(f"run {run_id}: {says}"), seen.stderr
+
+
+def test_an_ended_local_run_can_be_asked_and_deleted(folder: Folder) -> None:
+    command = "sh -c 'echo oh; echo no >&2; exit 3' {input}"
+    assert folder.start("--run-id", "ended", "--command", command).ends()[0] == 1
+    size = sum(path.stat().st_size for path in folder.state.rglob("*") if path.is_file())
+    assert size < 200_000
+    assert call(folder, "status").stdout.startswith("run ended: failed\n")
+    assert call(folder, "wait", "ended").returncode == 1
+    lines = call(folder, "failures", "ended", "--full").stdout.splitlines()
+    assert lines[0] == "f-000.txt (3 tries): sh ended with exit code 3: no"
+    assert "    printed: oh" in lines
+    for command in ("retry", "resume", "cancel"):
+        answer = call(folder, command, "ended")
+        assert answer.returncode == 2
+        assert "to go on with it: imece local " in answer.stderr
+    assert call(folder, "delete", "ended").returncode == 0
+    assert list(folder.state.iterdir()) == []
+    assert call(folder, "status", "ended").stderr.startswith(NOWHERE)
+
+
+def test_ended_local_runs_are_deleted_together(folder: Folder) -> None:
+    for run_id in ("one", "two"):
+        folder.start("--run-id", run_id, "--command", "true {input}").ends()
+    start(folder, "on")
+    assert call(folder, "delete").returncode == 2
+    assert call(folder, "delete", "--ended-here").stdout.startswith("2 local runs deleted")
+    assert [path.name for path in folder.state.iterdir()] == ["on"]
+
+
+def test_who_watches_a_local_run_sees_its_end(folder: Folder) -> None:
+    start(folder, "here")
+    watching = [
+        forks.Popen(
+            [sys.executable, "-m", "imece_producer", *words],
+            cwd=ROOT,
+            env=folder.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for words in (("status", "here", "--watch"), ("wait", "here"))
+    ]
+    for process in watching:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+    folder.calls[0].send_signal(signal.SIGTERM)
+    for file in folder.source.iterdir():
+        file.unlink()
+    for process, code in zip(watching, (0, 1), strict=True):
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors
+        assert "run here: " in output
+
+
+def test_a_local_run_whose_call_was_killed_is_told_apart(folder: Folder) -> None:
+    start(folder, "here")
+    until((folder.state / "here" / "record.json").exists, "its record")
+    folder.calls[0].kill()
+    until(lambda: folder.on() == {}, "the run to be off")
+    assert call(folder, "status", "here").stdout.startswith("run here: stopped\n")

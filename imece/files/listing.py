@@ -51,59 +51,42 @@ class Listing:
 
     def omissions(self) -> list[str]:
         """What a person should know was left out."""
-        notes = []
-        if self.links_refused:
-            shown = [names.shown(name) for name in self.links]
-            more = ["…"] if self.links_refused > len(shown) else []
-            notes.append(
-                f"{self.links_refused:,} links refused (they leave the directory, or lead to one): "
-                + ", ".join(shown + more)
-            )
-        if self.hidden:
-            notes.append(f"{self.hidden:,} hidden left out (--hidden takes them)")
-        if self.reserved:
-            prefix = TEMPORARY_PREFIX.decode()
-            notes.append(
-                f"{self.reserved:,} left out whose names begin with {prefix}, as imece's own do"
-            )
-        if self.filtered:
-            notes.append(f"{self.filtered:,} left out by --include and --exclude")
-        if self.special:
-            notes.append(f"{self.special:,} left out that are neither file, directory nor link")
-        if self.beyond:
-            notes.append(f"{self.beyond:,} left out by --limit")
-        return notes
+        prefix = TEMPORARY_PREFIX.decode()
+        links = [names.shown(name) for name in self.links]
+        links += ["…"] if self.links_refused > len(links) else []
+        refused = f"links refused (they leave the directory, or lead to one): {', '.join(links)}"
+        notes = (
+            (self.links_refused, refused),
+            (self.hidden, "hidden left out (--hidden takes them)"),
+            (self.reserved, f"left out whose names begin with {prefix}, as imece's own do"),
+            (self.filtered, "left out by --include and --exclude"),
+            (self.special, "left out that are neither file, directory nor link"),
+            (self.beyond, "left out by --limit"),
+        )
+        return [f"{count:,} {note}" for count, note in notes if count]
 
 
 def check_directories(source: Path, target: Path | None) -> None:
     """Raises ListingError unless source can be read, and neither directory is in the other."""
     try:
-        _check_input(source)
+        if not source.exists():
+            raise ListingError(f"the input directory {source} does not exist")
+        if not source.is_dir():
+            raise ListingError(f"the input {source} is not a directory")
     except OSError as error:
         raise ListingError(f"the input directory {source}: {error.strerror}") from None
+    if not os.access(source, os.R_OK | os.X_OK):
+        raise ListingError(f"the input directory {source} cannot be read: check its permissions")
     if target is None:
         return
     try:
-        _check_output(target, source)
+        there = next(path for path in (target, *target.parents) if _is_there(path))
+        if not there.is_dir():
+            raise ListingError(f"the output {there} is not a directory")
+        inner, outer = target.resolve(), source.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         reason = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
         raise ListingError(f"the output directory {target}: {reason}") from None
-
-
-def _check_input(source: Path) -> None:
-    if not source.exists():
-        raise ListingError(f"the input directory {source} does not exist")
-    if not source.is_dir():
-        raise ListingError(f"the input {source} is not a directory")
-    if not os.access(source, os.R_OK | os.X_OK):
-        raise ListingError(f"the input directory {source} cannot be read: check its permissions")
-
-
-def _check_output(target: Path, source: Path) -> None:
-    there = next(path for path in (target, *target.parents) if _is_there(path))
-    if not there.is_dir():
-        raise ListingError(f"the output {there} is not a directory")
-    inner, outer = target.resolve(), source.resolve()
     if inner == outer:
         raise ListingError(
             "the output directory is the input directory: take another for the outputs"
@@ -121,7 +104,7 @@ def _check_output(target: Path, source: Path) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is anything by this name, be it a link to nothing."""
+    """Whether there is anything by this name; a link to nothing counts, too."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -130,18 +113,17 @@ def _is_there(path: Path) -> bool:
 
 
 def filters(include: Iterable[str], exclude: Iterable[str]) -> tuple[Accept | None, Accept | None]:
-    """Two tests for names, from globs as in .gitignore: `*.csv` at any depth, `/a/**/*.csv` from
-    the top. The first accepts a file, the second refuses a file or a whole directory (whose name
-    then ends in a slash). None where there is nothing to test."""
+    """Two tests for names, from patterns as in .gitignore: `*.csv` at any depth, `/a/**/*.csv` from
+    the top. The first accepts a file. The second refuses a file, or a whole directory (its name
+    ends in a slash). None where there is nothing to test."""
 
     def spec(patterns: Iterable[str]) -> Accept | None:
-        patterns = list(patterns)
-        if not patterns:
+        if not (patterns := list(patterns)):
             return None
         try:
             compiled = pathspec.GitIgnoreSpec.from_lines(patterns)
         except ValueError as error:
-            raise ListingError(f"a glob in {patterns} cannot be read: {error}") from None
+            raise ListingError(f"a pattern in {patterns} cannot be read: {error}") from None
         return lambda name: compiled.match_file(os.fsdecode(name))
 
     return spec(include), spec(exclude)
@@ -154,7 +136,7 @@ def walk(
     followed.
 
     Raises:
-        ListingError: a directory cannot be read; nothing is left out in silence.
+        ListingError: a directory cannot be read. Nothing is left out without a message.
     """
     listing = Listing()
     accepted, refused = filters(include, exclude)
@@ -229,8 +211,8 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
     """Names from a list: relative to root, or absolute below it; `./` before a name is dropped.
 
     Raises:
-        ListingError: a name would leave the directory, is there twice, is another's directory, or
-            ends as on Windows.
+        ListingError: a name would leave the directory, is there twice, or is another's directory;
+            or the lines end as on Windows.
     """
     listing = Listing()
     prefixes = [os.fsencode(path).rstrip(b"/") + b"/" for path in (root.absolute(), root.resolve())]
@@ -278,10 +260,10 @@ def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
 
 def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
     """Raises ListingError if two inputs would write the same output, if an output would be the
-    directory of another, or if one has too long a name.
+    directory of another, or if an output's name would be too long.
 
-    Only a new suffix can do that. Hashes first, names only for those that clash: that is half the
-    memory of a set of all names.
+    Only a new suffix can do that. It compares hashes first, and names only of those that clash:
+    that takes half the memory of a set of all names.
     """
     if suffix is None:
         return
@@ -320,7 +302,7 @@ def check_outputs(files: Sequence[bytes], suffix: bytes | None) -> None:
 
 
 def _directories(files: Iterable[bytes]) -> set[bytes]:
-    """Every directory that one of the files lies in, at any depth."""
+    """Every directory that holds one of the files, at any depth."""
     found = {name.rpartition(b"/")[0] for name in files}
     above = {path.rpartition(b"/")[0] for path in found} - found
     while above:

@@ -1,8 +1,8 @@
 """The directory in which an execution writes its outputs before they are put in their places.
 
-It is for its owner alone, and used by its descriptor. In it lie, beside the outputs: `lock`, which
-the worker holds for as long as it lives, `renames`, the proofs of what was put in its place, and
-`copy_targets`, the directories on other file systems in which it has carried something.
+It is for its owner alone, and used by its descriptor. Beside the outputs it has: `lock`, which the
+worker holds for as long as it lives; `renames`, the proofs of what was put in its place; and
+`copies`, the directories on other file systems to which it has copied something.
 """
 
 import errno
@@ -22,7 +22,7 @@ from imece import names
 from imece.files import beneath
 
 NAME = re.compile(re.escape(names.TEMPORARY_PREFIX) + rb"[0-9a-f]{12}")
-"""Not all that starts like it is a staging directory: reports of failed files may lie beside it."""
+"""Other names may begin like it: reports of failed files."""
 
 CARRIED = b".carried"
 LOCK, RENAMES, COPY_TARGETS = b"lock", b"renames", b"copies"
@@ -32,17 +32,33 @@ RENAME = struct.Struct("!qQQ")
 device is 0 for that of the output directory, for its number is another on each host."""
 
 FOREIGN_SILENCE = 60.0
-"""Seconds without a sign of life after which a staging directory whose lock is free is taken for
-left behind, if it is another host's: some network file systems keep locks to each host."""
+"""Seconds without a sign of life after which another host's staging directory counts as left behind
+if its lock is free: some network file systems keep locks to each host."""
 
 UNKNOWN_SILENCE = 3600.0
-"""The same for one of which nobody knows whether its job will be taken over: the next worker wants
-its proofs."""
+"""The same if nobody knows whether its job will be taken over: the next worker needs its proofs."""
 
 LIFE_PAUSE = 15.0
 
 SLOW = 0.002
 """Seconds between two proofs from which on the file is not kept open for the next."""
+
+
+APPENDED = os.O_CREAT | os.O_WRONLY | os.O_APPEND
+
+
+def _open(name: bytes, directory: int, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+
+
+def _read(name: bytes, directory: int) -> bytes:
+    """What a file of the directory holds; nothing if it is not there."""
+    try:
+        number = _open(name, directory, os.O_RDONLY)
+    except OSError:
+        return b""
+    with open(number, "rb") as stream:
+        return stream.read()
 
 
 def name_of(execution: str) -> bytes:
@@ -59,15 +75,14 @@ def host() -> str:
 
 
 def is_ours(directory: int) -> bool:
-    """Whether a directory belongs to whom the files belong that we make. That need not be us: a
-    server of files may call us somebody else, and calls us the same each time."""
+    """Whether a directory has the same owner as the files that we make. That need not be us: a file
+    server may give them another owner, the same each time."""
     owner = os.fstat(directory).st_uid
     if owner == os.geteuid():
         return True
     probe = b"probe-%d-%d" % (os.getpid(), time.monotonic_ns())
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        number = os.open(probe, flags, 0o600, dir_fd=directory)
+        number = _open(probe, directory, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except OSError:
         return False
     try:
@@ -108,13 +123,12 @@ def take_lock(directory: int, text: str) -> int | None:
 
     Where locks are not supported the file alone is there, with its time.
     """
-    flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(LOCK, flags, 0o600, dir_fd=directory), "w") as stream:
+    with open(_open(LOCK, directory, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), "w") as stream:
         stream.write(text)
-    # Not open for writing: that would keep a file system from being made read-only. For a shared
+    # Not open for writing: a file system with such a file cannot be made read-only. For a shared
     # lock this is enough on NFS, too; a sweeper asks for one that is not shared.
     try:
-        number = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        number = _open(LOCK, directory, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
@@ -151,9 +165,9 @@ os.register_at_fork(after_in_child=_release_all)
 @contextmanager
 def free_lock(directory: int) -> Iterator[tuple[str, float] | None]:
     """What the lock file says and when it was last touched, while nobody else can take it. None if
-    it is held, or if there is no telling."""
+    it is held, or if nobody can know."""
     try:
-        number = os.open(LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        number = _open(LOCK, directory, os.O_RDWR)
     except FileNotFoundError:  # killed before it was made
         yield "", os.fstat(directory).st_mtime
         return
@@ -174,12 +188,7 @@ def free_lock(directory: int) -> Iterator[tuple[str, float] | None]:
 
 def proofs(directory: int) -> dict[int, set[tuple[int, int]]]:
     """Index -> device and inode of each output that was about to be renamed."""
-    try:
-        number = os.open(RENAMES, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except OSError:
-        return {}
-    with open(number, "rb") as stream:
-        data = stream.read()
+    data = _read(RENAMES, directory)
     found: dict[int, set[tuple[int, int]]] = {}
     whole = len(data) // RENAME.size * RENAME.size  # it may have been killed while it wrote
     for index, device, inode in RENAME.iter_unpack(data[:whole]):
@@ -231,28 +240,24 @@ class StagingDirectory:
                 pass
 
     def prove(self, index: int, device: int, inode: int) -> None:
-        """Right before an output is renamed: who finds this one in its place knows it is done."""
+        """Right before an output is renamed: if this one is in its place, it is done."""
         now, last = time.monotonic(), self._proved
         self._proved = now
         if self._renames is None:
-            flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._renames = os.open(RENAMES, flags, 0o600, dir_fd=self.number)
+            self._renames = _open(RENAMES, self.number, APPENDED)
         if os.write(self._renames, RENAME.pack(index, device, inode)) != RENAME.size:
             size = os.fstat(self._renames).st_size
             os.ftruncate(self._renames, size // RENAME.size * RENAME.size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if (
-            now - last > SLOW
-        ):  # what is open for writing keeps a file system from becoming read-only
+        if now - last > SLOW:  # see take_lock: it should not stay open for writing
             os.close(self._renames)
             self._renames = None
 
     def note_copy_target(self, directory: bytes) -> None:
-        """Before something is carried to this directory, beneath the output directory."""
+        """Before something is copied to this directory, beneath the output directory."""
         if directory in self._copy_targets:
             return
-        flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        number = os.open(COPY_TARGETS, flags, 0o600, dir_fd=self.number)
+        number = _open(COPY_TARGETS, self.number, APPENDED)
         os.write(number, directory + b"\0")
         os.close(number)
         self._copy_targets.add(directory)
@@ -271,16 +276,11 @@ class StagingDirectory:
 
 
 def copy_targets(directory: int) -> list[bytes]:
-    try:
-        number = os.open(COPY_TARGETS, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except OSError:
-        return []
-    with open(number, "rb") as stream:
-        return stream.read().split(b"\0")[:-1]
+    return _read(COPY_TARGETS, directory).split(b"\0")[:-1]
 
 
 def clear(root: int, name: bytes) -> bool:
-    """Removes a staging directory with all that is in it, and what was carried from it. False if it
+    """Removes a staging directory with all that is in it, and what was copied from it. False if it
     is still there: somebody writes to it at this moment, or it is not ours."""
     try:
         number = open_private(root, name, make=False)
@@ -322,14 +322,14 @@ def sweep(
 ) -> int:
     """Removes staging directories that dead workers have left in an output directory; how many.
 
-    Dead is a worker whose lock is free; on another host it must have been silent for a while, too.
+    A worker is dead if its lock is free; on another host it must also have been silent for a while.
 
     Args:
-        keep: the executions whose jobs are held or will be taken over; None if that is not known,
-            and then only what has been silent for long is removed.
-        kind: remove those made for the same at once: their proofs are of no use to anybody.
+        keep: the executions whose jobs are held or will be taken over. None if that is not known:
+            then it removes only what has been silent for long.
+        kind: it removes those of this kind at once: nobody needs their proofs.
         now: epoch seconds; 0: this moment.
-        patience: seconds after which to stop looking: a directory may have millions of entries.
+        patience: seconds after which it stops to look: a directory may have millions of entries.
     """
     try:
         number = os.open(root, beneath.LISTED)

@@ -48,16 +48,11 @@ class Failure:
         Raises:
             RecordError: it is not what `encode` makes.
         """
-        found = records.unpacked(text, LARGEST, parts=LARGEST)
-        if not isinstance(found, dict) or set(found) != _KEPT:
-            raise RecordError("it does not have the fields of a failure")
-        if not isinstance(found["reason"], str) or not isinstance(found["worker"], str):
-            raise RecordError("its reason or worker is not a text")
-        if type(found["tries"]) is not int or found["tries"] < 0:
-            raise RecordError("its tries are not a number")
-        if type(found["at"]) not in (int, float) or found["at"] < 0:
-            raise RecordError("its time is not a time")
-        return cls(**found, output=_output(output))
+        known = {field.name: field.type for field in fields(cls) if field.name != "output"}
+        found = records.fitting(records.unpacked(text, LARGEST, parts=LARGEST), known)
+        if found["tries"] < 0 or found["at"] < 0:
+            raise RecordError("its tries or its time are negative")
+        return cls(**found, output=(output or b"")[:LARGEST].decode("utf-8", "replace"))
 
     @classmethod
     def read(cls, text: bytes, output: bytes | None = None) -> "Failure":
@@ -67,13 +62,6 @@ class Failure:
             return cls.decode(text, output)
         except RecordError as error:
             return cls(f"the record of this failure cannot be read: {error}", 0, 0.0, "?")
-
-
-_KEPT = {field.name for field in fields(Failure)} - {"output"}
-
-
-def _output(printed: bytes | None) -> str:
-    return (printed or b"")[:LARGEST].decode("utf-8", "replace")
 
 
 def tail(text: str, longest: int) -> str:

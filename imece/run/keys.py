@@ -1,5 +1,5 @@
 """Every key in Redis, and nothing else. RQ's keys come from RQ's own classes, so that `rq info`, an
-autoscaler and imece mean the same ones, whatever `RQ_KEY_PREFIX` says.
+autoscaler and imece mean the same ones, also with `RQ_KEY_PREFIX`.
 
 imece:runs                        sorted set: run id by the time of its last enqueuing
 imece:run:<id>                    hash: state, generation, round, parameters, counters, times

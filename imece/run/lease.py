@@ -8,16 +8,15 @@ from redis import Redis
 
 from imece.connection import raw, text
 from imece.run import keys, manifest, scripts
-from imece.run.cursor import Cursor
 from imece.run.failure import Failure
-from imece.run.job import Reference
+from imece.run.job import Cursor, Reference
 from imece.run.parameters import Parameters
 from imece.run.store import Run
 from imece.settings import Settings
 
 Action = Literal["continue", "finish", "return", "defer", "stall"]
 Verdict = Literal["held", "stop", "lost", "gone"]
-"""`stop`: the run is not on any more; the file in hand is finished, and no other is begun."""
+"""`stop`: the run is not on any more. The worker finishes its current file and starts no other."""
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Batch:
 
     Attributes:
         durations: step of imece/run/durations.py -> files that took so long.
-        shortest: microseconds of the file that was quickest, if one is done.
+        shortest: microseconds of the file that was quickest; -1 if none is done.
         microseconds: what the files took that were done, all together; not recorded in Redis.
     """
 
@@ -40,16 +39,16 @@ class Batch:
     failures: list[tuple[bytes, Failure]] = field(default_factory=list)
     slowest: list[tuple[bytes, int]] = field(default_factory=list)
     microseconds: int = 0
-    shortest: int | None = None
+    shortest: int = -1
     untouched: bool = False
     """No output was there before the run's first job; see `Claimed`."""
 
     def deltas(self) -> str:
-        counters = ("done", "failed", "skipped", "retried", "bytes_in", "bytes_out")
-        deltas: dict[str, object] = {name: getattr(self, name) for name in counters}
-        deltas["untouched"] = self.untouched
-        deltas["durations"] = {str(step): n for step, n in self.durations.items()}
-        deltas["shortest"] = -1 if self.shortest is None else self.shortest
+        """For lua/checkpoint.lua."""
+        names = ("done", "failed", "skipped", "retried", "bytes_in", "bytes_out")
+        deltas = {
+            name: getattr(self, name) for name in (*names, "shortest", "untouched", "durations")
+        }
         return json.dumps(deltas)
 
 
@@ -92,9 +91,9 @@ class Lease:
             to_others: this worker leaves the run to others for now; the job goes to the back.
 
         Returns:
-            What is claimed; or why not, and then the job is out of the way: lost (another worker
-            has it), gone (its run or the job is no more), later (the run pauses), or the state of
-            its run.
+            What is claimed; or why not, and then the job is no longer this worker's: lost (another
+            worker has it), gone (its run or the job is gone), later (the run pauses), or the state
+            of its run.
 
         Raises:
             RunError: what the run holds for this job was not made by imece; says what helps.
@@ -103,17 +102,11 @@ class Lease:
             return self._take(worker, to_others)
 
     def _take(self, worker: str, to_others: bool) -> Claimed | str:
-        queue, reference = self.settings.queue, self.reference
+        queue, job = self.settings.queue, self.reference
         where = [self.run.key, keys.moving(queue), keys.leases(queue), keys.pending(queue)]
-        arguments: list[str | bytes | int | float] = [
-            reference.job_id,
-            self.execution,
-            self.settings.lease,
-            worker,
-            reference.field,
-            reference.part,
-            reference.bucket,
-            int(to_others),
+        arguments: scripts.Arguments = [
+            *(job.job_id, self.execution, self.settings.lease, worker),
+            *(job.field, job.part, job.bucket, int(to_others)),
         ]
         answer = scripts.run("take", self.redis, where, arguments)
         if answer[0] == b"damaged":
@@ -152,18 +145,10 @@ class Lease:
             Whether the lease holds, and how many jobs wait in the queue.
         """
         queue, settings = self.settings.queue, self.settings
-        arguments: list[str | bytes | int | float] = [
-            self.reference.job_id,
-            self.execution,
-            settings.lease,
-            self.reference.field,
-            action,
-            number,
-            cursor.encode() if cursor else "",
-            batch.deltas() if batch else "",
-            settings.run_ttl,
-            settings.result_ttl,
-            reason,
+        arguments: scripts.Arguments = [
+            *(self.reference.job_id, self.execution, settings.lease, self.reference.field),
+            *(action, number, cursor.encode() if cursor else "", batch.deltas() if batch else ""),
+            *(settings.run_ttl, settings.result_ttl, reason),
         ]
         if batch:
             arguments.append(len(batch.failures))

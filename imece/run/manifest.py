@@ -1,7 +1,7 @@
 """A manifest: the names of one bucket's files, joined by NUL, compressed. Never changed.
 
-A bucket job's indexes are those of the sorted names. They are sorted by who reads a manifest, one
-bucket at a time: for the producer, who makes them all, that would be a third of its work on them.
+A bucket job's indexes are those of the sorted names. The reader of a manifest sorts them, one
+bucket at a time. The producer makes all manifests: to sort would be a third of its work on them.
 """
 
 import zlib
@@ -18,8 +18,7 @@ LARGEST = 64 * 2**20
 """Bytes a manifest may unpack to; a larger one was not made by imece."""
 
 MOST_NAMES = 2**21
-"""Names it may hold. With both, a worker takes half a gigabyte at the most to unpack one."""
-
+"""Names it may hold. With both, a worker takes at most half a gigabyte to unpack one."""
 
 WRONG = "what stands for the names of its files is not a manifest: "
 
@@ -27,7 +26,7 @@ WRONG = "what stands for the names of its files is not a manifest: "
 def encode(files: Sequence[bytes]) -> bytes:
     """The blob for names in any order.
 
-    The means are chosen for speed (bench/enqueue.py). Level 1 takes half the time of level 6 and is
+    It is made for speed (bench/enqueue.py): level 1 takes half the time of level 6 and is
     15 % larger; a small window takes less memory to set up.
 
     Raises:

@@ -1,33 +1,27 @@
 """What was asked for when a round of a run was enqueued."""
 
 import json
-import math
 import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imece.run import records
-from imece.run.cursor import MOST_FILES
+from imece.run.job import MOST_FILES
 from imece.run.records import RecordError
 from imece.settings import QUEUE
-
-if TYPE_CHECKING:
-    pass
-
 
 SEED = 1
 """The mmh3 seed of new runs; each run records its own."""
 
-
 IDENTITY = ("input", "output", "suffix", "queue", "seed")
 """The parameters in which all rounds of a run agree."""
-
 
 LARGEST_PARAMETERS = 2**20
 """Bytes a run's parameters may have in Redis."""
 
+UNREADABLE = "the run's parameters cannot be read: "
 
 RANGES: dict[str, tuple[float, float]] = {
     "buckets": (1, 2**32),
@@ -89,21 +83,11 @@ class Parameters:
         Raises:
             RecordError: it is not what `encode` makes.
         """
-        given = _read(text)
-        known = {field.name for field in fields(cls)}
-        for other, how in ((set(given) - known, "unknown"), (known - set(given), "missing")):
-            if other:
-                raise RecordError(
-                    f"the run's parameters cannot be read: {how}: {', '.join(sorted(other))[:200]}"
-                )
-        for name in ("include", "exclude"):
-            if not isinstance(given[name], list):
-                raise RecordError(f"the run's parameters cannot be read: {name} is no list")
-            given[name] = tuple(given[name])
-        parameters = cls(**given)
-        for field in fields(cls):
-            if not _fits(getattr(parameters, field.name), field.type):
-                raise RecordError(f"the run's parameter {field.name} is not what it should be")
+        try:
+            known = {field.name: field.type for field in fields(cls)}
+            parameters = cls(**records.fitting(_read(text), known))
+        except RecordError as error:
+            raise RecordError(f"{UNREADABLE}{error}") from None
         if flaw := parameters.flaw():
             raise RecordError(f"the run's parameter {flaw}")
         return parameters
@@ -111,7 +95,11 @@ class Parameters:
     def flaw(self) -> str | None:
         """What no worker would take, by the name of the parameter; None if there is nothing."""
         for name, path in (("input", self.input), ("output", self.output)):
-            if path is not None and (flaw := records.path_flaw(path)):
+            if path is None:
+                continue
+            if not path.startswith("/"):
+                return f"{name} {'is not an absolute path' if path else 'is empty'}"
+            if flaw := records.text_flaw(path):
                 return f"{name} {flaw}"
         if self.suffix is not None:
             flaw = records.text_flaw(self.suffix)
@@ -136,35 +124,20 @@ class Parameters:
         return [name for name, value in asdict(self).items() if asdict(other)[name] != value]
 
 
-def _read(text: bytes | str) -> dict[str, Any]:
-    """A run's parameters as they stand in Redis, unchecked."""
-    try:
-        given = records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
-    except RecordError as error:
-        raise RecordError(f"the run's parameters cannot be read: {error}") from None
-    if not isinstance(given, dict):
-        raise RecordError("the run's parameters cannot be read: it is no JSON object")
-    return given
+def _read(text: bytes | str) -> Any:
+    return records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
 
 
 def queue_of(parameters: bytes) -> str | None:
     """The queue of a run whose other parameters may not be readable; None if it is not either."""
     try:
-        queue = _read(parameters).get("queue")
+        found = _read(parameters)
     except RecordError:
         return None
+    queue = found.get("queue") if isinstance(found, dict) else None
     return queue if isinstance(queue, str) else None
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value read from JSON is of the type a field of `Parameters` has."""
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    if kind == tuple[str, ...]:
-        return all(isinstance(item, str) for item in value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
 def text_path(path: Path) -> str:
-    """A path as text that `Parameters` can hold, whatever bytes are in it."""
+    """A path as text that `Parameters` can hold, with any bytes in it."""
     return os.fsdecode(path)

@@ -1,7 +1,7 @@
 """What is read from Redis, as values: bounded, checked, or refused with a reason.
 
-Whoever may write to Redis can put anything there. Every function here returns a sound value or
-raises RecordError with what is wrong and where, in a time and a memory that are bounded.
+Anybody who may write to Redis can put anything there. Every function here returns a sound value or
+raises RecordError with what is wrong and where. It takes a bounded time and a bounded memory.
 """
 
 import json
@@ -17,6 +17,7 @@ LARGEST_NUMBER = 2**63 - 1
 """What Redis counts up to."""
 
 LONGEST_TEXT = 10_000
+
 MOST_SLOTS = 100_000
 """Entries of a histogram or timeline. A timeline of ten years has 52,000."""
 
@@ -55,6 +56,35 @@ def unpacked(text: bytes | str, longest: int, parts: int) -> Any:
         raise RecordError("it is no JSON") from None
 
 
+def fitting(given: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record in JSON, by name; each has the type that is known for it.
+
+    Raises:
+        RecordError: one is missing, unknown or of another type.
+    """
+    if not isinstance(given, dict):
+        raise RecordError("it is no JSON object")
+    for other, how in ((set(given) - set(known), "unknown"), (set(known) - set(given), "missing")):
+        if other:
+            raise RecordError(f"{how}: {', '.join(sorted(other))[:200]}")
+    for name, kind in known.items():
+        if kind == tuple[str, ...]:
+            if not isinstance(given[name], list):
+                raise RecordError(f"{name} is no list")
+            given[name] = tuple(given[name])
+        if not _fits(given[name], kind):
+            raise RecordError(f"{name} is not what it should be")
+    return given
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return type(value) in (int, float)
+    if kind == tuple[str, ...]:
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
 def _integer(digits: str) -> int:
     if len(digits) > 20 or not -LARGEST_NUMBER <= (value := int(digits)) <= LARGEST_NUMBER:
         raise RecordError(f"the number {digits[:30]} is too large")
@@ -68,24 +98,33 @@ def _fraction(digits: str) -> float:
     return value
 
 
-def whole(fields: Mapping[str, bytes], name: str, largest: int = LARGEST_NUMBER) -> int:
-    """A counter in a hash; 0 if it is not there."""
-    return _whole(name, fields.get(name, b"0"), largest)
+def whole(fields: Mapping[str, bytes], name: str) -> int:
+    """A counter in a hash, as Redis writes it: no sign, no blank. 0 if it is not there."""
+    digits = fields.get(name, b"0")
+    if len(digits) > 20 or not digits.isdigit() or int(digits) > LARGEST_NUMBER:
+        raise RecordError(f"{name} is not a number from 0 on: {names.shown(digits[:50])}")
+    return int(digits)
 
 
 def moment(fields: Mapping[str, bytes], name: str) -> float | None:
     """A point in time in a hash, epoch seconds; None if it is not there."""
-    found = fields.get(name)
-    return None if found is None else _seconds(name, found)
-
-
-def text(fields: Mapping[str, bytes], name: str, longest: int = LONGEST_TEXT) -> str | None:
-    """A text in a hash; None if it is not there. What is not UTF-8 in it comes as escapes."""
-    found = fields.get(name)
-    if found is None:
+    if (digits := fields.get(name)) is None:
         return None
-    if len(found) > longest:
-        raise RecordError(f"{name} is longer than {longest} bytes")
+    try:
+        value = float(digits) if len(digits) <= 50 else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < LARGEST_NUMBER:  # nor NaN
+        raise RecordError(f"{name} is not a time: {names.shown(digits[:50])}")
+    return value
+
+
+def text(fields: Mapping[str, bytes], name: str) -> str | None:
+    """A text in a hash; None if it is not there. What is not UTF-8 in it comes as escapes."""
+    if (found := fields.get(name)) is None:
+        return None
+    if len(found) > LONGEST_TEXT:
+        raise RecordError(f"{name} is longer than {LONGEST_TEXT} bytes")
     return found.decode("utf-8", "backslashreplace")
 
 
@@ -93,8 +132,9 @@ def histogram(name: str, found: Mapping[bytes, bytes]) -> dict[int, int]:
     """A hash of counts by number, in the order of the numbers: durations, timeline."""
     if len(found) > MOST_SLOTS:
         raise RecordError(f"{name} has more than {MOST_SLOTS} entries")
+    entry, of_entry = f"an entry of {name}", f"a count of {name}"
     counts = {
-        _whole(f"an entry of {name}", slot): _whole(f"a count of {name}", count)
+        whole({entry: slot}, entry): whole({of_entry: count}, of_entry)
         for slot, count in found.items()
     }
     return dict(sorted(counts.items()))
@@ -107,32 +147,6 @@ def ranking(name: str, found: Iterable[tuple[bytes, float]]) -> list[tuple[bytes
         if not 0 <= number < LARGEST_NUMBER:  # nor NaN
             raise RecordError(f"a number of {name} is out of range: {number}")
     return ranked
-
-
-def _whole(name: str, digits: bytes, largest: int = LARGEST_NUMBER) -> int:
-    """As Redis writes it: no sign, no blank, no underscore."""
-    if len(digits) > 20 or not digits.isdigit() or (value := int(digits)) > largest:
-        raise RecordError(f"{name} is not a number from 0 to {largest}: {names.shown(digits[:50])}")
-    return value
-
-
-def _seconds(name: str, digits: bytes) -> float:
-    try:
-        value = float(digits) if len(digits) <= 50 else math.nan
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < LARGEST_NUMBER:  # nor NaN
-        raise RecordError(f"{name} is not a time: {names.shown(digits[:50])}")
-    return value
-
-
-def path_flaw(path: str) -> str | None:
-    """What forbids this as the path of a run's directory, or None."""
-    if not path:
-        return "is empty"
-    if not path.startswith("/"):
-        return "is not an absolute path"
-    return text_flaw(path)
 
 
 def text_flaw(given: str) -> str | None:

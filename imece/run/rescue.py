@@ -1,4 +1,5 @@
-"""What becomes of the jobs of dead workers, and of jobs that are in no list any more.
+"""What happens when a worker dies: its jobs go back into the queue, and so do jobs that are in no
+list any more.
 
 One worker of a queue looks at a time (`elect`). RQ's own clean-up takes up to 808 s to notice a
 dead worker, and runs jobs twice (rq/registry.py, `StartedJobRegistry.cleanup`).
@@ -21,13 +22,12 @@ from imece.run.store import ON, STEP, Run, recent
 from imece.settings import Settings
 
 SWEEP_PATIENCE = 1.0
-"""Seconds to look for what the dead have left: an output directory may have millions of entries."""
+"""Seconds to look for what dead workers have left: a directory may have millions of entries."""
 
 
 def elect(redis: Redis, queue: str, worker: str, seconds: float) -> bool:
     """Whether this worker is the one that looks, for so many seconds."""
-    arguments: list[str | bytes | int | float] = [worker, int(seconds * 1000)]
-    return bool(scripts.run("elect", redis, [keys.sweeper(queue)], arguments))
+    return bool(scripts.run("elect", redis, [keys.sweeper(queue)], [worker, int(seconds * 1000)]))
 
 
 def requeue_dead(
@@ -35,14 +35,14 @@ def requeue_dead(
 ) -> Iterator[str]:
     """Puts the jobs of dead workers back into the queue; one line for each.
 
-    Dead is a worker whose lease has run out; sooner, one that has missed three signs of life and
-    whose channel has no subscriber.
+    A worker is dead if its lease has run out. It is dead sooner if it has missed three signs of
+    life and its channel has no subscriber.
 
     Args:
         moving: this caller's memory, kept by it: when an id was first seen between queue and lease.
         now: a clock of the caller's that does not jump.
-        uptime: whole seconds since the server was started. Whoever was last heard before that may
-            still be alive: it has a lease's time to be heard again.
+        uptime: whole seconds since the server was started. A worker that was last heard before
+            that may still be alive: it has the time of one lease to be heard again.
     """
     queue = settings.queue
     with redis.pipeline(transaction=False) as pipeline:
@@ -69,7 +69,7 @@ def requeue_dead(
         entry = ["lease", member, repr(expiry)]
         outcome = _requeue(redis, queue, job_id, keys.leases(queue), entry)
         if outcome == "requeued":
-            yield f"job {_shown(job_id)} is back in the queue: {why}"
+            yield f"job {text(job_id)} is back in the queue: {why}"
         elif outcome == "dropped":
             _clear_after(redis, settings, job_id)
 
@@ -80,11 +80,7 @@ def requeue_dead(
         if silent <= patience:
             continue
         if _requeue(redis, queue, job, keys.moving(queue), ["moving", job, ""]) == "requeued":
-            yield f"job {_shown(job)} is back in the queue: nobody took it after it was popped"
-
-
-def _shown(job_id: bytes) -> str:
-    return job_id.decode("utf-8", "backslashreplace")
+            yield f"job {text(job)} is back in the queue: nobody took it after it was popped"
 
 
 def _reference(job_id: bytes) -> Reference | None:
@@ -119,8 +115,8 @@ def _requeue(redis: Redis, queue: str, job_id: bytes, place: str, entry: list[st
 
 
 def _clear_after(redis: Redis, settings: Settings, job_id: bytes) -> None:
-    """Removes what a dead worker has left of a job that nobody will take over: until now its lease
-    has kept it. Its run may have another round by now, or be another of the same id."""
+    """Removes what a dead worker has left of a job that nobody will take over; its lease protected
+    it until now. Its run may have another round by now, or be another one with the same id."""
     if (reference := _reference(job_id)) is not None:
         run = Run(redis, reference.run)
         clear_output(run, run.readable_parameters(), settings.output)
@@ -128,7 +124,7 @@ def _clear_after(redis: Redis, settings: Settings, job_id: bytes) -> None:
 
 def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str], list[str]]:
     """Puts jobs back that have a cursor and are in no list: somebody has emptied the queue, or a
-    worker of another kind has popped them.
+    worker of RQ's own has popped them.
 
     The lists are read one after the other while jobs move between them. So a run is only suspected
     when jobs are missed for the first time, and dealt with when they are missed again.
@@ -139,12 +135,12 @@ def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str
     Returns:
         The runs that miss jobs, and a line for each run that was dealt with.
     """
-    places = Counter[str]()
-    queued = _places(redis, queue, places)
+    queued, places = _places(redis, queue)
     missing, lines = set(), []
     for run in _runs_on(redis, queue):
-        if line := hold_damaged(run, queue):
-            lines.append(line)
+        if (damage := run.damage(hold=True)) is not None:
+            run.purge(queue)
+            lines.append(f"run {run.id} is held: {damage.what}")
             continue
         with redis.pipeline() as pipeline:
             pipeline.hlen(f"{run.key}:jobs")
@@ -159,33 +155,21 @@ def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str
     return missing, lines
 
 
-def hold_damaged(run: Run, queue: str) -> str | None:
-    """Lets a run that is on wait for a person if it cannot go on because somebody has changed its
-    records; a line about it."""
-    damage = run.damage()
-    if damage is None or not run.hold(damage.what, damage.generation):
-        return None
-    run.purge(queue)
-    return f"run {run.id} is held: {damage.what}"
-
-
-def _places(redis: Redis, queue: str, places: Counter[str]) -> set[bytes]:
-    """The ids in the queue; counts for each run those and the ones in the other two lists."""
+def _places(redis: Redis, queue: str) -> tuple[set[bytes], Counter[str]]:
+    """The ids in the queue, and how many of each run are there or in the other two lists."""
     queued: set[bytes] = set()
     start = 0
     while ids := redis.lrange(keys.pending(queue), start, start + STEP - 1):
         queued.update(map(raw, ids))
         start += STEP
     moving = map(raw, redis.lrange(keys.moving(queue), 0, -1))
-    members: list[bytes] = redis.zrange(keys.leases(queue), 0, -1)  # type: ignore[assignment]
-    for job_id in (*queued, *moving, *(member.rpartition(b":")[0] for member in members)):
-        if (reference := _reference(job_id)) is not None:
-            places[reference.run] += 1
-    return queued
+    leased = (raw(one).rpartition(b":")[0] for one in redis.zrange(keys.leases(queue), 0, -1))
+    found = map(_reference, (*queued, *moving, *leased))
+    return queued, Counter(reference.run for reference in found if reference is not None)
 
 
 def _runs_on(redis: Redis, queue: str) -> Iterator[Run]:
-    """The runs of a queue that are on; those, too, of which nobody can say the queue."""
+    """The runs of a queue that are on, also those whose queue cannot be read."""
     ids = recent(redis)
     with redis.pipeline(transaction=False) as pipeline:
         for run_id in ids:
@@ -199,7 +183,8 @@ def _runs_on(redis: Redis, queue: str) -> Iterator[Run]:
 
 
 def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
-    """Waiting is made anew from the cursors: what is there twice does no harm (lua/take.lua)."""
+    """Makes the list of waiting jobs again from the cursors; what is there twice does no harm
+    (lua/take.lua)."""
     redis.unlink(f"{run.key}:waiting")
     prefix = run.id.encode() + b"-"
     window = sum(1 for job_id in queued if job_id.startswith(prefix))
@@ -221,7 +206,7 @@ def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
 
 def clear_output(run: Run, parameters: Parameters | None, seen_as: Path | None = None) -> None:
     """Removes what dead workers have left of a run in its output directory, if that is seen from
-    here. What a worker that takes a job over needs of them stays, and what is in use.
+    here. It keeps what is in use, and what the next worker of a job needs.
 
     Args:
         parameters: the run's; None if nobody can read them.

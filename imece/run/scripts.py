@@ -10,7 +10,8 @@ from redis import Redis
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
-SHEBANG = "#!lua"
+
+Arguments = list[str | bytes | int | float]
 
 
 @cache
@@ -18,18 +19,16 @@ def source(name: str) -> str:
     """The text of `lua/<name>.lua`, common.lua before it (after its shebang, if it has one)."""
     folder = files("imece.run") / "lua"
     text = (folder / f"{name}.lua").read_text("utf-8")
+    shebang, text = text.split("\n", 1) if text.startswith("#!") else ("", text)
     common = (folder / "common.lua").read_text("utf-8")
-    if text.startswith(SHEBANG):
-        first, _, text = text.partition("\n")
-        return f"{first}\n{common}\n{text}"
-    return f"{common}\n{text}"
+    return f"{shebang}\n{common}\n{text}".lstrip()
 
 
 def run(
     name: str,
     redis: "Redis | AsyncRedis",
     keys: Sequence[str | bytes],
-    arguments: list[str | bytes | int | float],
+    arguments: Arguments,
 ) -> Any:
     """Runs one script; with a client for event loops, an awaitable that does. redis-py sends its
     digest, and the text where the server has not got it."""

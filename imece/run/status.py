@@ -49,6 +49,7 @@ class Status:
         timeline: seconds since the start -> files ended in that slot; those in which no worker had
             a job of the run are missing.
         slowest: (name, seconds), slowest first.
+        state: one of STATES; "stopped" for a local run whose last call has not come to its end.
         round: how often the run was enqueued; the counters are those of the last time.
         blocking_reason: why the run is held, or why workers can do nothing for it at the moment.
     """
@@ -103,7 +104,7 @@ class Status:
     @property
     def has_stopped(self) -> bool:
         """Whether nothing will change without a person."""
-        return self.has_ended or self.is_held
+        return self.has_ended or self.is_held or self.state == "stopped"
 
     @property
     def seconds(self) -> float:
@@ -112,34 +113,24 @@ class Status:
 
     def summary(self) -> dict[str, Any]:
         """What a program would want, ready for JSON."""
+
+        def named(*names: str) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in names}
+
         return {
             "run": self.id,
             "state": self.state,
             "input": self.parameters.input,
             "output": self.parameters.output,
-            "files": self.files,
-            "done": self.done,
-            "failed": self.failed,
-            "skipped": self.skipped,
-            "left": self.left,
-            "retried": self.retried,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
+            **named("files", "done", "failed", "skipped", "left"),
+            **named("retried", "bytes_in", "bytes_out"),
             "seconds": round(self.seconds, 3),
             "rate": round(self.rate, 3),
             "time_left": round(self.time_left, 1) if self.time_left is not None else None,
-            "created": self.created,
-            "started": self.started,
-            "ended": self.ended,
-            "generation": self.generation,
-            "round": self.round,
-            "buckets": self.buckets,
-            "jobs_left": self.jobs_left,
-            "links_refused": self.links_refused,
+            **named("created", "started", "ended"),
+            **named("generation", "round", "buckets", "jobs_left", "links_refused"),
             "queue": self.parameters.queue,
-            "pending": self.backlog.pending,
-            "in_flight": self.backlog.in_flight,
-            "workers": self.backlog.workers,
+            **vars(self.backlog),
             "blocking_reason": self.blocking_reason,
         }
 
@@ -226,24 +217,23 @@ def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) 
 
 
 def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
-    parameters = run.decode(fields["parameters"])
     time, jobs_left, durations, timeline, slowest, *queue = answers
     numbers = {name: records.whole(fields, name) for name in COUNTERS}
     state = records.text(fields, "state") or ""
     if state not in STATES:
-        raise RecordError(
-            f"its state in Redis is none that a run can have: {names.printable(state[:50])}"
-        )
+        known = names.printable(state[:50])
+        raise RecordError(f"its state in Redis is none that a run can have: {known}")
     started, ended = records.moment(fields, "started"), records.moment(fields, "ended")
     now = time[0] + time[1] / 1e6
     slots = records.histogram("its timeline", timeline)
     through = numbers["done"] + numbers["failed"] + numbers["skipped"]
     rate = _rate(slots, through, started, ended, now)
+    moves = state in ON and rate > 0
     ranked = records.ranking("its slowest files", slowest)
     return Status(
         id=run.id,
         state=state,
-        parameters=parameters,
+        parameters=run.decode(fields["parameters"]),
         **numbers,
         jobs_left=jobs_left,
         created=records.moment(fields, "created") or 0.0,
@@ -251,9 +241,7 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
         ended=ended,
         now=now,
         rate=rate,
-        time_left=None
-        if state not in ON or rate == 0
-        else max(0, numbers["files"] - through) / rate,
+        time_left=max(0, numbers["files"] - through) / rate if moves else None,
         durations=records.histogram("its durations", durations),
         shortest=records.whole(fields, "shortest") / 1e6,
         timeline=slots,

@@ -1,5 +1,4 @@
-"""A run in Redis: its parameters, and what may be done to it as a whole; keys:
-imece/run/keys.py."""
+"""A run in Redis, and what may be done to it as a whole. Its keys are in imece/run/keys.py."""
 
 import re
 from collections.abc import Iterator
@@ -13,14 +12,13 @@ from redis.exceptions import NoPermissionError, ResponseError
 from imece.connection import is_outage, raw, text
 from imece.errors import RunError
 from imece.run import keys, manifest, records, scripts
-from imece.run.cursor import Cursor
 from imece.run.failure import Failure
-from imece.run.job import Reference
+from imece.run.job import Cursor, Reference
+from imece.run.parameters import Parameters
 from imece.run.records import RecordError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
-from imece.run.parameters import Parameters
 
 CLAIM_TTL = 10
 """Seconds after which the claim of a producer that shows no sign of life is gone."""
@@ -32,19 +30,19 @@ SOUND_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 """What a run's id is made of; see `names.slug`."""
 
 STEP = 1000
-"""How many jobs or queue entries one command touches at the most: none takes 20 ms."""
+"""The most jobs or queue entries that one command touches: none takes 20 ms."""
 
 LOST_NAMES = "names of its files are gone from Redis"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment, as whoever enqueues its next round has to know it.
+    """A run at one moment, as a producer needs it that enqueues the next round.
 
     Attributes:
         state: None if there is no such run.
         generation: "" if there is no such run.
-        held: bucket jobs that a worker has in hand, or died with -> cursor.
+        held: bucket jobs that a worker has, or died with -> cursor.
     """
 
     state: str | None
@@ -55,15 +53,9 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Damage:
-    """What somebody has done to a run's records.
+    """What somebody has done to a run's records: what is wrong and how to fix it, and the command
+    that helps. "enqueue" makes the records again, "delete" removes them."""
 
-    Attributes:
-        generation: of the run that was looked at.
-        helps: the command that helps: "enqueue" makes the records anew, "delete" removes them.
-        what: what is wrong, and how to fix it.
-    """
-
-    generation: str
     helps: str
     what: str
 
@@ -92,14 +84,12 @@ class Run:
     def parameters(self) -> Parameters:
         """Raises RunError if there is no such run."""
         found, claimed = self._ask("parameters")
-        if found is not None:
-            return self.decode(found)
         listed = self.redis.hget(keys.claim(self.id), "parameters") if claimed else None
-        if listed is None:
-            if self.exists():
-                raise self.unusable("its parameters are gone from Redis")
-            raise self.missing()
-        return self.decode(raw(listed))
+        if found is not None or listed is not None:
+            return self.decode(raw(listed if found is None else found))
+        if self.redis.exists(self.key):
+            raise self.unusable("its parameters are gone from Redis")
+        raise self.missing()
 
     def readable_parameters(self) -> Parameters | None:
         """None if there are none: a run that nobody can read can be cancelled and deleted, too."""
@@ -108,9 +98,6 @@ class Run:
                 return self.parameters()
         except RunError:
             return None
-
-    def exists(self) -> bool:
-        return bool(self.redis.exists(self.key))
 
     def _ask(self, field: str) -> tuple[bytes | None, bool]:
         """A field of the run's hash, and whether a producer lists for it."""
@@ -146,8 +133,12 @@ class Run:
         """What is wrong with the run's records, and the command that helps; see `REMEDIES`."""
         return f"{what}: {REMEDIES[helps].format(self.id)}"
 
-    def damage(self) -> Damage | None:
-        """What somebody has done to the run's records, if it cannot go on so."""
+    def damage(self, hold: bool = False) -> Damage | None:
+        """What somebody has done to the run's records, if it cannot continue like that.
+
+        Args:
+            hold: make the run wait for a person then, if it is on.
+        """
         found = scripts.run("look", self.redis, [self.key], [])
         if found is not None:
             generation, helps, what = map(text, found)
@@ -160,7 +151,10 @@ class Run:
                 return None
             except RecordError as error:
                 generation, helps, what = text(number or b""), "delete", str(error)
-        return Damage(generation, helps, self.remedy(what, helps))
+        damage = Damage(helps, self.remedy(what, helps))
+        if hold:
+            self.hold(damage.what, generation)
+        return damage
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -172,8 +166,7 @@ class Run:
         except ResponseError as error:
             if is_outage(error) or isinstance(error, NoPermissionError):
                 raise
-            damage = self.damage()
-            if damage is None:
+            if (damage := self.damage()) is None:
                 raise
             raise RunError(f"run {self.id} cannot be used: {damage.what}") from None
 
@@ -184,16 +177,13 @@ class Run:
             (state, generation, parts), holders = pipeline.execute()
         fields = [field for field in holders if b":" not in field]
         cursors = self.redis.hmget(f"{self.key}:jobs", fields) if fields else []
-        return Snapshot(
-            _word(state),
-            _word(generation) or "",
-            tuple(part for part in (_word(parts) or "").split(",") if part),
-            {
-                field: raw(cursor)
-                for field, cursor in zip(fields, cursors, strict=True)
-                if cursor is not None
-            },
-        )
+        held = {
+            field: raw(cursor)
+            for field, cursor in zip(fields, cursors, strict=True)
+            if cursor is not None
+        }
+        named = tuple(part for part in text(parts or b"").split(",") if part)
+        return Snapshot(_word(state), text(generation or b""), named, held)
 
     def claim(self, parameters: Parameters, token: str, ttl: int) -> str:
         """Takes the id for a producer that is about to list.
@@ -201,16 +191,15 @@ class Run:
         Returns:
             "claimed"; "listing" if another producer has it; or the state of a run that is on.
         """
-        arguments: list[str | bytes | int | float] = [
-            self.id, token, CLAIM_TTL, parameters.encode(), ttl,
-        ]  # fmt: skip
-        return text(scripts.run("claim", self.redis, [self.key, keys.claim(self.id)], arguments))
+        where = [self.key, keys.claim(self.id)]
+        arguments: scripts.Arguments = [self.id, token, CLAIM_TTL, parameters.encode(), ttl]
+        return text(scripts.run("claim", self.redis, where, arguments))
 
     def attach(self) -> str | None:
-        """Says that somebody waits for the run, which moves it to its next generation.
+        """Says that somebody waits for the run, and moves it to its next generation.
 
         Returns:
-            The generation: what a cancel by whoever waits must name. None if the run is not on.
+            The generation. A cancel by the one that waits must name it. None if the run is not on.
         """
         return text(scripts.run("attach", self.redis, [self.key], [])) or None
 
@@ -218,7 +207,7 @@ class Run:
         """No new files are started; what is done stays.
 
         Args:
-            generation: the one that is meant; a later one goes on. "" for whichever it is.
+            generation: cancel only this one; a later one continues. "" for any.
 
         Raises:
             RunError: there is no such run, or it has ended.
@@ -242,10 +231,10 @@ class Run:
                 break
 
     def hold(self, reason: str, generation: str = "") -> bool:
-        """Lets a run wait for a person, if it is on.
+        """Makes a run wait for a person, if it is on.
 
         Args:
-            generation: the one that is meant; "" for whichever it is.
+            generation: hold only this one; "" for any.
         """
         return bool(scripts.run("hold", self.redis, [self.key], [reason, generation]))
 
@@ -260,7 +249,7 @@ class Run:
         where = [self.key, keys.claim(self.id)]
         answer = text(scripts.run("delete", self.redis, where, [int(unreadable)]))
         left: list[bytes] = []
-        if unreadable and answer in ("", "deleted"):  # which parts it has, nobody may know
+        if unreadable and answer in ("", "deleted"):  # its parts may not be known
             left = list(self.redis.scan_iter(match=f"{self.key}:*", count=STEP))
         if left:
             self.redis.unlink(*left)
@@ -268,6 +257,11 @@ class Run:
             raise self.missing()
         if answer not in ("", "deleted"):
             raise RunError(f"run {self.id} is {answer}: `imece cancel {self.id}` first")
+
+    def forget_names(self) -> None:
+        """Removes the names of its files, which nobody needs once all are done."""
+        parts = text(self.redis.hget(self.key, "parts") or b"").split(",")
+        self.redis.unlink(*(keys.manifest(self.id, part) for part in parts))
 
     def failures(self) -> Iterator[tuple[bytes, Failure]]:
         """The quarantined files and why, in no order."""
@@ -284,10 +278,10 @@ class Run:
         return found
 
     def open_files(self) -> int:
-        """How many files of the last round are not done: failed, in hand, or not come to."""
+        """How many files of the last round are not done: failed, in a worker, or not started."""
         names = ("files", "done", "skipped")
-        values = self.redis.hmget(self.key, names)
-        found = {name: raw(value) for name, value in zip(names, values, strict=True) if value}
+        values = [raw(value or b"0") for value in self.redis.hmget(self.key, names)]
+        found = dict(zip(names, values, strict=True))
         files, *through = (records.whole(found, name) for name in names)
         return files - sum(through)
 
@@ -344,8 +338,7 @@ def recent(redis: Redis) -> list[str]:
     with redis.pipeline(transaction=False) as pipeline:
         for run_id in ids:
             pipeline.exists(keys.run(run_id), keys.claim(run_id))
-        present = pipeline.execute()
-    expired = [run_id for run_id, there in zip(ids, present, strict=True) if not there]
-    if expired:
+        there = dict(zip(ids, pipeline.execute(), strict=True))
+    if expired := [run_id for run_id in ids if not there[run_id]]:
         redis.zrem(keys.RUNS, *expired)
-    return [run_id for run_id, there in zip(ids, present, strict=True) if there]
+    return [run_id for run_id in ids if there[run_id]]

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from imece.errors import ImeceError
-from imece_producer.duration import seconds
+from imece_producer.display import seconds
 
 SKEW = 5.0
 """Seconds two clocks may differ."""

@@ -11,44 +11,57 @@ from imece.run.durations import quantile
 from imece.run.failure import Failure
 from imece.run.status import Status, read
 from imece.run.store import Run
-from imece_producer.duration import seconds
 
 if TYPE_CHECKING:
     from imece_producer.checks import Check
     from imece_producer.enqueue import Enqueued
-    from imece_producer.plan import Plan
+    from imece_producer.grouping import Plan
 
 SPARKS = " ▁▂▃▄▅▆▇█"
+LONGEST_CAUSE = 300
+SHOWN_FAILURES = 10
 
 
 def put(text: str) -> None:
-    """Prints what was asked for. All that imece prints goes through this, `put_json` or `say`:
-    names, paths and reasons come from elsewhere, and a terminal obeys control characters."""
+    """Prints a result. All that imece prints goes through this, `put_json` or `say`: names, paths
+    and reasons come from elsewhere, and a terminal obeys control characters."""
     print(names.printable_lines(text), flush=True)
 
 
 def put_json(value: Any) -> None:
-    """Prints what was asked for, for programs: a line of JSON."""
+    """Prints a result for programs: a line of JSON."""
     print(names.json_line(value), flush=True)
 
 
 def say(text: str) -> None:
-    """Prints a note beside it, on standard error."""
+    """Prints a note, on standard error."""
     print(names.printable_lines(text), file=sys.stderr, flush=True)
 
 
-def on_terminal() -> bool:
-    return sys.stdout.isatty()
+def seconds(value: float | None) -> str:
+    """`850 ms`, `4.2 s`, `3 min 12 s`, `2 h 05 min`."""
+    if value is None:
+        return "unknown"
+    if value < 0.9995:
+        return f"{value * 1000:.0f} ms"
+    if value < 59.95:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def size(value: int) -> str:
     """`512 B`, `3.1 MB`."""
-    number = float(value)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 999.95 or unit == "TB":
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+    if value < 1000:
+        return f"{value} B"
+    number = value / 1000
+    for unit in ("kB", "MB", "GB"):
+        if number < 999.95:
+            return f"{number:.1f} {unit}"
         number /= 1000
-    raise AssertionError
+    return f"{number:.1f} TB"
 
 
 def rate(value: float) -> str:
@@ -72,21 +85,18 @@ def plan(made: "Plan") -> str:
 
 
 def enqueued(how: "Enqueued") -> str:
-    """What has come of an enqueuing."""
+    """What an enqueuing has done."""
     if how.plan is not None:
-        again = " goes on" if how.how == "resumed" else ""
-        known = f"; {count(how.again, 'file')} in hand or done already" if how.again else ""
+        again = " continues" if how.how == "resumed" else ""
+        known = f"; {count(how.again, 'file')} in a worker or done already" if how.again else ""
         return f"run {how.run.id}{again}: {plan(how.plan)}{known}"
     return f"run {how.run.id} is on already: {line(read(how.run))}"
 
 
-def shortened(text: str, longest: int = 300) -> str:
-    return text if len(text) <= longest else text[:longest] + "…"
-
-
 def failure(name: bytes, why: Failure) -> str:
     tries = "1 try" if why.tries == 1 else f"{why.tries} tries"
-    return f"{names.shown(name)} ({tries}): {names.printable(shortened(why.cause))}"
+    cause = why.cause if len(why.cause) <= LONGEST_CAUSE else why.cause[:LONGEST_CAUSE] + "…"
+    return f"{names.shown(name)} ({tries}): {names.printable(cause)}"
 
 
 def line(status: Status, workers: str = "") -> str:
@@ -131,7 +141,7 @@ def block(status: Status) -> str:
         lines.append(f"  reason   {names.printable(status.blocking_reason)}")
     says_what_helps = "`imece " in (status.blocking_reason or "")
     if status.is_held and not says_what_helps:
-        lines.append(f"  imece resume {status.id} goes on when that is fixed")
+        lines.append(f"  imece resume {status.id} continues it when that is fixed")
     if status.failed:
         lines.append(f"  imece failures {status.id} says which failed and why")
     return "\n".join(lines)
@@ -185,7 +195,7 @@ def sparkline(values: list[int], width: int = 60) -> str:
 
 
 def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str]:
-    """What a local run has come to, line by line.
+    """The summary of a local run, line by line.
 
     Args:
         elapsed: seconds of this call.
@@ -215,20 +225,27 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
             yield f"    {seconds(took):>8}  {names.shown(name)}"
 
 
-SHOWN_FAILURES = 10
-
-
 def failures(run: Run, last: Status, file: Path) -> Iterator[str]:
     """The first failures of a run, line by line; all of them go to `file`, as JSON lines."""
+    if found := write_failures(run, last, file):
+        yield from first_failures(found)
+        yield all_failures(file)
+
+
+def write_failures(run: Run, last: Status, file: Path) -> list[tuple[bytes, Failure]]:
+    """The failures of a run by name, which go to `file`, as JSON lines."""
     file.unlink(missing_ok=True)
     if not last.failed:
-        return
+        return []
     found = sorted(run.failures(), key=lambda item: item[0])
     with file.open("w", encoding="utf-8") as stream:
         for name, why in found:
             stream.write(names.json_line(failure_entry(name, why)) + "\n")
-    yield from first_failures(found)
-    yield f"  all failures, with what was printed: {file}"
+    return found
+
+
+def all_failures(file: Path) -> str:
+    return f"  all failures, with what was printed: {file}"
 
 
 def first_failures(found: list[tuple[bytes, Failure]]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from imece_producer.cluster import diagnose, kubeconfig, scaling
 from imece_producer.cluster.client import Cluster, ClusterError, connect
 from imece_producer.cluster.rights import RIGHTS
 from imece_producer.cluster.scaling import numbers
-from imece_producer.duration import seconds
+from imece_producer.display import seconds
 from imece_producer.redis_checks import of_redis
 
 OLDEST_KEDA = (2, 20)

@@ -16,28 +16,25 @@ from imece.connection import connect, text
 from imece.errors import RunError
 from imece.files.listing import Listing
 from imece.run import keys, rescue, scripts
-from imece.run.cursor import Cursor
-from imece.run.job import Reference
+from imece.run.job import Cursor, Reference
 from imece.run.parameters import IDENTITY, Parameters
-from imece.run.records import RecordError
 from imece.run.store import CLAIM_TTL, LOST_NAMES, ON, STEP, Run, Snapshot
 from imece.settings import Settings
 from imece_producer import grouping
-from imece_producer.grouping import Bucket
-from imece_producer.outcomes import done, not_done, open_files
-from imece_producer.plan import Plan, group, plan
+from imece_producer.grouping import Bucket, Plan
+from imece_producer.rounds import not_done, sort_out
 
 STAGED_TTL = 3600
 """Seconds what a dead producer has staged stays in Redis."""
 
 STAGE_BYTES = 2**20
-"""About how much is sent to Redis in one go."""
+"""About how much is sent to Redis at a time."""
 
 TURN = 0.2
 """Seconds between two looks at a run that somebody else is busy with."""
 
 MOST_LOOKS = 150
-"""How often a commit is tried anew because a job in hand has moved meanwhile."""
+"""How often a commit is tried again because a job that a worker has has moved."""
 
 Fields = dict[FieldT, EncodableT]
 Say = Callable[[str], None]
@@ -49,27 +46,13 @@ class Enqueued:
     as the next round of a cancelled or held one, or "attached" to a run that is on.
 
     Attributes:
-        again: the files that were in hand, or are known to be done: not part of the plan.
+        again: the files that a worker has, or that are known to be done: not part of the plan.
     """
 
     run: Run
     how: str
     plan: Plan | None = None
     again: int = 0
-
-
-@dataclass
-class _Round:
-    """The files of a next round, sorted by what is to be done with them.
-
-    Attributes:
-        kept: the jobs in hand that go on; the records of the others are damaged.
-    """
-
-    files: list[bytes]
-    finished: list[bytes]
-    in_hand: int
-    kept: set[bytes]
 
 
 class Producer:
@@ -90,16 +73,17 @@ class Producer:
         again.
 
         Raises:
-            RunError: the id is in use with other parameters, or the run went away meanwhile.
+            RunError: the id is in use with other parameters, or the run went away in between.
             ListingError: the files cannot be listed or grouped.
         """
         run = Run(self.redis, run_id)
-        token = secrets.token_hex(4)
-        with run.explained(), self._claimed(run, token):
-            self._make_way(run)
+        with run.explained(), self._claimed(run) as token:
+            damage = run.damage(hold=True)
+            if damage is not None and damage.helps != "enqueue":
+                raise RunError(f"run {run.id} cannot be used: {damage.what}")
             if not self._claim(run, parameters, token):
                 return Enqueued(run, "attached")
-            made = plan(parameters, list_files())
+            made = grouping.plan(parameters, list_files())
             state, again = self._next_round(run, token, parameters, made)
         rescue.clear_output(run, parameters)
         how = "resumed" if state in ("cancelled", "held") else "enqueued"
@@ -114,39 +98,22 @@ class Producer:
             RunError: the run is on, or there is no such file.
         """
         with run.explained():
-            return self._again(run)
-
-    def _again(self, run: Run) -> int:
-        if (damage := run.damage()) is not None:
-            run.hold(damage.what, damage.generation)
-            raise RunError(f"run {run.id} cannot be used: {damage.what}")
-        parameters, state = run.parameters(), run.state()
-        if state in ON or state == "listing":
-            raise RunError(f"run {run.id} is {state}: call this again when it has ended")
-        if parameters.queue != self.settings.queue:
-            settings = self.settings.model_copy(update={"queue": parameters.queue})
-            return Producer(self.redis, settings, self._say)._again(run)
-        token = secrets.token_hex(4)
-        with self._claimed(run, token):
-            if not self._claim(run, parameters, token):
-                raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
-            files = list(not_done(run))
-            if len(files) < run.open_files():  # looked at after them: it only becomes less
-                raise run.unusable(LOST_NAMES)
-            if not files:
-                raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
-            made = Plan(parameters, Listing(files), *group(parameters, files))
-            self._next_round(run, token, parameters, made, only_these=True)
-        return len(files)
-
-    def _make_way(self, run: Run) -> None:
-        """Holds a run that is on and cannot go on, for what somebody has done to its records: this
-        enqueuing makes them anew, if it can."""
-        damage = run.damage()
-        if damage is not None:
-            if damage.helps != "enqueue":
+            if (damage := run.damage(hold=True)) is not None:
                 raise RunError(f"run {run.id} cannot be used: {damage.what}")
-            run.hold(damage.what, damage.generation)
+            parameters, state = run.parameters(), run.state()
+            if state in ON or state == "listing":
+                raise RunError(f"run {run.id} is {state}: call this again when it has ended")
+            with self._claimed(run) as token:
+                if not self._claim(run, parameters, token):
+                    raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
+                files = list(not_done(run))
+                if len(files) < run.open_files():  # looked at after them: it only becomes less
+                    raise run.unusable(LOST_NAMES)
+                if not files:
+                    raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
+                made = Plan(parameters, Listing(files), *grouping.divide(parameters, files))
+                self._next_round(run, token, parameters, made, only_these=True)
+        return len(files)
 
     def _claim(self, run: Run, parameters: Parameters, token: str) -> bool:
         """Takes the run's id. False if the run is on: then there is nothing to enqueue."""
@@ -158,18 +125,16 @@ class Producer:
             answer = run.claim(parameters, token, self.settings.run_ttl)
             if answer == "claimed":
                 return True
-            if answer != "listing":
-                if there is not None:
-                    self._put_back_lost()
-                    return False
-                unreadable += 1  # it has just come up; or it is broken
-                if unreadable == MOST_LOOKS:
-                    raise RunError(f"run {run.id} is {answer}, and has no parameters in Redis")
-                time.sleep(TURN)
-                continue
-            if not waiting:
+            if answer == "listing" and not waiting:
                 self._say(f"run {run.id} is being listed by another producer: waiting for it")
                 waiting = True
+            elif answer != "listing" and there is not None:
+                self._put_back_lost(parameters.queue)
+                return False
+            elif answer != "listing":  # it has just come up; or it is broken
+                unreadable += 1
+                if unreadable == MOST_LOOKS:
+                    raise RunError(f"run {run.id} is {answer}, and has no parameters in Redis")
             time.sleep(TURN)
 
     def _check_same(self, run: Run, state: str, there: Parameters, wanted: Parameters) -> None:
@@ -182,18 +147,18 @@ class Producer:
                 "take another --run-id, or call with what it was made with"
             )
 
-    def _put_back_lost(self) -> None:
+    def _put_back_lost(self, queue: str) -> None:
         """The workers do so, too; but there may be none, because the queue looks empty."""
-        queue = self.settings.queue
         missing, _ = rescue.put_back_lost(self.redis, queue, set())
         if missing:
             time.sleep(TURN)
             rescue.put_back_lost(self.redis, queue, missing)
 
     @contextmanager
-    def _claimed(self, run: Run, token: str) -> Iterator[None]:
-        """Keeps the claim alive while this process is busy; takes everything back if that fails,
-        the claim too, which may be there though its answer never came."""
+    def _claimed(self, run: Run) -> Iterator[str]:
+        """A token to claim the run with. Keeps the claim alive while this process is busy; takes
+        everything back if that fails, the claim too, which may be there without an answer."""
+        token = secrets.token_hex(4)
         over = threading.Event()
         redis = connect(self.settings, retries=0)
 
@@ -207,7 +172,7 @@ class Producer:
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
         try:
-            yield
+            yield token
         except BaseException:
             self._withdraw(run, token, with_claim=True)
             raise
@@ -230,68 +195,40 @@ class Producer:
         self, run: Run, token: str, parameters: Parameters, made: Plan, only_these: bool = False
     ) -> tuple[str | None, int]:
         """Stages and commits; what the run's state was, and how many files are not in the plan's
-        jobs because they are in hand, or known to be done."""
+        jobs because a worker has them, or because they are known to be done."""
+        look_for_finished = parameters.output is None and not only_these
         for _ in range(MOST_LOOKS):
             before = run.snapshot()
-            sorted_out = self._sort_out(run, before, parameters, made, only_these)
-            if len(sorted_out.files) == made.files:
+            found = sort_out(run, before, made.listing.files, look_for_finished)
+            if len(found.to_do) == made.files:
                 shape, buckets = made.shape, made.buckets
             else:
-                shape, buckets = group(parameters, sorted_out.files)
+                shape, buckets = grouping.divide(parameters, found.to_do)
             self._stage(run, token, buckets, shape.files_per_job)
             parts = [token]
-            if sorted_out.finished:
+            if found.finished:
                 parts.append(_finished_part(token))
-                finished = group(parameters, sorted_out.finished)[1]
-                self._stage(run, parts[-1], finished, None)
-            parts += [part for part in before.parts if part in _parts_of(sorted_out.kept)]
-            if only_these:  # what the rest of the files came to is still known
-                parts += [part for part in before.parts if part not in parts]
+                self._stage(run, parts[-1], grouping.divide(parameters, found.finished)[1], None)
+            kept = {text(field).partition("-")[0] for field in found.kept}
+            # A retry keeps all parts: what became of the other files is still known.
+            parts += [part for part in before.parts if only_these or part in kept]
             fields: dict[str, str | int] = {
                 "parameters": parameters.encode(),
                 "parts": ",".join(parts),
-                "files": len(sorted_out.files) + len(sorted_out.finished) + sorted_out.in_hand,
-                "skipped": len(sorted_out.finished),
+                "files": len(found.to_do) + len(found.finished) + found.in_hand,
+                "skipped": len(found.finished),
                 "buckets": shape.buckets,
                 "links_refused": made.listing.links_refused,
             }
             jobs = grouping.jobs(buckets, shape.files_per_job)
-            answer = self._commit(run, token, before, sorted_out.kept, jobs, fields)
+            answer = self._commit(run, token, parameters.queue, before, found.kept, jobs, fields)
             if answer == "committed":
-                return before.state, len(sorted_out.finished) + sorted_out.in_hand
+                return before.state, len(found.finished) + found.in_hand
             if answer != "changed":
                 break
             self._withdraw(run, token)
             time.sleep(TURN)
         raise RunError(f"run {run.id} was cancelled, or taken over, while it was being enqueued")
-
-    def _sort_out(
-        self, run: Run, before: Snapshot, parameters: Parameters, made: Plan, only_these: bool
-    ) -> _Round:
-        """Leaves out the files of jobs that a worker has in hand, so that none is begun a second
-        time, and those that are done though no worker could see it."""
-        files = made.listing.files
-        in_hand: set[bytes] = set()
-        kept: set[bytes] = set()
-        count = 0
-        for field_, text_ in before.held.items():
-            try:
-                reference, cursor = Reference.of_field(run.id, field_), Cursor.decode(text_)
-                names = run.names(reference.part, reference.bucket)
-                of_job = open_files(names, [cursor])
-            except RecordError:
-                continue
-            kept.add(field_)
-            count += len(of_job)
-            in_hand.update(of_job)
-        finished: set[bytes] = set()
-        interrupted = before.state in ("cancelled", "held", "failed")
-        if parameters.output is None and interrupted and not only_these:
-            finished = done(run, before.parts).intersection(files) - in_hand
-        if not in_hand and not finished:
-            return _Round(files, [], 0, kept)
-        left = [name for name in files if name not in in_hand and name not in finished]
-        return _Round(left, list(finished), count, kept)
 
     def _stage(self, run: Run, part: str, buckets: list[Bucket], cap: int | None) -> None:
         """Writes manifests, cursors and their order where no worker looks. No `cap`: no cursors."""
@@ -310,8 +247,7 @@ class Producer:
             if size > STAGE_BYTES:
                 self._send(run, part, manifests, cursors)
                 manifests, cursors, size = {}, {}, 0
-        if manifests or cursors:
-            self._send(run, part, manifests, cursors)
+        self._send(run, part, manifests, cursors)
 
     def _send(self, run: Run, part: str, manifests: Fields, cursors: Fields) -> None:
         """In a transaction: nothing is ever there without its TTL, whenever this process dies."""
@@ -330,41 +266,27 @@ class Producer:
         self,
         run: Run,
         token: str,
+        queue: str,
         before: Snapshot,
-        kept: set[bytes],
+        kept: Iterable[bytes],
         jobs: int,
         fields: dict[str, str | int],
     ) -> str:
-        queue = self.settings.queue
+        """See lua/commit.lua."""
         where = [
-            run.key,
-            keys.claim(run.id),
-            keys.pending(queue),
-            keys.leases(queue),
-            keys.QUEUES,
-            keys.staged(run.id, token),
-            keys.order(run.id, token),
+            *(run.key, keys.claim(run.id), keys.pending(queue), keys.leases(queue), keys.QUEUES),
+            *(keys.staged(run.id, token), keys.order(run.id, token)),
         ]
-        held: list[str | bytes | int | float] = []
-        for field_, cursor in before.held.items():
-            held += [field_, cursor, int(field_ in kept)]
-        arguments: list[str | bytes | int | float] = [
-            token,
-            before.generation,
-            self.settings.run_ttl,
-            self.settings.result_ttl,
-            jobs,
+        arguments: scripts.Arguments = [
+            *(token, before.generation, self.settings.run_ttl, self.settings.result_ttl, jobs),
             len(before.held),
-            *held,
-            *chain.from_iterable(fields.items()),
         ]
+        for field, cursor in before.held.items():
+            arguments += [field, cursor, int(field in kept)]
+        arguments += chain.from_iterable(fields.items())
         return text(scripts.run("commit", self.redis, where, arguments))
 
 
 def _finished_part(token: str) -> str:
     """The part of a manifest that holds, without jobs, the files that are done already."""
     return f"{int(token, 16) ^ 1:08x}"
-
-
-def _parts_of(fields: Iterable[bytes]) -> set[str]:
-    return {text(field_).split("-")[0] for field_ in fields}

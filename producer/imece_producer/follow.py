@@ -1,6 +1,7 @@
 """A run's progress as it comes: a bar on a terminal, plain lines elsewhere; its first failures by
 name."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from imece.connection import OUTAGES
 from imece.run.status import Status
 from imece.run.store import Run
 from imece_producer import display
-from imece_producer.duration import seconds
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -31,14 +31,18 @@ class Follower:
 
     Args:
         live: the terminal's last line; None where there is no terminal.
+        quiet: not a word.
     """
 
-    def __init__(self, live: "Live | None") -> None:
+    def __init__(self, live: "Live | None", quiet: bool = False) -> None:
+        self._quiet = quiet
         self._live = live
         self._named: set[bytes] = set()
         self._last = ("", float("-inf"))
 
     def show(self, run: Run, status: Status, extra: str = "") -> None:
+        if self._quiet:
+            return
         if status.failed > len(self._named) and len(self._named) < NAMED:
             for text in self._new_failures(run):
                 self._put(text)
@@ -71,16 +75,6 @@ class Follower:
             pass  # the next look at the status says so, or waits
 
 
-class Silence(Follower):
-    """Follows without a word."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    def show(self, run: Run, status: Status, extra: str = "") -> None:
-        pass
-
-
 class Line:
     """The line on a terminal: as much of it as there is room for, the count before all else."""
 
@@ -93,7 +87,7 @@ class Line:
         else:
             left = status.time_left
             self._details = [failed, display.rate(status.rate)]
-            self._details += [f"{seconds(left)} left"] if left is not None else []
+            self._details += [f"{display.seconds(left)} left"] if left is not None else []
         self._details += [extra] if extra else []
 
     def fit(self, width: int) -> tuple[int, str]:
@@ -127,8 +121,8 @@ class Line:
 @contextmanager
 def following(quiet: bool = False) -> Iterator[Follower]:
     """A follower for what standard output is."""
-    if quiet or not display.on_terminal():
-        yield Silence() if quiet else Follower(None)
+    if quiet or not sys.stdout.isatty():
+        yield Follower(None, quiet)
         return
     from rich.live import Live
 
@@ -136,12 +130,12 @@ def following(quiet: bool = False) -> Iterator[Follower]:
         yield Follower(live)
 
 
-def follow(run: Run, read_status: Callable[[], Status], interval: float = 0.5) -> Status:
+def follow(run: Run, read_status: Callable[[], Status], quiet: bool = False) -> Status:
     """Shows a run's progress until it ends or is held; its last status."""
-    with following() as follower:
+    with following(quiet) as follower:
         while True:
             status = read_status()
             follower.show(run, status)
             if status.has_stopped:
                 return status
-            time.sleep(interval)
+            time.sleep(0.5)

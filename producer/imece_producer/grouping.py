@@ -1,15 +1,19 @@
-"""Files to buckets, buckets to bucket jobs."""
+"""Files to buckets, buckets to bucket jobs: the plan of a round."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
+from imece.files import listing
 from imece.files.buckets import numbers
+from imece.files.listing import Listing
 from imece.run import manifest
-from imece.run.cursor import MOST_FILES
+from imece.run.job import MOST_FILES
 from imece.run.manifest import MOST_BUCKETS
+from imece.run.parameters import Parameters
 
 FILES_PER_BUCKET = 1000
 FEWEST_BUCKETS = 256
@@ -23,11 +27,54 @@ class Shape:
     files_per_job: int
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """One bucket: its number, how many files are in it, and its manifest."""
+
+    number: int
+    files: int
+    manifest: bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be enqueued."""
+
+    parameters: Parameters
+    listing: Listing
+    shape: Shape
+    buckets: list[Bucket]
+
+    @property
+    def files(self) -> int:
+        return len(self.listing.files)
+
+    @property
+    def jobs(self) -> int:
+        return jobs(self.buckets, self.shape.files_per_job)
+
+
+def plan(parameters: Parameters, found: Listing) -> Plan:
+    """Groups what has been listed.
+
+    Raises:
+        ListingError: two files would write one output.
+    """
+    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
+    listing.check_outputs(found.files, suffix)
+    return Plan(parameters, found, *divide(parameters, found.files))
+
+
+def divide(parameters: Parameters, files: list[bytes]) -> tuple[Shape, list[Bucket]]:
+    made = shape(len(files), parameters.buckets, parameters.files_per_job)
+    return made, group(files, made.buckets, parameters.seed)
+
+
 def shape(files: int, buckets: int | None, files_per_job: int | None) -> Shape:
     """What was asked for, or what suits the count of files.
 
     One file a job up to 256 files, then 256 jobs, then a job for every 1,000 files: enough pieces
-    that nobody waits long for the last, few enough that taking one costs next to nothing.
+    that the last one does not take long, few enough that to take one costs almost nothing.
     """
     if buckets is None:
         buckets = max(min(files, FEWEST_BUCKETS), files // FILES_PER_BUCKET)
@@ -39,28 +86,16 @@ def shape(files: int, buckets: int | None, files_per_job: int | None) -> Shape:
     return Shape(buckets, files_per_job)
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """One bucket: its number, how many files are in it, and its manifest."""
-
-    number: int
-    files: int
-    manifest: bytes
-
-
 def group(files: Sequence[bytes], buckets: int, seed: int) -> list[Bucket]:
     """The buckets that have files, each with its own."""
     groups: list[list[bytes]] = [[] for _ in range(buckets)]
     appends = [group.append for group in groups]
     for name, number in zip(files, numbers(files, buckets, seed), strict=True):
         appends[number](name)
-    filled = [number for number in range(buckets) if groups[number]]
+    filled = [(number, names) for number, names in enumerate(groups) if names]
 
-    def pack(chosen: list[int]) -> list[Bucket]:
-        return [
-            Bucket(number, len(groups[number]), manifest.encode(groups[number]))
-            for number in chosen
-        ]
+    def pack(chosen: list[tuple[int, list[bytes]]]) -> list[Bucket]:
+        return [Bucket(number, len(names), manifest.encode(names)) for number, names in chosen]
 
     with ThreadPoolExecutor(2) as pool:  # one compresses while the other joins names
         halves = pool.map(pack, (filled[::2], filled[1::2]))

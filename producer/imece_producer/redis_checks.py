@@ -14,7 +14,7 @@ from imece.settings import Settings
 from imece_producer.checks import Check, clock, failed
 from imece_producer.cluster.rights import PROBES
 from imece_producer.cluster.scaling import numbers
-from imece_producer.duration import seconds
+from imece_producer.display import seconds
 
 OLDEST_REDIS = (7, 0)
 

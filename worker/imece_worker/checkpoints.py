@@ -8,8 +8,7 @@ from typing import Protocol
 from redis.exceptions import RedisError
 
 from imece.connection import is_outage
-from imece.run.cursor import Cursor
-from imece.run.job import Reference
+from imece.run.job import Cursor, Reference
 from imece.run.lease import Action, Batch, Verdict
 from imece_worker.context import WorkerContext
 from imece_worker.paths import Paths

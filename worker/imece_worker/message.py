@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imece.run.cursor import Cursor
+from imece.run.job import Cursor
 from imece.run.parameters import Parameters
 from imece_worker.paths import Paths
 from imece_worker.retry import ServerClock

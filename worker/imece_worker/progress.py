@@ -5,8 +5,8 @@ import json
 import time
 
 from imece.run import durations
-from imece.run.cursor import Cursor, PendingRetry
 from imece.run.failure import Failure
+from imece.run.job import Cursor, PendingRetry
 from imece.run.lease import Batch, Claimed
 from imece_worker.journal import Journal
 from imece_worker.retry import ServerClock, next_try, taken_over
@@ -153,7 +153,8 @@ class Progress:
         for step, count in durations.steps(lengths).items():
             batch.durations[step] = batch.durations.get(step, 0) + count
         if lengths:
-            batch.shortest = min(lengths + ([] if batch.shortest is None else [batch.shortest]))
+            known = [batch.shortest] if batch.shortest >= 0 else []
+            batch.shortest = min(lengths + known)
         batch.microseconds += sum(lengths)
         for row in heapq.nlargest(SLOWEST, rows, key=took.__getitem__):
             batch.slowest.append((self._claimed.files[first + row], took[row]))

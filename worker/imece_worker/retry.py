@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from imece.run.cursor import PendingRetry
+from imece.run.job import PendingRetry
 from imece.run.parameters import Parameters
 
 LONGEST_PAUSE = 60.0

@@ -16,8 +16,7 @@ from imece import names
 from imece.errors import BY_SIGNAL, SettingsError, UsageError
 from imece.files import listing
 from imece.files.buckets import numbers
-from imece.run.cursor import Cursor
-from imece.run.job import Reference
+from imece.run.job import Cursor, Reference
 from imece.run.lease import Action, Batch, Claimed, Verdict
 from imece.run.parameters import SEED, Parameters, text_path
 from imece.settings import Settings

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Says that somebody waits for this run: it moves to its next generation, so that a cancel meant for
--- an earlier one has no effect.
+-- Says that somebody waits for this run. It moves to its next generation, so that a cancel of an
+-- earlier one has no effect.
 --
 -- KEYS 1 run
 -- Returns the generation, or '' if the run is not on.

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- Ends a run at once: no worker starts another file of it. The cursors stay, so that its next round
--- begins no file that a worker has in hand; `purge` takes its jobs out of the queue.
+-- starts no file that a worker has; `purge` takes its jobs out of the queue.
 --
 -- KEYS 1 run  2 claim
--- ARGV 1 generation that is meant ('': whichever it is)  2 result TTL, s
+-- ARGV 1 generation that is meant ('': any)  2 result TTL, s
 -- Returns 'cancelled', or the state that forbids it ('' if there is no run).
 local run, claim = KEYS[1], KEYS[2]
 must_fit(run)

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- The one place where progress is recorded. Fenced: who has lost the lease records nothing.
--- Exactly once: a batch that comes again (its answer was lost) has no effect, and one that does not
--- follow the last recorded one shows that the server has forgotten something: the lease is lost, and
--- the job is done again from the cursor that is there.
+-- The one place where progress is recorded. Fenced: a worker that has lost the lease records nothing.
+-- Exactly once: a batch that comes again (its answer was lost) has no effect. A gap after the last
+-- recorded batch shows that the server has forgotten something: the lease is lost, and the job is done
+-- again from the cursor that is there.
 --
 -- KEYS 1 run  2 leases (rq:wip)  3 queue
 -- ARGV 1 job id  2 execution  3 lease, s  4 field of the job

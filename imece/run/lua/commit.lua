@@ -1,14 +1,13 @@
--- Makes what a producer has staged a run's next round, whole: jobs, numbers, the first of them in
--- the queue. It takes as long for ten jobs as for a million: staged keys are renamed.
+-- Turns what a producer has staged into a run's next round, all at once: jobs and numbers, and the
+-- first jobs in the queue. It takes as long for ten jobs as for a million: staged keys are renamed.
 --
--- Jobs that a worker has in hand, or died with, go on in the new round ("kept"), so that the file in
--- hand is not begun a second time; the producer has left their files out of what it staged. Those
--- whose records are damaged are dropped.
+-- Jobs that a worker has, or died with, continue in the new round ("kept"), so that no file starts a
+-- second time; what is staged does not have their files. Jobs with damaged records are dropped.
 --
 -- KEYS 1 run  2 claim  3 queue  4 leases (rq:wip)  5 RQ's set of queues
 --      6 staged cursors {field: cursor}  7 their order, a list of fields
 -- ARGV 1 token of the producer  2 generation the run must be in ('': there must be no run)
---      3 run TTL, s  4 result TTL, s  5 count of staged jobs  6 count of jobs in hand, then of each
+--      3 run TTL, s  4 result TTL, s  5 count of staged jobs  6 count of held jobs, then of each
 --      field, cursor and '1' if it is kept, '0' if it is dropped; then pairs of field and value, set
 --      in the run's hash; `parts` among them
 -- Returns 'committed'; 'changed': a kept job has moved, look again; 'withdrawn': the claim is gone.

@@ -39,7 +39,7 @@ local suffixes = {
 }
 local kinds = {[':waiting'] = 'list', [':slowest'] = 'zset'} -- the others, and the claim, are hashes
 
--- Lets what has come up since the last `keep` live as long as its run.
+-- Gives the keys that are new since the last `keep` the time to live of their run.
 local function keep_new(run)
   local ttl = redis.call('TTL', run)
   if ttl < 0 then
@@ -86,8 +86,8 @@ local function refill(run, queue)
   end
 end
 
--- Puts a job back to where it is taken from. The fields of a held run wait until it goes on; those of
--- a cancelled one have their cursors, and that is enough.
+-- Puts a job back to where it is taken from. The fields of a held run wait until it continues; those
+-- of a cancelled run have their cursors, and that is enough.
 local function put_back(run, queue, state, field, command)
   if is_on(state) then
     redis.call(command, queue, job_id(run, field))
@@ -135,13 +135,13 @@ local function miscount(run, names)
   end
 end
 
--- Why nothing but to remove a run helps; nil if that is not so.
+-- Why only to remove the run helps; nil if that is not so.
 local function ruin(run)
   return misfit(run) or miscount(run, {'generation', 'round'})
 end
 
--- What somebody has done to the records of a run, if it cannot go on as it is: the command of imece
--- that helps ('enqueue' lists again and makes them anew; 'delete' removes them), and what is wrong.
+-- What somebody has done to the records of a run, if it cannot continue: the command of imece that
+-- helps ('enqueue' lists and makes them again; 'delete' removes them), and what is wrong.
 local function damage(run)
   local what = ruin(run)
   if what then

@@ -1,4 +1,4 @@
--- Removes an ended run, but for its outputs; and one whose records cannot be used, whatever its state.
+-- Removes an ended run, and a run in any state whose records cannot be used. Outputs stay.
 --
 -- KEYS 1 run  2 claim
 -- ARGV 1 '1' if its parameters cannot be read

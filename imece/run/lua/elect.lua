@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Whether this worker is the one that looks for dead workers and lost jobs. Who has the office keeps
--- it while it asks again in time.
+-- Whether this worker is the one that looks for dead workers and lost jobs. It stays the one while it
+-- asks again in time.
 --
 -- KEYS 1 sweeper
--- ARGV 1 worker  2 seconds the office lasts, in milliseconds
+-- ARGV 1 worker  2 milliseconds until it has to ask again
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   return 0

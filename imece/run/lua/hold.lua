@@ -2,7 +2,7 @@
 -- Holds a run whose records cannot be used: it waits for a person.
 --
 -- KEYS 1 run
--- ARGV 1 reason  2 generation that is meant ('': whichever it is)
+-- ARGV 1 reason  2 generation that is meant ('': any)
 -- Returns 1, or 0 if the run is not on.
 local run = KEYS[1]
 if not fits(run, 'hash') or not is_on(redis.call('HGET', run, 'state')) then

@@ -1,4 +1,4 @@
--- What keeps a run from going on that somebody has done to its records.
+-- What somebody has done to the records of a run, if it cannot continue.
 --
 -- KEYS 1 run
 -- Returns {generation, what helps: 'enqueue' or 'delete', what is wrong}, or nothing.

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Takes a run's jobs out of a piece of the queue: its front, which then goes to the back. Whoever
--- calls it as often as the queue has such pieces has seen the whole of it.
+-- Takes a run's jobs out of a piece of the queue: its front, which then goes to the back. One call for
+-- each such piece goes through the whole queue.
 --
 -- KEYS 1 run  2 queue
 -- ARGV 1 how many entries

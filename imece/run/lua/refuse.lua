@@ -1,4 +1,4 @@
--- Takes what is no bucket job out of the way: its id and what is wrong go to the list of refused ones.
+-- Removes what is no bucket job from the queue: its id and what is wrong go to the list of refused ones.
 --
 -- KEYS 1 intermediate list  2 refused list  3 leases (rq:wip)
 -- ARGV 1 what was popped  2 record, JSON  3 TTL of the list, s  4 how many records are kept

@@ -28,7 +28,7 @@ from imece_producer.airflow.connection import airflow_errors
 from imece_producer.airflow.trigger import ImeceRunTrigger
 from imece_producer.cluster import scaling
 from imece_producer.enqueue import Producer
-from imece_producer.parameters import list_files, parameters_of
+from imece_producer.request import list_files, parameters_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -1,19 +1,20 @@
-"""What all commands share: the settings they go by, the run they mean, their exit codes.
+"""What all commands share: their common options, the settings they go by, the run they mean.
 
-What a command needs for itself is imported in it: `imece status` has to answer at once.
+What one command needs for itself is imported in it: `imece status` has to answer at once.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imece import names
 from imece.connection import connect, reachable
-from imece.errors import RunError
-from imece.run.status import Status
+from imece.errors import ImeceError, RunError, ServiceError
 from imece.run.store import Run, recent
 from imece.settings import Settings, load, unknown
 from imece_producer.cluster import kubeconfig
@@ -21,6 +22,8 @@ from imece_producer.display import put, say
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from imece_producer.local.record import Record
 
 
 app = typer.Typer(
@@ -52,69 +55,136 @@ def common(
         say(f"(warning: {sentence})")
 
 
-def find_settings(
-    run_id: str | None = None, context: str | None = None, namespace: str | None = None
-) -> Settings:
-    """The settings, unless a local run is meant: then those of its server.
+def given(text: str) -> str:
+    """What somebody has written. It must not be empty, as an unset variable of a shell is."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty")
+    return text
 
-    A local run is meant if no Redis and no cluster is named, and it is on: under `run_id`; or, with
-    no run named, as the only one. So what changes a run goes to a local one only by its id, and
-    `enqueue`, which makes one, never.
+
+def given_run(text: str) -> str:
+    """The id of the run that somebody calls so."""
+    return names.slug(given(text))
+
+
+RunId = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="The run id.", show_default=False, parser=given_run),
+]
+Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
+Context = Annotated[
+    str | None,
+    typer.Option(help="Which context of the kubeconfig. [IMECE_KUBE_CONTEXT]", show_default=False),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace",
+        "-n",
+        help="The workers' namespace. [IMECE_KUBE_NAMESPACE]",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is.
+
+    Attributes:
+        settings: for its server; where it has none, as they are.
+        local: the state directory of a local run.
+        record: what such a run has left, if no call processes it now.
+    """
+
+    settings: Settings
+    local: Path | None = None
+    record: "Record | None" = None
+
+    def last_words(self) -> "Record | None":
+        """What a local run has left that was on a moment ago; None if it is on, or not local."""
+        from imece_producer.local import record, state
+
+        if self.local is None or state.is_locked(self.local):
+            return None
+        return record.read(self.local)
+
+
+def find(
+    run_id: str | None = None,
+    context: str | None = None,
+    namespace: str | None = None,
+    to_change: bool = False,
+) -> Place:
+    """Where a run is; with no run named, the newest.
+
+    Local runs come first, those that are on before the others; but where settings name a Redis or a
+    cluster, that comes before them.
+
+    Args:
+        to_change: the run will be changed: so the server that is named must say that it is not
+            there.
     """
     settings = load(kube_context=context, kube_namespace=namespace)
-    if is_redis_named(settings) or kubeconfig.is_named(settings):
-        return settings
-    from imece_producer.local import state
+    from imece_producer.local import record, state
 
-    there = state.live(settings.state_dir.expanduser())
-    if run_id is None and len(there) == 1:
-        run_id = next(iter(there))
-    if run_id in there:
+    state_dir = settings.state_dir.expanduser()
+    live = state.live(state_dir)
+    at_server = Place(settings)
+    if is_server_named(settings):
+        if run_id is None or (run_id not in live and record.read(state_dir / run_id) is None):
+            return at_server
+        if _has(settings, run_id, if_away=to_change):
+            return at_server
+    if run_id is None and live:
+        run_id = max(live, key=lambda one: (state_dir / one / "server.url").stat().st_mtime)
+    if run_id in live:
         say(f"(on the local run {run_id})")
-        return state.at(settings, there[run_id])
-    if run_id is None and there:
-        say(f"(several local runs are on: name one: {', '.join(there)})")
-    return settings
+        return Place(state.at(settings, live[run_id]), state_dir / run_id)
+    if run_id is not None:
+        left = record.read(state_dir / run_id)
+    elif _has(settings):
+        return at_server
+    else:
+        ended = record.ended(state_dir)
+        left = max(ended, key=lambda one: one.status.created) if ended else None
+    if left is None:
+        return at_server
+    say(f"(on the local run {left.status.id}, which is not on)")
+    return Place(settings, left.directory, left)
 
 
-def is_redis_named(settings: Settings) -> bool:
-    return "redis_url" in settings.model_fields_set or bool(settings.redis_sentinels)
+def is_server_named(settings: Settings) -> bool:
+    """Whether settings say where Redis is, or a cluster."""
+    is_redis_named = "redis_url" in settings.model_fields_set or bool(settings.redis_sentinels)
+    return is_redis_named or kubeconfig.is_named(settings)
 
 
-def run_id_of(given: str) -> str:
-    """The id of the run that somebody calls so; a note if it is another."""
-    run_id = names.slug(given)
-    if run_id != given:
-        say(f"(the run id {names.printable(given)} is written {run_id})")
-    return run_id
+def _has(settings: Settings, run_id: str | None = None, if_away: bool = False) -> bool:
+    """Whether the server that settings name has this run, or any; `if_away` if nobody can say."""
+    try:
+        with redis_of(settings) as redis:
+            return bool(recent(redis)) if run_id is None else Run(redis, run_id).state() is not None
+    except ServiceError:
+        return if_away
+    except ImeceError:
+        return False
 
 
 @contextmanager
 def redis_of(settings: Settings) -> Iterator["Redis"]:
-    with reachable(settings):
-        redis = connect(settings)
-        try:
-            yield redis
-        finally:
-            redis.close()
+    with reachable(settings), connect(settings) as redis:
+        yield redis
 
 
 @contextmanager
 def run_of(settings: Settings, run_id: str | None) -> Iterator[Run]:
     """A run, the newest if none is named. What is damaged of it is said in words."""
     with redis_of(settings) as redis:
-        run = Run(redis, run_id or newest(redis))
+        if run_id is None:
+            if not (ids := recent(redis)):
+                raise RunError("there are no runs yet: `imece enqueue IN OUT` makes one")
+            run_id = ids[0]
+        run = Run(redis, run_id)
         with run.explained():
             yield run
-
-
-def newest(redis: "Redis") -> str:
-    ids = recent(redis)
-    if not ids:
-        raise RunError("there are no runs yet: `imece enqueue IN OUT` makes one")
-    return ids[0]
-
-
-def exit_for(last: Status) -> NoReturn:
-    """How a run went, as an exit code."""
-    raise typer.Exit(last.exit_code)

@@ -1,23 +1,16 @@
-"""`imece scale` and `imece pause`."""
+"""`imece scale`, `pause` and `doctor`: what concerns the workers and what they need."""
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from imece.errors import UsageError
 from imece.settings import load
-from imece_producer.cli.app import app, redis_of
-from imece_producer.cli.options import (
-    Context,
-    Json,
-    Namespace,
-    given_run,
-)
+from imece_producer import display
+from imece_producer.cli.app import Context, Json, Namespace, app, find, given_run, redis_of
 from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command(epilog="Examples:\n\n  imece scale 50\n\n  imece scale 50 --min 2 -n imece")
@@ -33,14 +26,14 @@ def scale(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Change the limit of workers while a run is on. No working one is stopped for it.
+    """Change the limit of workers while a run is on. A worker that has a file finishes it.
 
-    Of the local run that is on, or that --run names. In a pod, with --context, --namespace or
-    their settings, or with no local run on: of the cluster.
+    It changes the limit of the local run that is on, or that --run names. In a pod, with
+    --context, --namespace or their settings, or with no local run on, it is the cluster's.
     """
     settings = load(kube_context=context, kube_namespace=namespace)
     from imece_producer.cluster import commands
-    from imece_producer.local.replicas import set_limit
+    from imece_producer.local.scaling import set_limit
     from imece_producer.local.state import at, live, only_live
 
     state = settings.state_dir.expanduser()
@@ -64,16 +57,45 @@ def scale(
 @app.command()
 def pause(
     scale_in: Annotated[
-        bool, typer.Option("--scale-in", help="Only let no idle worker go.")
+        bool, typer.Option("--scale-in", help="Only keep idle workers from being stopped.")
     ] = False,
     context: Context = None,
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Hold the cluster's workers: they finish the file in hand, give the rest back, and go.
+    """Stop the cluster's workers for a time: they finish the current file and give the rest back.
 
-    What waits in the queue stays there, until `imece resume`.
+    The jobs in the queue stay there until `imece resume`.
     """
     from imece_producer.cluster import commands
 
     commands.pause(load(kube_context=context, kube_namespace=namespace), scale_in, as_json)
+
+
+@app.command(epilog="Examples:\n\n  imece doctor /data/in /data/out -n imece")
+def doctor(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[IN]", help="[IMECE_INPUT]", show_default=False)
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="[IMECE_OUTPUT]", show_default=False)
+    ] = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Check everything that a run needs, and say how to fix what is wrong.
+
+    Redis, the cluster, KEDA, the volume claim, clocks, the processor, the directories. Exit code
+    0: it works (there may be warnings); 2: settings; 3: a service.
+    """
+    from imece_producer import doctor as surgery
+
+    checks = []
+    for check in surgery.checks(find(None, context, namespace).settings, source, target):
+        checks.append(check)
+        if as_json:
+            put_json(check.summary())
+        else:
+            put(display.check(check))
+    raise typer.Exit(surgery.exit_code(checks))

@@ -1,19 +1,153 @@
-"""`imece enqueue`."""
+"""`imece enqueue` and `imece local`, and the options they share."""
 
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imece import names
+from imece.errors import UsageError
 from imece.run import status
+from imece.run.job import MOST_FILES
+from imece.run.manifest import MOST_BUCKETS
 from imece.run.parameters import Parameters
-from imece.settings import load
+from imece.settings import Settings, load
 from imece_producer import display
-from imece_producer.cli.app import app, redis_of, run_id_of
-from imece_producer.cli.options import (
-    DryRun,
-    Files,
-    GivenRunId,
-    Json,
-    with_files,
-)
+from imece_producer.cli.app import Json, app, given, redis_of
 from imece_producer.display import put, put_json, say
-from imece_producer.parameters import made_run_id
+from imece_producer.request import list_files, made_run_id, parameters_of
+
+if TYPE_CHECKING:
+    from imece.files.listing import Listing
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a command can be told of the files: which they are, how they are grouped and tried."""
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="The input directory.",
+            show_default=False,
+            parser=lambda text: Path(given(text)),
+        ),
+    ]
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="The output directory; - if the processor keeps its results elsewhere.",
+            show_default=False,
+            parser=given,
+        ),
+    ]
+    buckets: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MOST_BUCKETS, help="Buckets to group by. [default: chosen from the count]"
+        ),
+    ] = None
+    files_per_job: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_FILES, help="Most files in a bucket job. [default: chosen]"),
+    ] = None
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Take only these: patterns as in .gitignore, '*.csv', '/2026/**'. Repeatable.",
+            parser=given,
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Do not take these. Repeatable.", parser=given),
+    ] = None
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="Also take hidden files (never .imece-…).")
+    ] = False
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Take the names from this file (- is standard input), one a line.",
+            parser=given,
+        ),
+    ] = None
+    null: Annotated[bool, typer.Option("--null", "-0", help="Names in --from-file end in NUL.")] = (
+        False
+    )
+    suffix: Annotated[
+        str | None, typer.Option(help="The outputs' ending in place of the inputs': .json")
+    ] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Process all files, also those that are current.")
+    ] = False
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take only the first files by name, so many: to try it."),
+    ] = None
+    require_files: Annotated[
+        bool, typer.Option("--require-files", help="Fail (exit code 2) if there are no files.")
+    ] = False
+    retries: Annotated[
+        int | None, typer.Option(min=0, max=100, help="Tries after the first. [IMECE_RETRIES]")
+    ] = None
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds a try of a file may take. [IMECE_FILE_TIMEOUT]")
+    ] = None
+
+    def parameters(self, settings: Settings) -> Parameters:
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        for only_of_the_listing in ("null", "limit", "require_files"):
+            del told[only_of_the_listing]
+        return parameters_of(settings, told.pop("source"), told.pop("target"), **told)
+
+    def listing(self, parameters: Parameters) -> "Listing":
+        return list_files(parameters, self.from_file, self.null, self.limit, self.require_files)
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+GivenRunId = Annotated[
+    str | None,
+    typer.Option(
+        "--run-id",
+        metavar="TEXT",
+        help="Name the run. The same id again attaches to it. [default: made]",
+        parser=given,
+    ),
+]
+
+
+def with_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `Files`; it gets them as its first argument."""
+    about_files = inspect.signature(Files).parameters
+    source, target, *others = about_files.values()
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    @wraps(command)
+    def called(**told: Any) -> None:
+        command(Files(**{name: told.pop(name) for name in about_files}), **told)
+
+    together = [one.replace(kind=one.KEYWORD_ONLY) for one in (source, target, *own, *others)]
+    called.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in together}
+    return called
+
+
+def run_id_of(told: str) -> str:
+    """The id of the run that somebody calls so; a note if it is another."""
+    run_id = names.slug(told)
+    if run_id != told:
+        say(f"(the run id {names.printable(told)} is written {run_id})")
+    return run_id
 
 
 @app.command(
@@ -27,15 +161,15 @@ def enqueue(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """List a folder, group it into bucket jobs, put them into the queue."""
+    """List a folder, group its files into bucket jobs, put them into the queue."""
     settings = load()
     parameters = files.parameters(settings)
     name = run_id_of(run_id) if run_id else made_run_id(files.source)
+    from imece_producer.enqueue import Producer
+
     if dry_run:
         show_plan(files, parameters, as_json)
         return
-    from imece_producer.enqueue import Producer
-
     with redis_of(settings) as redis:
         producer = Producer(redis, settings, say)
         enqueued = producer.enqueue(name, parameters, lambda: files.listing(parameters))
@@ -49,10 +183,57 @@ def enqueue(
 
 def show_plan(files: Files, parameters: Parameters, as_json: bool) -> None:
     """For --dry-run."""
-    from imece_producer.plan import plan
+    from imece_producer.grouping import plan
 
     made = plan(parameters, files.listing(parameters))
     if as_json:
         put_json({"files": made.files, "buckets": made.shape.buckets, "jobs": made.jobs})
     else:
         put(f"would process {display.plan(made)}" if made.files else display.plan(made))
+
+
+@app.command(
+    epilog="Examples:\n\n  imece local in/ out/ --processor mymodule:convert --suffix .json\n\n"
+    "  imece local in/ out/ --command 'convert {input} -resize 50% {output}' --max-replicas 8"
+)
+@with_files
+def local(
+    files: Files,
+    processor: Annotated[
+        str | None, typer.Option(help="package.module:function, called with input and output path.")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="A program in its place: 'tool --in {input} --out {output}'.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--max-replicas", "-j", min=1, help="Most workers at a time. [default: one a core]"
+        ),
+    ] = None,
+    run_id: GivenRunId = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Process a folder on this machine, with an embedded server and its own workers.
+
+    Ctrl-C gives back what is not done; the same call again continues there.
+    """
+    from imece_producer.local import run as mode
+
+    settings = load(processor=processor, command=command)
+    parameters = files.parameters(settings)
+    if dry_run:
+        show_plan(files, parameters, as_json)
+        return
+    if not settings.processor and not settings.command:
+        raise UsageError("name what processes a file: --processor module:function or --command '…'")
+    code = mode.run_here(
+        settings,
+        run_id_of(run_id) if run_id else mode.derived_run_id(parameters, settings),
+        parameters,
+        lambda: files.listing(parameters),
+        max_replicas or os.cpu_count() or 1,
+        as_json,
+    )
+    raise typer.Exit(code)

@@ -1,32 +1,38 @@
 """`imece status`, `runs`, `wait`, `failures`, `retry`, `resume`, `cancel`, `delete`."""
 
+import shlex
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable, Iterator
+from typing import Annotated
 
 import typer
+from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from imece.connection import OUTAGES
-from imece.errors import ImeceError, RunError
+from imece.errors import ImeceError, RunError, ServiceError, UsageError
 from imece.run import status
+from imece.run.failure import Failure
 from imece.run.status import Status
 from imece.run.store import Run, recent
 from imece.settings import Settings, load
 from imece_producer import display
-from imece_producer.cli.app import app, exit_for, find_settings, redis_of, run_of
-from imece_producer.cli.options import (
+from imece_producer.cli.app import (
     Context,
     Json,
     Namespace,
+    Place,
     RunId,
+    app,
+    find,
     given_run,
+    is_server_named,
+    redis_of,
+    run_of,
 )
 from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
 from imece_producer.follow import follow
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command("status", epilog="Examples:\n\n  imece status\n\n  imece status nightly --watch")
@@ -40,97 +46,122 @@ def show_status(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """How far a run is: files done, failed, left; rate; time left; workers; queue.
+    """Show how far a run is: files done, failed, left; rate; time left; workers; queue.
 
-    In a pod, or with --context, --namespace or their settings: also the cluster's replicas, and
-    what keeps them from working; these even if Redis is out of reach.
+    In a pod, or with --context, --namespace or their settings, it also shows the cluster's
+    workers and what keeps them from working, even if Redis is out of reach.
     """
-    settings = find_settings(run_id, context, namespace)
-    named = kubeconfig.is_named(settings)
+    place = find(run_id, context, namespace)
+    settings = place.settings
+    named = place.local is None and kubeconfig.is_named(settings)
     if named:
         from imece_producer.cluster import commands as on_cluster
+
+    def show(now: Status | None) -> None:
+        workers = on_cluster.look(settings, now) if named else None
+        if as_json:
+            told = now.summary() if now else {}
+            put_json({**told, "cluster": workers} if workers else told)
+        else:
+            put("\n".join([*([display.block(now)] if now else []), *display.workers(workers)]))
+
+    if place.record is not None:
+        show(place.record.status)
+        return
     try:
         with run_of(settings, run_id) as run:
             if watch and not as_json:
-                follow(run, lambda: status.read(run))
-            while True:
-                now = status.read(run)
-                workers = on_cluster.look(settings, now) if named else None
-                if as_json:
-                    told = now.summary()
-                    if workers is not None:
-                        told["cluster"] = workers
-                    put_json(told)
-                else:
-                    put("\n".join([display.block(now), *display.workers(workers)]))
-                if not watch or now.has_stopped:
-                    return
+                show(follow(run, lambda: patient_read(run, place)))
+                return
+            show(now := status.read(run))
+            while watch and not now.has_stopped:
                 time.sleep(1.0)
+                show(now := patient_read(run, place))
     except ImeceError:
-        if named:  # what the cluster says may be why; and Redis is seldom reached from outside it
-            workers = on_cluster.look(settings)
-            if as_json:
-                put_json({"cluster": workers})
-            else:
-                put("\n".join(display.workers(workers)))
+        if named:  # the cluster may say why; and Redis is rarely reached from outside it
+            show(None)
         raise
 
 
 @app.command()
 def runs(as_json: Json = False) -> None:
-    """All runs, newest first."""
-    settings = find_settings()
-    with redis_of(settings) as redis:
-        found = []
-        for run_id in recent(redis):
-            run = Run(redis, run_id)
-            try:
-                with run.explained():
-                    found.append(status.read(run))
-            except RunError as error:  # it has just expired, or is damaged
-                say(f"imece: {error}")
+    """List all runs, newest first, with the local ones."""
+    settings = load()
+    local = list(local_runs(settings))
+    found = [*local]
+    try:
+        with redis_of(settings) as redis:
+            found += statuses(redis)
+    except ServiceError:
+        if is_server_named(settings) or not local:
+            raise
+    found.sort(key=lambda one: one.created, reverse=True)
     if as_json:
-        put_json([one.summary() for one in found])
+        put_json([{**one.summary(), "local": one in local} for one in found])
         return
     if not found:
         put("no runs")
         return
-    rows = [["RUN", "STATE", "FILES", "DONE", "FAILED", "SKIPPED", "LEFT", "MADE"]]
+    rows = [["RUN", "STATE", "FILES", "DONE", "FAILED", "SKIPPED", "LEFT", "MADE", "WHERE"]]
     for one in found:
         counts = (one.files, one.done, one.failed, one.skipped, one.left)
-        made = display.ago(one.created, one.now)
-        rows.append([one.id, one.state, *(f"{number:,}" for number in counts), made])
+        made = display.ago(one.created, time.time() if one in local else one.now)
+        where = "here" if one in local else "Redis"
+        rows.append([one.id, one.state, *(f"{number:,}" for number in counts), made, where])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        cells = [
-            cell.rjust(width) if 2 <= column <= 6 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        sized = list(zip(row, widths, strict=True))
+        cells = [cell.ljust(width) for cell, width in sized]
+        cells[2:7] = [cell.rjust(width) for cell, width in sized[2:7]]
         put("  ".join(cells).rstrip())
+
+
+def statuses(redis: Redis) -> Iterator[Status]:
+    """Of all runs in one Redis."""
+    for run_id in recent(redis):
+        run = Run(redis, run_id)
+        try:
+            with run.explained():
+                yield status.read(run)
+        except RunError as error:  # it has just expired, or is damaged
+            say(f"imece: {error}")
+
+
+def local_runs(settings: Settings) -> Iterator[Status]:
+    """The status of each local run: those that are on, and what is left of the others."""
+    from imece_producer.local import record, state
+
+    state_dir = settings.state_dir.expanduser()
+    for url in state.live(state_dir).values():
+        try:
+            with redis_of(state.at(settings, url)) as redis:
+                yield from statuses(redis)
+        except ServiceError:
+            pass  # it has just ended
+    for left in record.ended(state_dir):
+        yield left.status
 
 
 @app.command()
 def wait(run_id: RunId, as_json: Json = False) -> None:
     """Wait until a run ends; the exit code says how: 0 done, 1 failed, cancelled or held."""
-    settings = find_settings(run_id)
-    with run_of(settings, run_id) as run:
-        status.read(run)  # a wrong id, or a Redis that is not there, is said at once
-        last = wait_for(run) if as_json else follow(run, lambda: patient_read(run))
+    place = find(run_id)
+    if place.record is not None:
+        last = place.record.status
+    else:
+        with run_of(place.settings, run_id) as run:
+            status.read(run)  # a wrong id, or a Redis that is not there, is said at once
+            last = follow(run, lambda: patient_read(run, place), quiet=as_json)
     if as_json:
         put_json(last.summary())
     else:
         put(display.block(last))
-    exit_for(last)
+    raise typer.Exit(last.exit_code)
 
 
-def wait_for(run: Run) -> Status:
-    while not (now := patient_read(run)).has_stopped:
-        time.sleep(0.5)
-    return now
-
-
-def patient_read(run: Run) -> Status:
-    """A run's status, however long Redis is away."""
+def patient_read(run: Run, place: Place) -> Status:
+    """A run's status, however long Redis is away; that of a local run from what it has left, when
+    its server has gone with it."""
     since = None
     while True:
         try:
@@ -138,6 +169,11 @@ def patient_read(run: Run) -> Status:
         except AuthenticationError:
             raise  # no waiting fixes that
         except OUTAGES:
+            if place.local is not None:
+                if left := place.last_words():
+                    return left.status
+                time.sleep(0.1)
+                continue
             if since is None:
                 since = time.monotonic()
                 say("Redis is out of reach: waiting for it")
@@ -155,26 +191,33 @@ def failures(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Which files failed, how often they were tried, and why."""
-    settings = find_settings(run_id)
-    with run_of(settings, run_id) as run:
+    """Show which files failed, how often they were tried, and why."""
+    place = find(run_id)
+    if place.record is not None:
+        show_failures(place.record.failures(), full, as_json)
+        return
+    with run_of(place.settings, run_id) as run:
         if run.state() is None:
             raise run.missing()
-        for name, failure in sorted(run.failures(), key=lambda item: item[0]):
-            if as_json:
-                put_json(display.failure_entry(name, failure))
-                continue
-            put(display.failure(name, failure))
-            if full:
-                for title, text in (("reason", failure.reason), ("printed", failure.output)):
-                    for line in text.splitlines():
-                        put(f"    {title}: {line}")
+        show_failures(run.failures(), full, as_json)
+
+
+def show_failures(found: Iterable[tuple[bytes, Failure]], full: bool, as_json: bool) -> None:
+    for name, failure in sorted(found, key=lambda item: item[0]):
+        if as_json:
+            put_json(display.failure_entry(name, failure))
+            continue
+        put(display.failure(name, failure))
+        if full:
+            for title, text in (("reason", failure.reason), ("printed", failure.output)):
+                for line in text.splitlines():
+                    put(f"    {title}: {line}")
 
 
 @app.command()
 def retry(run_id: RunId, as_json: Json = False) -> None:
-    """Process the failed files of an ended run again. They are the run's next round."""
-    go_on(find_settings(run_id), run_id, as_json)
+    """Process the failed files of an ended run again, as its next round."""
+    go_on(run_id, as_json)
 
 
 @app.command(epilog="Examples:\n\n  imece resume nightly\n\n  imece resume -n imece")
@@ -187,23 +230,24 @@ def resume(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run that is held or cancelled; without RUN, end every pause of the workers.
+    """Continue a run that is held or cancelled; without RUN, end every pause of the workers.
 
-    A run goes on with the files that are left and those that failed, as its next round. The workers
-    are those of a cluster.
+    The run's next round has the files that are left and those that failed. The workers are those
+    of a cluster.
     """
     if run_id is not None:
-        go_on(find_settings(run_id), run_id, as_json)
+        go_on(run_id, as_json)
         return
     from imece_producer.cluster import commands
 
     commands.resume(load(kube_context=context, kube_namespace=namespace), as_json)
 
 
-def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
+def go_on(run_id: str, as_json: bool) -> None:
     """Enqueues the files of a run that failed, or that no worker has come to."""
     from imece_producer.enqueue import Producer
 
+    settings = on_server(run_id)
     with run_of(settings, run_id) as run:
         again = Producer(run.redis, settings).again(run)
         if as_json:
@@ -220,10 +264,10 @@ def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
 
 @app.command()
 def cancel(run_id: RunId, as_json: Json = False) -> None:
-    """Start no new files; what is done stays. To go on: `imece resume RUN`, or enqueue it again."""
+    """Start no new files; what is done stays. `imece resume RUN` continues the run."""
     from imece.run import rescue
 
-    settings = find_settings(run_id)
+    settings = on_server(run_id)
     with run_of(settings, run_id) as run:
         parameters = run.readable_parameters()
         run.cancel(settings.result_ttl)
@@ -234,14 +278,48 @@ def cancel(run_id: RunId, as_json: Json = False) -> None:
             put(f"run {run_id} is cancelled: files in hand are finished, no other is started")
 
 
-@app.command()
-def delete(run_id: RunId) -> None:
-    """Forget an ended run. Its outputs stay."""
+@app.command(epilog="Examples:\n\n  imece delete nightly\n\n  imece delete --ended-here")
+def delete(
+    run_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="The run id.", show_default=False, parser=given_run),
+    ] = None,
+    ended_here: Annotated[
+        bool, typer.Option("--ended-here", help="Every local run that is not on.")
+    ] = False,
+) -> None:
+    """Remove an ended run from Redis, or what is left of a local one. Its outputs stay."""
     from imece.run import rescue
 
-    settings = find_settings(run_id)
-    with run_of(settings, run_id) as run:
-        parameters = run.readable_parameters()
-        run.delete()
-        rescue.clear_output(run, parameters)
+    if (run_id is None) != ended_here:
+        raise UsageError("name a run, or take --ended-here")
+    if run_id is None:
+        from imece_producer.local import record
+
+        left = record.ended(load().state_dir.expanduser())
+        for one in left:
+            one.delete()
+        put(f"{display.count(len(left), 'local run')} deleted; their outputs are where they were")
+        return
+    place = find(run_id, to_change=True)
+    if place.record is not None:
+        place.record.delete()
+    else:
+        with run_of(place.settings, run_id) as run:
+            parameters = run.readable_parameters()
+            run.delete()
+            rescue.clear_output(run, parameters)
     put(f"run {run_id} is deleted; its outputs are where they were")
+
+
+def on_server(run_id: str) -> Settings:
+    """The settings for a run that is to change.
+
+    Raises:
+        RunError: it is a local run that no call processes.
+    """
+    place = find(run_id, to_change=True)
+    if place.record is not None:
+        call = shlex.join(["imece", *place.record.call])
+        raise RunError(f"run {run_id} is a local run, and not on", f"to go on with it: {call}")
+    return place.settings

@@ -20,7 +20,7 @@ from typing import Any
 
 from imece.errors import SettingsError
 from imece.settings import Settings
-from imece_producer.duration import seconds
+from imece_producer.display import seconds
 
 ADDRESS = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
 """The variables by which Kubernetes tells a pod where its API server is."""

@@ -1,5 +1,4 @@
-"""Local mode: an embedded server, the producer, and workers of this machine, as many as the rule of
-the cluster asks for: replicas = pending + in flight, up to a limit, down to zero."""
+"""Local mode: an embedded server, the producer, and workers on this machine."""
 
 import contextlib
 import hashlib
@@ -24,10 +23,17 @@ from imece.settings import Settings
 from imece_producer import display
 from imece_producer.enqueue import Producer
 from imece_producer.follow import following
-from imece_producer.local.replicas import Replicas, read_limit, set_limit, worker_settings
+from imece_producer.local import record
+from imece_producer.local.scaling import (
+    Replicas,
+    read_limit,
+    set_limit,
+    wanted,
+    worker_settings,
+)
 from imece_producer.local.server import Server
 from imece_producer.local.state import (
-    EXIT_CODE,
+    FAILURES,
     OccupiedError,
     announce,
     announced,
@@ -37,17 +43,19 @@ from imece_producer.local.state import (
 )
 
 CALL_KEY = "imece:local:call"
-"""What processes the files of the run that is on; there once it is enqueued."""
+"""What processes the files of the run that is on; set once it is enqueued."""
 
 TURN = 0.1
 """Seconds between two looks at the queue."""
+
+RECORD_INTERVAL = 2.0
 
 SAMPLE = 0.5
 """Seconds between two counts of replicas for the summary."""
 
 
 class Interrupts:
-    """Counts Ctrl-C (and SIGTERM, SIGHUP) in place of breaking off wherever we are."""
+    """Counts Ctrl-C, SIGTERM and SIGHUP, so that none of them interrupts us at any place."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -87,10 +95,10 @@ def process(
         while True:
             now = status.read(run)
             limit = read_limit(run.redis)
-            queued = now.backlog.pending + now.backlog.in_flight
-            if (now.has_ended and queued == 0) or now.is_held or interrupts.count:
+            is_over = now.has_ended and wanted(now.backlog, 1) == 0
+            if is_over or now.is_held or interrupts.count:
                 break
-            replicas.adjust(min(limit, queued), limit)
+            replicas.adjust(wanted(now.backlog, limit), limit)
             if time.monotonic() >= sample_at:
                 samples.append(len(replicas))
                 sample_at += SAMPLE
@@ -98,25 +106,31 @@ def process(
             time.sleep(TURN)
         if interrupts.count:
             display.say(
-                "handing back: the files in hand are finished first (Ctrl-C again kills them)"
+                "stopping: the workers finish their current files (Ctrl-C again kills them)"
             )
     finally:
-        replicas.hand_back(lambda: interrupts.count < 2)
+        replicas.stop(lambda: interrupts.count < 2)
     last = status.read(run)
     show(last, "")
     return last, samples
 
 
-def end_stopped(run: Run, settings: Settings) -> None:
-    """Cancels what an earlier call has left: nobody else works on it. So this call is its next
-    round, takes new files, and begins nothing a second time."""
-    with contextlib.suppress(RunError):
-        if run.state() in ON:
-            run.cancel(settings.result_ttl)
+def _recorded(directory: Path, show: Callable[[Status, str], None]) -> Callable[..., None]:
+    """Shows a status, and now and then leaves it for who asks after this call was killed."""
+    written = float("-inf")
+
+    def noted(now: Status, extra: str) -> None:
+        nonlocal written
+        show(now, extra)
+        if time.monotonic() - written > RECORD_INTERVAL:
+            written = time.monotonic()
+            record.write(directory, now, sys.argv[1:], None)
+
+    return noted
 
 
 def derived_run_id(parameters: Parameters, settings: Settings) -> str:
-    """The same for the same call, so that a second one goes on where the first was stopped."""
+    """The same for the same call, so that a second one continues where the first was stopped."""
     what = f"{parameters.encode()} {settings.processor} {settings.command}"
     digest = hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[: names.DIGEST]
     name = names.plain(parameters.input_path.resolve().name[:40])
@@ -139,54 +153,51 @@ def run_here(
         return attach(settings, directory, parameters, as_json)
 
 
-def _call(settings: Settings) -> str:
-    """What processes a file."""
-    return json.dumps({"processor": settings.processor, "command": settings.command})
-
-
 def attach(settings: Settings, directory: Path, parameters: Parameters, as_json: bool) -> int:
     """Shows how far the call is that processes the run, until it ends; its exit code.
 
     Raises:
         RunError: it processes the run with other options, or was killed.
     """
-    run_id, last = directory.name, None
+    run_id = directory.name
     display.say(f"run {run_id} is on already: this shows how far it is")
     try:
         with following(quiet=as_json) as follower:
             while is_locked(directory):
                 url = announced(directory)
-                with contextlib.suppress(*OUTAGES), contextlib.ExitStack() as stack:
-                    if url is not None:
-                        redis = stack.enter_context(
-                            contextlib.closing(connect(at(settings, url), retries=0))
-                        )
+                if url is not None:
+                    with (
+                        contextlib.suppress(*OUTAGES),
+                        connect(at(settings, url), retries=0) as redis,
+                    ):
+                        run = Run(redis, run_id)
                         if (call := redis.get(CALL_KEY)) is not None:
-                            run = Run(redis, run_id)
                             _check_same(run, text(call), parameters, settings)
-                            last = status.read(run)
-                            follower.show(run, last)
+                            follower.show(run, status.read(run))
                 time.sleep(TURN)
     except KeyboardInterrupt:
-        display.say(f"run {run_id} goes on: `imece status {run_id}` shows how far it is")
+        display.say(f"run {run_id} continues: `imece status {run_id}` shows how far it is")
         return BY_SIGNAL + signal.SIGINT
-    try:
-        code = int((directory / EXIT_CODE).read_text("ascii"))
-    except (OSError, ValueError):
+    left = record.read(directory)
+    if left is None or left.exit_code is None:
         raise RunError(
-            f"the call that processed run {run_id} was killed", "call the same again to go on"
-        ) from None
-    if last is not None:
-        if as_json:
-            display.put_json(last.summary())
-        else:
-            display.put(display.block(last))
-    return code
+            f"the call that processed run {run_id} was killed", "call the same again to continue"
+        )
+    if as_json:
+        display.put_json(left.status.summary())
+    else:
+        display.put(display.block(left.status))
+    return left.exit_code
+
+
+def _call(settings: Settings) -> dict[str, str | None]:
+    """What processes a file."""
+    return {"processor": settings.processor, "command": settings.command}
 
 
 def _check_same(run: Run, call: str, parameters: Parameters, settings: Settings) -> None:
-    there, wanted = json.loads(call), json.loads(_call(settings))
-    different = [name for name in wanted if there[name] != wanted[name]]
+    there = json.loads(call)
+    different = [name for name, value in _call(settings).items() if there[name] != value]
     different += run.parameters().differences(parameters)
     if different:
         raise RunError(
@@ -213,38 +224,38 @@ def _process_here(
             set_limit(redis, limit)
             redis.delete(CALL_KEY)
             run = Run(redis, run_id)
-            end_stopped(run, inner)
+            # Nobody works on what an earlier call has left: this call is its next round.
+            with contextlib.suppress(RunError):
+                if run.state() in ON:
+                    run.cancel(inner.result_ttl)
             enqueued = Producer(redis, inner, display.say).enqueue(run_id, parameters, list_files)
-            redis.set(CALL_KEY, _call(settings))
+            redis.set(CALL_KEY, json.dumps(_call(settings)))
             if not as_json:
                 display.put(display.enqueued(enqueued))
             log = directory / "workers.log"
             log.write_bytes(b"")
             environment = worker_settings(
-                server.url,
-                processor=settings.processor,
-                command=settings.command,
-                log_format=settings.log_format,
+                server.url, **_call(settings), log_format=settings.log_format
             )
             replicas = Replicas(redis, inner.queue, environment, log)
             with following(quiet=as_json) as follower:
-                last, samples = process(run, replicas, interrupts, partial(follower.show, run))
-            told = [
-                *display.summary(last, time.monotonic() - began, samples),
-                *display.failures(run, last, directory / "failures.jsonl"),
-            ]
+                show = _recorded(directory, partial(follower.show, run))
+                last, samples = process(run, replicas, interrupts, show)
+            told = list(display.summary(last, time.monotonic() - began, samples))
+            if display.write_failures(run, last, directory / FAILURES):
+                told.append(display.all_failures(directory / FAILURES))
             if as_json:
                 display.put_json({**last.summary(), "replicas": samples})
             else:
                 display.put("\n".join(told))
             stopped = interrupts.count and not last.has_ended
             code = BY_SIGNAL + interrupts.number if stopped else last.exit_code
-            (directory / EXIT_CODE).write_text(str(code), "ascii")
+            record.write(directory, last, sys.argv[1:], code)
+            if last.state == "done":
+                run.forget_names()
+            server.shrink(redis)
     if stopped:
-        display.say(
-            "stopped; to go on, call the same again"
-            + (" (with --overwrite that processes all files again)" if parameters.overwrite else "")
-            + ":\n  "
-            + shlex.join(["imece", *sys.argv[1:]])
-        )
+        again = " (with --overwrite that processes all files again)" if parameters.overwrite else ""
+        call = shlex.join(["imece", *sys.argv[1:]])
+        display.say(f"stopped; to continue, call the same again{again}:\n  {call}")
     return code

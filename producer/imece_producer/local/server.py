@@ -55,7 +55,7 @@ class Server:
     """A server on a Unix socket only its owner can reach, with its data in `directory`.
 
     Args:
-        directory: append-only file and log; kept, so that a later server goes on with them.
+        directory: append-only file and log; kept, so that a later server continues with them.
         options: further lines of its configuration.
     """
 
@@ -93,7 +93,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us; workers still have to hand back
+            start_new_session=True,  # Ctrl-C is for us; workers still need it
             pass_fds=[self._lock],  # its socket is in use for as long as it lives
             preexec_fn=partial(follow_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads yet
         )
@@ -119,6 +119,13 @@ class Server:
                 time.sleep(0.02)
             finally:
                 client.close()
+
+    def shrink(self, redis: Redis) -> None:
+        """Writes the append-only file anew, with what is there now."""
+        redis.bgrewriteaof()
+        end = time.monotonic() + START_TIMEOUT
+        while redis.info("persistence")["aof_rewrite_in_progress"] and time.monotonic() < end:
+            time.sleep(0.02)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ends the server; its data stays."""
@@ -154,21 +161,21 @@ def _parent() -> Path:
 
 
 def _socket_dir() -> tuple[Path, int]:
-    """A new directory that only its owner can enter, and a descriptor that keeps it locked: to free
-    it, whoever holds the descriptor need only be gone."""
+    """A new directory that only its owner can enter, and a descriptor that keeps it locked as long
+    as any process has it."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=SOCKET_DIR, dir=_parent()))
         try:
             number = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            continue  # taken for one that was left, before it was locked
+            continue  # removed as one that was left, before it was locked
         if _lock(number) and path.exists():
             return path, number
-        os.close(number)  # somebody has just taken it for one that was left
+        os.close(number)  # somebody removes it as one that was left
 
 
 def clear_socket_dirs() -> None:
-    """Removes those of servers that were killed with whoever had started them."""
+    """Removes those of servers that were killed together with the process that started them."""
     for path in _parent().glob(SOCKET_DIR + "*"):
         try:
             number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -17,8 +17,9 @@ OTHER_SERVER = ("redis_username", "redis_password", "redis_sentinels", "redis_se
 
 LOCK_PATIENCE = 0.3
 
-EXIT_CODE = "exit-code"
-"""The file with a call's exit code, for those that have attached to it."""
+RECORD, FAILURES = "record.json", "failures.jsonl"
+"""What a call leaves (imece_producer/local/record.py): how far it has come; all its failures, a
+line of JSON each."""
 
 
 class OccupiedError(RunError):
@@ -43,7 +44,8 @@ def locked(directory: Path) -> Iterator[None]:
         if not _locked(lock):
             raise OccupiedError(directory.name)
         try:
-            (directory / EXIT_CODE).unlink(missing_ok=True)
+            for left in (_address(directory), directory / RECORD, directory / FAILURES):
+                left.unlink(missing_ok=True)  # of the call before
             yield
         finally:
             _address(directory).unlink(missing_ok=True)
@@ -92,7 +94,7 @@ def _address(directory: Path) -> Path:
 
 
 def at(settings: Settings, url: str) -> Settings:
-    """The settings for the server of a local run, whatever other server they name."""
+    """The settings for the server of a local run, in place of any other server they name."""
     return settings.model_copy(
         update={**dict.fromkeys(OTHER_SERVER), "redis_url": SecretStr(url)},
     )

@@ -58,7 +58,7 @@ def parameters_of(
         queue=settings.queue,
     )
     if buckets is not None and buckets > MOST_BUCKETS:  # of Airflow's operator; here typer has it
-        raise UsageError(f"buckets {buckets}: {MOST_BUCKETS} at the most")
+        raise UsageError(f"buckets {buckets}: at most {MOST_BUCKETS}")
     if flaw := parameters.flaw():  # what workers would refuse
         raise UsageError(names.printable(flaw))
     return parameters

@@ -1,4 +1,7 @@
-"""The workers of a local run, and their limit."""
+"""The scaling rule of a local run, its limit, and its workers.
+
+The rule is that of a cluster (deploy/base/scaledobject.yaml), without KEDA.
+"""
 
 import os
 import signal
@@ -14,18 +17,25 @@ from redis import Redis
 from imece.errors import ImeceError
 from imece.process import follow_parent
 from imece.run import keys
+from imece.run.status import Backlog
 from imece.settings import PREFIX
 from imece_producer.local.state import OTHER_SERVER
 
 LIMIT_KEY = "imece:local:max-replicas"
 
-
 STABILIZATION = 2.0
 """Seconds there must be too many workers before one is stopped."""
 
+REFUSALS = (2, 3)
+"""Exit codes of a worker that another one would end with, too: wrong settings, no Redis."""
 
 QUICK_DEATH = 5.0
 """A worker that fails within so many seconds of its start has not failed because of a file."""
+
+
+def wanted(backlog: Backlog, limit: int) -> int:
+    """The scaling rule: a worker for each job that is pending or in flight, up to the limit."""
+    return min(limit, backlog.pending + backlog.in_flight)
 
 
 class Replicas:
@@ -50,8 +60,8 @@ class Replicas:
         return len(self._workers)
 
     def adjust(self, wanted: int, limit: int) -> None:
-        """Starts or stops workers: at once up to what is wanted, and down to the limit; further
-        down when there have been too many for a while.
+        """Starts or stops workers: at once up to what is wanted, and down to the limit. It goes
+        further down when there have been too many for a while.
 
         Raises:
             ImeceError: workers cannot be started, for a reason in their settings.
@@ -78,14 +88,14 @@ class Replicas:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us
-                # Killed with us, the server is gone, and nobody waits for the file in hand.
+                # If we are killed, so is the server: nobody needs the current file any more.
                 preexec_fn=partial(follow_parent, os.getpid(), signal.SIGQUIT),  # noqa: PLW1509
             )
         self._workers[worker.pid] = worker
         self._started[worker.pid] = time.monotonic()
 
     def _stop(self, count: int) -> None:
-        """Asks so many to stop, idle ones first: as in the cluster, nobody is taken from a file."""
+        """Asks so many to stop, idle ones first, as in the cluster."""
         candidates = [pid for pid in self._workers if pid not in self._stopping]
         busy = self._busy()
         for pid in sorted(candidates, key=lambda pid: pid in busy)[:count]:
@@ -109,7 +119,7 @@ class Replicas:
             lived = time.monotonic() - self._started.pop(pid)
             del self._workers[pid]
             self._stopping.discard(pid)
-            if code > 0 and lived < QUICK_DEATH:
+            if code in REFUSALS or (code > 0 and lived < QUICK_DEATH):
                 error = ImeceError(self._last_line())
                 error.exit_code = code
                 raise error
@@ -119,8 +129,8 @@ class Replicas:
         last = lines[-1] if lines else "no reason given"
         return last.removeprefix("imece-worker: ")
 
-    def hand_back(self, patience: Callable[[], bool]) -> None:
-        """Asks all to stop and waits until they have; kills them when patience is at its end."""
+    def stop(self, patience: Callable[[], bool]) -> None:
+        """Asks all to stop and waits until they have; kills them if `patience` says no."""
         for pid, worker in self._workers.items():
             if pid not in self._stopping:
                 worker.terminate()
