@@ -35,7 +35,7 @@ IMPORTED = {
             "imece_producer.local.run",
             "imece_producer.cluster.commands",
         ),
-        *("imece_producer.doctor", "imece.run.rescue", "rich.progress"),
+        *("imece_producer.doctor", "imece.run.dead_workers", "rich.progress"),
     ),
 }
 """What a template has imported: what the command does, and most of what it imports later."""

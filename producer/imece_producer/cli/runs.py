@@ -203,13 +203,13 @@ def go_on(settings: Settings, run_id: str, as_json: bool) -> None:
 @app.command()
 def cancel(run_id: RunId, as_json: Json = False) -> None:
     """Start no new files; what is done stays. `imece resume RUN` continues the run."""
-    from imece.run import rescue
+    from imece.run import dead_workers
 
     settings = find_settings(run_id)
     with run_of(settings, run_id) as run:
         parameters = run.readable_parameters()
         run.cancel(settings.result_ttl)
-        rescue.clear_output(run, parameters)
+        dead_workers.clear_output(run, parameters)
         if as_json:
             put_json({"run": run_id, "state": run.state()})
         else:
@@ -219,11 +219,11 @@ def cancel(run_id: RunId, as_json: Json = False) -> None:
 @app.command()
 def delete(run_id: RunId) -> None:
     """Remove an ended run from Redis. Its outputs stay."""
-    from imece.run import rescue
+    from imece.run import dead_workers
 
     settings = find_settings(run_id)
     with run_of(settings, run_id) as run:
         parameters = run.readable_parameters()
         run.delete()
-        rescue.clear_output(run, parameters)
+        dead_workers.clear_output(run, parameters)
     put(f"run {run_id} is deleted; its outputs are where they were")
