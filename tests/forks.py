@@ -36,7 +36,7 @@ IMPORTED = {
             "imece_producer.local.run",
             "imece_producer.cluster.commands",
         ),
-        *("imece_producer.doctor", "imece.run.rescue", "rich.live", "rich.table"),
+        *("imece_producer.doctor", "imece.run.dead_workers", "rich.live", "rich.table"),
     ),
 }
 """What a template has imported: what the command does, and most of what it imports later."""

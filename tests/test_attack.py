@@ -22,6 +22,9 @@ from tests.conftest import ROOT, Workbench, until
 FILES = 1500
 SECONDS = 3.0
 
+BOTH = pytest.mark.parametrize("module", ["tests.processors", "tests.processors_by_steps"])
+"""Directories opened by openat2, and step by step."""
+
 
 @pytest.fixture
 def elsewhere(workbench: Workbench) -> Path:
@@ -59,12 +62,13 @@ def replace(runner: int, path: Path, moved: Path, elsewhere: Path) -> None:
     os.kill(runner, signal.SIGCONT)
 
 
+@BOTH
 def test_a_directory_of_inputs_replaced_while_a_job_is_on_leads_nowhere(
-    workbench: Workbench, elsewhere: Path
+    workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
     workbench.enqueue(buckets=1, files_per_job=FILES, retries=0)
-    workbench.worker(processor="tests.processors:slow")
+    workbench.worker(processor=f"{module}:slow")
     until(lambda: workbench.status().done, "the first files")
     (workbench.source / "sub").rename(workbench.folder / "moved")
     (workbench.source / "sub").symlink_to(elsewhere)
@@ -73,12 +77,13 @@ def test_a_directory_of_inputs_replaced_while_a_job_is_on_leads_nowhere(
     assert no_secret(workbench)
 
 
+@BOTH
 def test_a_directory_of_outputs_replaced_while_a_job_is_on_leads_nowhere(
-    workbench: Workbench, elsewhere: Path
+    workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
     workbench.enqueue(buckets=1, files_per_job=FILES, retries=0)
-    worker = workbench.worker(processor="tests.processors:slow")
+    worker = workbench.worker(processor=f"{module}:slow")
     until(lambda: workbench.status().done, "the first files")
     moved = workbench.folder / "moved"
     replace(worker.runner(), workbench.target / "sub", moved, elsewhere)
@@ -86,12 +91,13 @@ def test_a_directory_of_outputs_replaced_while_a_job_is_on_leads_nowhere(
     assert is_unharmed(elsewhere)
 
 
+@BOTH
 def test_a_staging_directory_replaced_while_a_job_is_on_leads_nowhere(
-    workbench: Workbench, elsewhere: Path
+    workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
     workbench.enqueue(buckets=1, files_per_job=FILES, retries=0)
-    worker = workbench.worker(processor="tests.processors:slow")
+    worker = workbench.worker(processor=f"{module}:slow")
     until(lambda: workbench.status().done, "the first files")
     [there] = workbench.temporaries()
     replace(worker.runner(), there, workbench.target / "moved", elsewhere)
@@ -191,49 +197,49 @@ def under_attack(
 
 
 @pytest.mark.slow
+@BOTH
 def test_a_directory_of_inputs_swapped_in_a_loop_gives_no_secret_away(
-    workbench: Workbench, elsewhere: Path
+    workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
-    processor = "tests.processors:copy_after_many_reads"
+    processor = f"{module}:copy_after_many_reads"
     under_attack(workbench, processor, swap_directory, workbench.source / "sub", elsewhere)
     assert workbench.outputs()
     assert no_secret(workbench)
 
 
 @pytest.mark.slow
+@BOTH
 def test_inputs_swapped_for_links_in_a_loop_give_no_secret_away(
-    workbench: Workbench, elsewhere: Path
+    workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
-    processor = "tests.processors:copy_after_many_reads"
+    processor = f"{module}:copy_after_many_reads"
     under_attack(workbench, processor, swap_files, workbench.source / "sub", elsewhere)
     assert workbench.outputs()
     assert no_secret(workbench)
 
 
 @pytest.mark.slow
+@BOTH
 def test_a_directory_of_outputs_swapped_in_a_loop_is_not_written_through(
-    workbench: Workbench, elsewhere: Path
+    workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
     (workbench.target / "sub").mkdir(parents=True)
-    under_attack(
-        workbench, "tests.processors:copy", swap_directory, workbench.target / "sub", elsewhere
-    )
+    under_attack(workbench, f"{module}:copy", swap_directory, workbench.target / "sub", elsewhere)
     assert workbench.outputs()
     assert is_unharmed(elsewhere)
 
 
 @pytest.mark.slow
+@BOTH
 def test_a_staging_directory_swapped_in_a_loop_is_not_written_through(
-    workbench: Workbench, elsewhere: Path
+    workbench: Workbench, elsewhere: Path, module: str
 ) -> None:
     many(workbench)
     workbench.target.mkdir()
-    under_attack(
-        workbench, "tests.processors:copy", swap_staging_directories, workbench.target, elsewhere
-    )
+    under_attack(workbench, f"{module}:copy", swap_staging_directories, workbench.target, elsewhere)
     assert workbench.status().done
     assert is_unharmed(elsewhere)
 
@@ -241,6 +247,15 @@ def test_a_staging_directory_swapped_in_a_loop_is_not_written_through(
 # Directories by descriptors
 
 
+@pytest.fixture(params=["openat2", "step by step"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "step by step":
+        monkeypatch.setattr(beneath, "openat2", None)
+    elif beneath.openat2 is None:
+        pytest.skip("the kernel has no openat2")
+
+
+@pytest.mark.usefixtures("way")
 def test_a_directory_is_opened_beneath_its_root_and_by_no_link(tmp_path: Path) -> None:
     (tmp_path / "root" / "a" / "b").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
@@ -258,9 +273,9 @@ def test_a_directory_is_opened_beneath_its_root_and_by_no_link(tmp_path: Path) -
             os.close(beneath.open_directory(root, path))
         assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     with pytest.raises(OSError):
-        beneath.open_directory(root, b"a/out/new", make=True)
+        beneath.make_directories(root, b"a/out/new")
     assert list((tmp_path / "outside").iterdir()) == []
-    os.close(beneath.open_directory(root, b"c/d/e", make=True))
+    os.close(beneath.make_directories(root, b"c/d/e"))
     assert (tmp_path / "root" / "c" / "d" / "e").is_dir()
     os.close(root)
 

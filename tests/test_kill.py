@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imece.files import staging
-from imece.run.rescue import requeue_dead
+from imece.run.dead_workers import requeue_dead
 from imece.run.store import Run
 from tests.conftest import Workbench, WorkerProcess, is_running, until, uptime
 

@@ -122,8 +122,11 @@ def filters(include: Iterable[str], exclude: Iterable[str]) -> tuple[Accept | No
             return None
         try:
             compiled = pathspec.GitIgnoreSpec.from_lines(patterns)
-        except ValueError as error:
-            raise ListingError(f"a pattern in {patterns} cannot be read: {error}") from None
+        except ValueError:
+            raise ListingError(
+                f"a pattern of --include or --exclude cannot be read: {', '.join(patterns)}",
+                "write it as in .gitignore",
+            ) from None
         return lambda name: compiled.match_file(os.fsdecode(name))
 
     return spec(include), spec(exclude)

@@ -15,7 +15,7 @@ from redis.typing import EncodableT, FieldT
 from imece.connection import connect, text
 from imece.errors import RunError
 from imece.files.listing import Listing
-from imece.run import keys, rescue, scripts
+from imece.run import dead_workers, keys, scripts
 from imece.run.job import Cursor, Reference
 from imece.run.parameters import IDENTITY, Parameters
 from imece.run.store import CLAIM_TTL, LOST_NAMES, ON, STEP, Run, Snapshot
@@ -85,7 +85,7 @@ class Producer:
                 return Enqueued(run, "attached")
             made = grouping.plan(parameters, list_files())
             state, again = self._next_round(run, token, parameters, made)
-        rescue.clear_output(run, parameters)
+        dead_workers.clear_output(run, parameters)
         how = "resumed" if state in ("cancelled", "held") else "enqueued"
         return Enqueued(run, how, made, again)
 
@@ -149,10 +149,10 @@ class Producer:
 
     def _put_back_lost(self, queue: str) -> None:
         """The workers do so, too; but there may be none, because the queue looks empty."""
-        missing, _ = rescue.put_back_lost(self.redis, queue, set())
+        missing, _ = dead_workers.put_back_lost(self.redis, queue, set())
         if missing:
             time.sleep(TURN)
-            rescue.put_back_lost(self.redis, queue, missing)
+            dead_workers.put_back_lost(self.redis, queue, missing)
 
     @contextmanager
     def _claimed(self, run: Run) -> Iterator[str]:

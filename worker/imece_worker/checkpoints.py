@@ -17,7 +17,7 @@ from imece_worker.shared import SharedProgress
 
 FENCE_AFTER = 2
 """Heartbeats without an answer after which a worker that is through asks first whether the job is
-still its own; after three it may be thought dead (imece/run/rescue.py)."""
+still its own; after three it may be thought dead (imece/run/dead_workers.py)."""
 
 
 @dataclass

@@ -60,11 +60,11 @@ class Tree:
         if not path:
             return self._root if self._root is not None else self.root
         try:
-            number = beneath.open_directory(self.root, path, make)
+            number = self._open(path, make)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            number = beneath.open_directory(self.root, self.resolve(path), make)
+            number = self._open(self.resolve(path), make)
         if len(self._held) == HELD:
             oldest = next(iter(self._held))
             del self._identities[oldest]
@@ -72,6 +72,14 @@ class Tree:
         self._held[path] = number
         self._identities[path] = identity(os.fstat(number))
         return number
+
+    def _open(self, path: bytes, make: bool) -> int:
+        try:
+            return beneath.open_directory(self.root, path)
+        except FileNotFoundError:
+            if not make:
+                raise
+        return beneath.make_directories(self.root, path)
 
     def resolve(self, path: bytes) -> bytes:
         """The path without links, relative to the root.

@@ -23,7 +23,7 @@ from rq.worker_registration import clean_worker_registry, register
 from imece import names
 from imece.connection import connect, is_outage, raw, said
 from imece.errors import RunError
-from imece.run import keys, rescue, scripts
+from imece.run import dead_workers, keys, scripts
 from imece.run.job import MalformedJobError, Reference
 from imece.run.lease import Claimed, Lease
 from imece.run.store import ON
@@ -227,7 +227,7 @@ class Worker(rq.Worker):
         """
         now, settings = time.monotonic(), self.settings
         office = 3 * settings.heartbeat
-        if now < self._gap_until or not rescue.elect(
+        if now < self._gap_until or not dead_workers.elect(
             self.connection, settings.queue, self.name, office
         ):
             self._moving.clear()
@@ -236,11 +236,13 @@ class Worker(rq.Worker):
             keys.leases(settings.queue), keys.moving(settings.queue)
         ):
             uptime = self.connection.info("server")["uptime_in_seconds"]
-            for line in rescue.requeue_dead(self.connection, settings, self._moving, now, uptime):
+            for line in dead_workers.requeue_dead(
+                self.connection, settings, self._moving, now, uptime
+            ):
                 log.event(line, logging.WARNING)
         if now - self._looked_for_lost >= LOST_LOOK:
             self._looked_for_lost = now
-            self._suspects, lines = rescue.put_back_lost(
+            self._suspects, lines = dead_workers.put_back_lost(
                 self.connection, settings.queue, self._suspects
             )
             for line in lines:
@@ -370,7 +372,7 @@ class Worker(rq.Worker):
             self._stalled.pop(reference.run, None)
         if ending == "finished" and held.run.state() not in ON:
             # Of workers that were killed and that Redis has forgotten nobody else clears up.
-            rescue.clear_output(held.run, claimed.parameters, self.settings.output)
+            dead_workers.clear_output(held.run, claimed.parameters, self.settings.output)
 
 
 def touch(heartbeat_file: Path | None) -> None:

@@ -3,7 +3,7 @@
 --
 -- Of a run's bucket jobs, at most WINDOW are in the queue; the rest wait in a list of the run. So a
 -- cancel or a pause touches few entries, and a large run does not keep a small one waiting. The
--- run's field `window` counts its entries in the queue; a sweep puts it right (imece/run/rescue.py).
+-- run's field `window` counts its entries in the queue; a sweep puts it right (imece/run/dead_workers.py).
 
 local WINDOW = 1000
 local PAUSES = 10        -- so many fruitless tries in a row, and the run is held

@@ -265,13 +265,13 @@ def go_on(run_id: str, as_json: bool) -> None:
 @app.command()
 def cancel(run_id: RunId, as_json: Json = False) -> None:
     """Start no new files; what is done stays. `imece resume RUN` continues the run."""
-    from imece.run import rescue
+    from imece.run import dead_workers
 
     settings = on_server(run_id)
     with run_of(settings, run_id) as run:
         parameters = run.readable_parameters()
         run.cancel(settings.result_ttl)
-        rescue.clear_output(run, parameters)
+        dead_workers.clear_output(run, parameters)
         if as_json:
             put_json({"run": run_id, "state": run.state()})
         else:
@@ -289,7 +289,7 @@ def delete(
     ] = False,
 ) -> None:
     """Remove an ended run from Redis, or what is left of a local one. Its outputs stay."""
-    from imece.run import rescue
+    from imece.run import dead_workers
 
     if (run_id is None) != ended_here:
         raise UsageError("name a run, or take --ended-here")
@@ -308,7 +308,7 @@ def delete(
         with run_of(place.settings, run_id) as run:
             parameters = run.readable_parameters()
             run.delete()
-            rescue.clear_output(run, parameters)
+            dead_workers.clear_output(run, parameters)
     put(f"run {run_id} is deleted; its outputs are where they were")
 
 
