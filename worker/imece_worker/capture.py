@@ -16,10 +16,9 @@ from array import array
 from collections.abc import Sequence
 from typing import NoReturn
 
-from imece.process import follow_parent, name_process
+from imece.process import close_all_but, follow_parent, move_up, name_process
 from imece.run.failure import LONGEST_OUTPUT, tail
-from imece_worker import descriptors
-from imece_worker.stops import STOP_SIGNALS
+from imece_worker import stops
 
 HEAD, TAIL = 2**13, 2**16
 """Bytes that are kept of the beginning, and of the end."""
@@ -30,14 +29,19 @@ PATIENCE = 1.0
 
 
 class Capture:
-    """A pipe and what came through it since it was last cleared. To be made before any fork."""
+    """A pipe and what came through it since it was last cleared. To be made before any fork.
+
+    Attributes:
+        reading: the drainer's end.
+        number: the end for those who print.
+    """
 
     # Bytes drained in all; where in them the file in hand begins; whether more are being drained.
     _COUNT, _BASE, _BUSY, _WORDS = range(4)
 
     def __init__(self) -> None:
-        self._reading, self.number = os.pipe()
-        os.set_blocking(self._reading, False)
+        self.reading, self.number = map(move_up, os.pipe())
+        os.set_blocking(self.reading, False)
         self._waiting = array("i", [0])  # bytes in the pipe, when last asked
         memory = memoryview(mmap.mmap(-1, 8 * self._WORDS + HEAD + TAIL))
         self._words = memory[: 8 * self._WORDS].cast("q")
@@ -115,7 +119,7 @@ class Capture:
         try:
             count, base = words[self._COUNT], words[self._BASE]
             place = count % TAIL
-            taken = os.readv(self._reading, [self._ring[place:], self._ring[:place]])
+            taken = os.readv(self.reading, [self._ring[place:], self._ring[:place]])
             start, stop = max(count, base), min(count + taken, base + HEAD)
             if start < stop:
                 self._head[start - base : stop - base] = self._between(start, stop)
@@ -129,11 +133,6 @@ class Capture:
         """A drainer that was killed may have had something in hand."""
         self._words[self._BUSY] = 0
 
-    @property
-    def reading(self) -> int:
-        """The drainer's end."""
-        return self._reading
-
 
 def drain(captures: Sequence[Capture], parent: int) -> NoReturn:
     """The drainer's side of the fork; does not come back. It ends with the worker."""
@@ -141,11 +140,10 @@ def drain(captures: Sequence[Capture], parent: int) -> NoReturn:
         follow_parent(parent, signal.SIGKILL)
         name_process(DRAINER)
         signal.set_wakeup_fd(-1)
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        stops.ignore()
         os.setpgrp()  # Ctrl-C is not for it either
         by_number = {capture.reading: capture for capture in captures}
-        descriptors.close_all_but({0, 1, 2, *by_number, *(c.number for c in captures)}, {})
+        close_all_but({0, 1, 2, *by_number, *(c.number for c in captures)}, {})
         poll = select.poll()
         for reading in by_number:
             poll.register(reading, select.POLLIN)

@@ -3,14 +3,9 @@ often it has to be sent."""
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
-from redis.exceptions import RedisError
-
-from imece.connection import is_outage
+from imece.run.claim import Action, Batch, Claim
 from imece.run.cursor import Cursor
-from imece.run.job import Reference
-from imece.run.lease import Action, Batch, Verdict
 from imece_worker.context import WorkerContext
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
@@ -28,27 +23,6 @@ class Unanswered:
     number: int
     cursor: Cursor
     batch: Batch
-
-
-class Claim(Protocol):
-    """Where progress is recorded: a lease, or what stands in for one without Redis."""
-
-    @property
-    def reference(self) -> Reference: ...
-
-    @property
-    def execution(self) -> str: ...
-
-    def checkpoint(
-        self,
-        action: Action,
-        number: int = 0,
-        cursor: Cursor | None = None,
-        batch: Batch | None = None,
-        reason: str = "",
-    ) -> tuple[Verdict, int]: ...
-
-    def is_remembered(self) -> bool: ...
 
 
 class Checkpoints:
@@ -116,11 +90,11 @@ class Checkpoints:
                 )
             else:
                 answer = self._lease.checkpoint(action)
-        except RedisError as error:
+        except Exception as error:
             self._context.statistics.redis_errors += 1
-            if not is_outage(error):
+            if (trouble := self._lease.trouble(error)) is None:
                 raise
-            self._context.outage.noted(error)
+            self._context.outage.noted(trouble)
             return False
         self._context.outage.over()
         self._answered_at = time.monotonic()
@@ -130,7 +104,7 @@ class Checkpoints:
             self._context.statistics.recorded(batch.batch)
         self._shared.others_wait = pending > 0
         if verdict == "stop":
-            self._shared.ask_to_stop()
+            self._shared.stopping = True
         elif verdict != "held":
             self.lost = True
         return True

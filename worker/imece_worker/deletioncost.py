@@ -24,8 +24,7 @@ from typing import NoReturn
 
 from imece.process import follow_parent
 from imece.settings import Settings
-from imece_worker import log
-from imece_worker.stops import STOP_SIGNALS
+from imece_worker import log, stops
 
 ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 IDLE, BUSY = 0, 1000
@@ -113,8 +112,7 @@ def _run(line: socket.socket, settings: Settings, parent: int) -> NoReturn:
     """The child's side of the fork; does not come back."""
     try:
         follow_parent(parent, signal.SIGKILL)
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # it ends with the worker
+        stops.ignore()
         os.nice(NICENESS)
         gc.freeze()  # what it shares with the worker stays shared
         _serve(line, settings)

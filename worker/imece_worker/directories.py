@@ -9,6 +9,7 @@ import os
 
 from imece import names
 from imece.files import beneath
+from imece.process import Identity, move_up
 
 HELD = 16
 """How many directories below each root are held open; files come sorted, so few are enough."""
@@ -29,15 +30,15 @@ class Tree:
         self.path = path
         self._within = path.rstrip(b"/") + b"/"
         self._root: int | None = None
-        self._identity = (0, 0)
+        self._identity: Identity = (0, 0)
         self._held: dict[bytes, int] = {}
-        self._identities: dict[bytes, tuple[int, int]] = {}
+        self._identities: dict[bytes, Identity] = {}
 
     @property
     def root(self) -> int:
         """Raises OSError if it is not there."""
         if self._root is None:
-            self._root = os.open(self.path, beneath.PINNED | os.O_NOFOLLOW)
+            self._root = move_up(os.open(self.path, beneath.PINNED | os.O_NOFOLLOW))
             self._identity = identity(os.fstat(self._root))
         return self._root
 
@@ -69,7 +70,7 @@ class Tree:
             oldest = next(iter(self._held))
             del self._identities[oldest]
             os.close(self._held.pop(oldest))
-        self._held[path] = number
+        self._held[path] = number = move_up(number)
         self._identities[path] = identity(os.fstat(number))
         return number
 
@@ -109,6 +110,14 @@ class Tree:
         self.root  # noqa: B018 - opens it
         return identity(os.stat(self.path)) == self._identity
 
+    def is_held(self) -> bool:
+        """Whether the root's descriptor still is the root's: the processor may have closed it, with
+        others of ours, and may have opened a file of its own by the same number."""
+        try:
+            return self._root is None or identity(os.fstat(self._root)) == self._identity
+        except OSError:
+            return False
+
     def forget(self) -> None:
         """Looks at everything afresh from here on."""
         for number in [*self._held.values(), self._root]:
@@ -122,5 +131,5 @@ class Tree:
         self._root = None
 
 
-def identity(found: os.stat_result) -> tuple[int, int]:
+def identity(found: os.stat_result) -> Identity:
     return found.st_dev, found.st_ino

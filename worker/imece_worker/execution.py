@@ -11,12 +11,10 @@ import stat
 import time
 from typing import Literal
 
-from redis.exceptions import RedisError
-
 from imece import names
-from imece.run.lease import Action, Claimed
+from imece.run.claim import Action, Claim, Claimed
 from imece_worker import log, runner, stops
-from imece_worker.checkpoints import Checkpoints, Claim, Unanswered
+from imece_worker.checkpoints import Checkpoints, Unanswered
 from imece_worker.context import WorkerContext
 from imece_worker.directories import PathError
 from imece_worker.message import JobMessage
@@ -108,17 +106,11 @@ class Execution:
     def _lose(self) -> Ending:
         """Another worker has the job, or will: it reads our proofs, and clears up after us. If it
         knows nothing of us, we do."""
-        if self._is_remembered():
+        if self._lease.is_remembered():
             self._paths.leave()
         else:
             self._paths.clear(self._lease.execution)
         return "lost"
-
-    def _is_remembered(self) -> bool:
-        try:
-            return self._lease.is_remembered()
-        except RedisError:
-            return True
 
     def _stall(self, reason: str) -> Ending:
         """Gives the job back, because its directories cannot be used."""
@@ -175,7 +167,7 @@ class Execution:
 
     def _close_finished(self, index: int, there: os.stat_result) -> None:
         """Does what the runner was killed before: notes that the output is in its place."""
-        bytes_in = self._paths.input_size(self._claimed.files[index])
+        bytes_in = self._paths.inputs.size(self._claimed.files[index])
         bytes_out = 0 if stat.S_ISDIR(there.st_mode) else there.st_size
         self._shared.end(index, Outcome.DONE, bytes_in, bytes_out)
 
@@ -224,7 +216,7 @@ class Execution:
                 else:
                     lines = []  # its death is a signal of its own
             if context.wakeup.stopping:
-                shared.ask_to_stop()
+                shared.stopping = True
             if (code := supervisor.death()) is not None:
                 return code
             if shared.overdue == NONE and time.monotonic() >= self._deadline():
@@ -241,7 +233,7 @@ class Execution:
         """When the file in hand will have taken too long, on the monotonic clock."""
         if self._shared.current == NONE or self._shared.overdue != NONE:
             return float("inf")
-        return self._shared.started + self._claimed.parameters.timeout
+        return self._shared.began / 1e9 + self._claimed.parameters.timeout
 
     def _stop_overdue(self) -> None:
         """Kills the runner, in Python and in C code alike; before that it says where it hangs."""
@@ -362,6 +354,8 @@ class Execution:
 
 
 def _cause_of_death(code: int) -> str:
+    if code == runner.CLOSED_OURS:
+        return "the processor closed files that imece had opened, and failed"
     if code >= 0:
         return f"its process ended itself with exit code {code}"
     name = signal.Signals(-code).name

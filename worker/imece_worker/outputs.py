@@ -16,8 +16,8 @@ import stat
 from imece import names
 from imece.files import beneath, staging
 from imece.files.staging import StagingDirectory
+from imece_worker import private
 from imece_worker.directories import PathError, Tree, identity
-from imece_worker.private import InputLink, path_by
 from imece_worker.signature import is_emptied, is_signed, sign
 
 BACKUP = b".old"
@@ -48,15 +48,12 @@ class Outputs:
         staging_directory: while it is open.
     """
 
-    def __init__(
-        self, root: bytes, suffix: bytes | None, execution: str, overwrite: bool, link: InputLink
-    ) -> None:
+    def __init__(self, root: bytes, suffix: bytes | None, execution: str, overwrite: bool) -> None:
         self.tree = Tree(root)
         self.staging_directory: StagingDirectory | None = None
         self._suffix = suffix
         self._execution = execution
         self._overwrite = overwrite
-        self._link = link
         self._written = b""  # the path of the staging directory, for the processor
         # Of the output in hand: its name, in parts too, relative to the root; where that is; and
         # the name in the staging directory.
@@ -141,12 +138,10 @@ class Outputs:
 
     def _open_staging_directory(self) -> None:
         self.staging_directory = StagingDirectory.make(self.tree.root, self._execution)
-        if self._link.is_there:
-            self._written = path_by(self.staging_directory.number) + b"/"
-        else:
-            self._written = os.path.join(self.tree.path, self.staging_directory.name, b"")
+        staging_directory = self.staging_directory
+        self._written = self._path(staging_directory.number, staging_directory.name) + b"/"
 
-    def commit(self, index: int, name: bytes) -> int:
+    def commit(self, index: int) -> int:
         """Puts the finished output in its place; its size in bytes (0 for a directory).
 
         Raises:
@@ -155,17 +150,8 @@ class Outputs:
         try:
             return self._commit(index)
         except OSError as error:
-            if error.errno != errno.EBADF:
-                why = error.strerror or error
-                text = f"the output cannot be put in its place: {why}"
-                raise PathError(text, error.errno) from None
-        self.forget()  # the processor has closed what it has not opened
-        self.prepare(index, name)
-        try:
-            return self._commit(index)
-        except OSError as error:
-            text = f"the output cannot be put in its place: {error.strerror}"
-            raise PathError(text, error.errno) from None
+            why = f"the output cannot be put in its place: {error.strerror or error}"
+            raise PathError(why, error.errno) from None
 
     def _commit(self, index: int) -> int:
         place, temporary = self.staging_directory, self._temporary
@@ -266,9 +252,9 @@ class Outputs:
         beneath.remove(temporary, place.number)
 
     def _path(self, number: int, path: bytes) -> bytes:
-        """Of a directory in the output directory."""
-        if self._link.is_there:
-            return path_by(number)
+        """Of a directory in the output directory, for the processor."""
+        if private.directory() is not None:
+            return private.path_by(number)
         return os.path.join(self.tree.path, path)
 
     def discard(self, index: int, name: bytes) -> None:

@@ -15,7 +15,6 @@ import time
 from functools import cache
 
 from imece.files import beneath
-from imece_worker.directories import identity
 
 PREFIX = "imece-worker-"
 MEMORY = "/dev/shm"  # noqa: S108 - what is made there is for its owner alone
@@ -95,79 +94,6 @@ def _sweep_one(name: bytes, parent: int) -> None:
         os.close(number)
         if lock is not None:
             os.close(lock)
-
-
-class InputLink:
-    """A runner's part of it, for one execution: the link to its input. Made when it is first
-    needed; where descriptors have no paths it is not there."""
-
-    def __init__(self, execution: str) -> None:
-        self._execution = execution
-        self._in = -1
-        self._identity = (0, 0)
-        self._prefix = self._leads_to = b""
-        self._number = -1
-        self._last = b""
-
-    @property
-    def is_there(self) -> bool:
-        return self._in != -1 or self._make()
-
-    def _make(self) -> bool:
-        if (base := directory()) is None:
-            return False
-        path = path_of(base, self._execution)
-        shutil.rmtree(path, ignore_errors=True)  # of a runner that died
-        os.mkdir(path, 0o700)
-        self._prefix = path + b"/"
-        self._in = os.open(path, beneath.LISTED)
-        self._identity = identity(os.fstat(self._in))
-        return True
-
-    def _renew(self) -> None:
-        """If the processor has closed the directory's descriptor. Its number may stand for another
-        directory by now, the inputs' even: nothing may be renamed or removed by it."""
-        try:
-            sound = identity(os.fstat(self._in)) == self._identity
-        except OSError:
-            sound = False
-        if not sound:
-            self._number = -1
-            self._make()
-
-    def input(self, number: int, name: bytes) -> bytes:
-        """Makes the link lead to an open file, which is the link's from here on and is closed when
-        the next one comes; the path.
-
-        The one link there is gets another name: to make one for each file takes four times as long.
-        """
-        self._renew()
-        here = self._in
-        if self._number == -1:
-            self._number, self._leads_to = number, path_by(number)
-        else:
-            os.dup2(number, self._number, inheritable=False)
-            os.close(number)
-        try:
-            os.rename(self._last, name, src_dir_fd=here, dst_dir_fd=here)
-            sound = os.readlink(name, dir_fd=here) == self._leads_to
-        except OSError:  # the processor has moved it away, or put something in its place
-            sound = False
-        if not sound:
-            beneath.remove(name, here)
-            os.symlink(self._leads_to, name, dir_fd=here)
-        self._last = name
-        return self._prefix + name
-
-    def close(self) -> None:
-        """Closes what is open; the parent removes the links."""
-        for number in (self._in, self._number):
-            if number != -1:
-                try:
-                    os.close(number)
-                except OSError:
-                    pass  # the processor has closed it
-        self._in = self._number = -1
 
 
 def path_by(number: int) -> bytes:

@@ -10,16 +10,17 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from imece.errors import SettingsError
-from imece.process import follow_parent
+from imece.process import Identity, follow_parent, open_files
 from imece.run.failure import LONGEST_REASON
 from imece.settings import Settings
-from imece_worker import descriptors, stops
+from imece_worker import stops
 from imece_worker.capture import Capture
 
 
@@ -36,7 +37,7 @@ class Processor(Protocol):
     """
 
     captures: Sequence[Capture]
-    files: dict[int, descriptors.Identity]
+    files: dict[int, Identity]
 
     def __call__(self, source: bytes, target: bytes | None) -> None: ...
 
@@ -59,7 +60,7 @@ class Function:
     captures: Sequence[Capture] = ()
 
     def __init__(self, spec: str) -> None:
-        before = descriptors.opened()
+        before = open_files()
         module, _, attributes = spec.partition(":")
         try:
             found: object = importlib.import_module(module)
@@ -78,7 +79,7 @@ class Function:
         self._function: Callable[[str, str | None], object] = found
         self.files = {
             number: identity
-            for number, identity in descriptors.opened().items()
+            for number, identity in open_files().items()
             if before.get(number) != identity
         }
 
@@ -107,7 +108,7 @@ class Command:
         self.writes_output = "{output}" in template
         self._errors = Capture()
         self.captures: Sequence[Capture] = (self._errors,)
-        self.files: dict[int, descriptors.Identity] = {}
+        self.files: dict[int, Identity] = {}
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
         values = {b"input": source, b"output": target or b""}
@@ -142,8 +143,11 @@ def load(settings: Settings) -> Function | Command:
     """The processor the settings name.
 
     Raises:
-        SettingsError: there is none, or it cannot be had.
+        SettingsError: there is none, or it cannot be loaded.
     """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m
     if settings.processor:
         return Function(settings.processor)
     if settings.command:

@@ -5,12 +5,11 @@ import json
 import time
 from collections import Counter
 
+from imece.run.claim import Batch, Claimed
 from imece.run.cursor import Cursor, PendingRetry
 from imece.run.failure import Failure
-from imece.run.lease import Batch, Claimed
-from imece_worker.journal import Journal
 from imece_worker.retry import ServerClock, next_try, taken_over
-from imece_worker.shared import NONE, Outcome, SharedProgress
+from imece_worker.shared import NONE, Journal, Outcome, SharedProgress
 
 SLOWEST = 3
 """How many of a batch's files are put forward as the run's slowest."""

@@ -21,16 +21,15 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-from imece.process import follow_parent
+from imece.process import close_all_but, follow_parent
 from imece.run.failure import LONGEST_REASON, tail
-from imece_worker import descriptors, stops
+from imece_worker import stops
 from imece_worker.capture import Capture
 from imece_worker.directories import PathError
-from imece_worker.journal import Journal
 from imece_worker.message import JobMessage
 from imece_worker.processor import CommandError, Processor
 from imece_worker.retry import next_try
-from imece_worker.shared import Outcome, SharedProgress
+from imece_worker.shared import Journal, Outcome, SharedProgress
 
 PATIENCE = 1.0
 """Seconds a runner that had nothing else to do waits for a pause although other jobs wait: so that
@@ -42,6 +41,9 @@ STOP_PATIENCE = 1.0
 MARK, FINISHED, STOPPED, DEFERRED, STALLED = b"m", b"f", b"s", b"d", b"p"
 """Runner to parent: the wish to have a file marked; how it is through with its job. Stalled: the
 run's directories cannot be used, and the journal says why."""
+
+CLOSED_OURS = 79
+"""The exit code of a runner whose processor has closed files that imece had opened."""
 
 GO, STOP = b"g", b"h"
 """Parent to runner, in answer to that wish."""
@@ -111,7 +113,7 @@ def _close_files_of_the_worker(context: RunnerContext) -> None:
     captures = (context.capture, *context.processor.captures)
     kept = {0, 1, 2, context.line.fileno(), context.journal.number}
     kept.update(capture.number for capture in captures)
-    descriptors.close_all_but(kept, context.processor.files)
+    close_all_but(kept, context.processor.files)
 
 
 def _flush() -> None:
@@ -138,6 +140,7 @@ class Runner:
         self._inputs, self._outputs = message.paths.inputs, message.paths.outputs
         self._tried_any = False
         self._stalled = False
+        self._lost_ours = False
         self._pid = os.getpid()
 
     def work(self) -> bytes:
@@ -207,10 +210,14 @@ class Runner:
             _flush()
             self._retries.pop(index, None)
             shared.end(index, outcome, bytes_in, bytes_out)
+            if self._lost_ours:
+                os._exit(CLOSED_OURS)
         except BaseException as error:
             self._end_copy()
             self._respect_time_limit(index)
             _flush()
+            if self._lost_ours or not self._inputs.tree.is_held():
+                os._exit(CLOSED_OURS)  # the journal may be closed as well
             stopped = self._was_stopped(error, signals)
             fault = None if stopped else paths.fault(error)
             if self._outputs is not None:
@@ -241,7 +248,7 @@ class Runner:
         end = time.monotonic() + STOP_PATIENCE
         while not self._shared.stopping and time.monotonic() < end:
             time.sleep(0.01)
-        return self._shared.stopping
+        return bool(self._shared.stopping)
 
     def _process(self, index: int, name: bytes) -> tuple[Outcome, int, int]:
         inputs, outputs = self._inputs, self._outputs
@@ -255,9 +262,16 @@ class Runner:
         self._context.processor(inputs.path, target)
         self._end_copy()
         self._respect_time_limit(index)
+        if not inputs.tree.is_held():
+            # All that this runner has open may be closed, or be the processor's own by now. The
+            # file is finished with what is opened afresh; the next one gets another runner.
+            self._lost_ours = True
+            self._a.paths.forget()
+            if outputs is not None:
+                outputs.prepare(index, name)
         if inputs.changed():
             raise PathError("the input changed while it was processed")
-        bytes_out = outputs.commit(index, name) if outputs is not None else 0
+        bytes_out = outputs.commit(index) if outputs is not None else 0
         return Outcome.DONE, found.st_size, bytes_out
 
     def _stall(self, fault: str) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from imece.run.lease import Batch
+from imece.run.claim import Batch
 
 ENDINGS = ("finished", "returned", "deferred", "lost", "abandoned", "stalled", "refused")
 """How a job that was taken can end: as in imece_worker/execution.py; `refused` if it is

@@ -1,4 +1,10 @@
-"""Where the worker keeps its runner: forks it, gives it jobs, puts an end to it."""
+"""Where the worker keeps its runner: forks it, gives it jobs, puts an end to it and to all that
+processors leave behind.
+
+A process whose parent has ended is adopted by the nearest ancestor that asks for it, or by process
+1, which in a container is the worker. It is killed, and its exit code is taken: otherwise it would
+stay as a zombie.
+"""
 
 import os
 import signal
@@ -6,14 +12,13 @@ import socket
 import sys
 import time
 
+from imece.process import adopt_orphans, move_up
 from imece_worker import capture, runner
 from imece_worker.capture import Capture
-from imece_worker.journal import Journal
 from imece_worker.message import JobMessage
-from imece_worker.orphans import Orphans
 from imece_worker.processor import Processor
 from imece_worker.runner import RunnerContext
-from imece_worker.shared import SharedProgress
+from imece_worker.shared import Journal, SharedProgress
 
 YOUTH = 1.0
 """Seconds within which a runner is given the next job too. To fork one takes as long as a hundred
@@ -21,6 +26,7 @@ quick files; and what a processor leaks still lies in a process that is soon gon
 
 FEWEST_ROWS = 2**16
 GIVE_PATIENCE = 5.0
+ORPHANS_PATIENCE = 1.0
 
 
 class Supervisor:
@@ -75,15 +81,16 @@ class Supervisor:
         self.dismiss()
         self._keep_draining()
         ours, theirs = socket.socketpair()
-        context = RunnerContext(
-            self._processor, self.shared, self.journal, self.capture, theirs, self._memory_limit
-        )
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             ours.close()
+            line, limit = socket.socket(fileno=move_up(theirs.detach())), self._memory_limit
+            context = RunnerContext(
+                self._processor, self.shared, self.journal, self.capture, line, limit
+            )
             runner.run(context, parent)
         theirs.close()
         self.line, self._pid, self._born = ours, pid, time.monotonic()
@@ -158,6 +165,75 @@ class Supervisor:
         self._orphans.own.discard(self._pid)
         _kill_group(self._pid)  # what the processor has left behind
         self._orphans.kill()  # and what has left the group
+
+
+class Orphans:
+    """Children of this process that it has not started itself.
+
+    To be made when all but runners and drainers have been forked: what is there by then, a process
+    that the import of the processor has started say, is left alone.
+    """
+
+    def __init__(self) -> None:
+        adopt_orphans()
+        self.own = children()
+        """Those that are none."""
+
+    def reap(self) -> None:
+        """Takes note of those that have ended. Nobody else's exit code is taken."""
+        if not _any_has_ended():
+            return
+        for pid in children() - self.own:
+            _reap(pid)
+
+    def kill(self) -> None:
+        """All of them, and those that come up when their parents are gone."""
+        end = time.monotonic() + ORPHANS_PATIENCE
+        while orphans := children() - self.own:
+            for pid in orphans:
+                _kill(pid)
+                _reap(pid)
+            if time.monotonic() > end:
+                return  # one cannot be killed at the moment: it is tried again
+            time.sleep(0.001)
+
+
+def children() -> set[int]:
+    """Of all threads of this process; none where the system does not tell."""
+    found: set[int] = set()
+    try:
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return found  # /proc is another namespace's, and its numbers are not ours
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children") as file:
+                found.update(map(int, file.read().split()))
+    except OSError:
+        pass  # a thread that has just ended, or a system that does not tell
+    return found
+
+
+def _any_has_ended() -> bool:
+    """Whether there is an exit code to be taken, of any child; quicker than to look for all."""
+    if not hasattr(os, "waitid"):
+        return True
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # another user's: it was a set-user-id program
+        pass
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
 
 
 def _kill_group(pid: int) -> None:

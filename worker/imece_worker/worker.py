@@ -10,33 +10,33 @@ import os
 import socket
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 import rq
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq.serializers import JSONSerializer
 from rq.utils import now as utc_now
 from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry, register
 
 from imece import names
-from imece.connection import connect, is_outage, raw, said
+from imece.connection import connect, is_wrong_type, raw, said
 from imece.errors import RunError
 from imece.run import keys, rescue, scripts
+from imece.run.claim import Claimed, Trouble
 from imece.run.job import MalformedJobError, Reference
-from imece.run.lease import Claimed, Lease
+from imece.run.lease import Lease, trouble
 from imece.run.store import ON
 from imece.settings import Settings
 from imece_worker import log
-from imece_worker.context import WorkerContext
+from imece_worker.context import LONGEST, Backoff, WorkerContext, touch_heartbeat_file
 from imece_worker.deletioncost import DeletionCost
 from imece_worker.execution import Execution
 from imece_worker.paths import Paths
 from imece_worker.processor import Processor
 from imece_worker.statistics import WorkerStatistics
+from imece_worker.stops import Wakeup
 from imece_worker.supervisor import Supervisor
-from imece_worker.wakeup import Wakeup
 
 POP_TIMEOUT = 0.25
 """Seconds one wait for a job takes; an idle worker that is to stop leaves within them."""
@@ -82,6 +82,7 @@ class Worker(rq.Worker):
             prepare_for_work=False,  # it would ask Redis, which may be away
         )
         self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
+        self.birth_date = utc_now()
         self.wakeup = Wakeup()
         self.supervisor = Supervisor(processor, settings.memory_limit)
         self._context = WorkerContext(
@@ -100,6 +101,8 @@ class Worker(rq.Worker):
         self._beat_at = float("-inf")
         self._gap_until = float("-inf")
         self._swept_at = time.monotonic()
+        self._upkeep_at = float("-inf")
+        self._upkeep_pauses = Backoff(min(LONGEST, settings.lease / 3))
 
     def _set_connection(self, connection: Any) -> Any:
         return connection  # ours has its time-outs already
@@ -107,19 +110,16 @@ class Worker(rq.Worker):
     def work(self, *args: Any, **kwargs: Any) -> bool:
         """The loop. Whatever happens to Redis, it goes on; whatever a job is, it lives on."""
         log.event("worker started", worker=self.name, queue=self.settings.queue)
-        registered = False
         while not self.wakeup.stopping:
             try:
-                if not registered:
-                    self.register_birth()
+                if self.pubsub is None:
                     self.subscribe()
-                    registered = True
                 self._try_next()
                 self._context.outage.over()
             except RedisError as error:
-                if not is_outage(error):
+                if (why := self._trouble(error)) is None:
                     raise  # no waiting fixes these
-                self._wait_out(error)
+                self._wait_out(why)
         self.supervisor.dismiss()
         try:
             self.teardown()  # type: ignore[no-untyped-call]
@@ -133,8 +133,7 @@ class Worker(rq.Worker):
         now = time.monotonic()
         if now - self._beat_at >= self.settings.heartbeat:
             self._beat_at = now
-            self.heartbeat()
-            self.clean_registries()
+            self._keep_up()
         reference = self.pop()
         if reference is None:
             self.supervisor.dismiss()
@@ -143,12 +142,17 @@ class Worker(rq.Worker):
         else:
             self.perform(reference)
 
-    def _wait_out(self, error: RedisError) -> None:
+    def _trouble(self, error: RedisError) -> Trouble | None:
+        """Why a command has failed, if waiting helps."""
+        kinds = keys.shared(self.settings.queue) | {self.key: "hash"}
+        return trouble(error, self.connection, kinds)
+
+    def _wait_out(self, why: Trouble) -> None:
         """Waits a moment for Redis to come back."""
         self._touch()
         self.supervisor.dismiss()
         self._statistics.redis_errors += 1
-        self._context.outage.noted(error)
+        self._context.outage.noted(why)
         # What was not renewed during the outage looks dead and is not: wait until it has been.
         self._gap_until = time.monotonic() + self.settings.lease
         while self._context.outage.left() and not self.wakeup.stopping:
@@ -157,14 +161,29 @@ class Worker(rq.Worker):
 
     # Signs of life
 
-    def register_birth(self) -> None:
-        """Like RQ's, but it runs out with the lease: a worker that is killed right after it would
-        count as alive for eight minutes."""
-        self.birth_date = utc_now()
-        self.heartbeat()
+    def _keep_up(self) -> None:
+        """Does what no file waits for. If somebody has spoilt a key that it needs, the files go on,
+        and it is tried again after a pause that grows."""
+        if time.monotonic() < self._upkeep_at:
+            return
+        outage, is_spoilt = self._context.outage, False
+        for duty in (self.heartbeat, self.clean_registries):
+            try:
+                duty()
+            except ResponseError as error:
+                if not is_wrong_type(error) or (why := self._trouble(error)) is None:
+                    raise
+                outage.tell(why)
+                is_spoilt = True
+        if is_spoilt:
+            self._upkeep_at = time.monotonic() + self._upkeep_pauses.pause()
+        else:
+            outage.told = ""
+            self._upkeep_pauses.reset()
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        """Renews the registration, whole: it heals after Redis has lost it."""
+        """Renews the registration, whole: it heals after Redis has lost it. It runs out with the
+        lease: by RQ's time a worker that is killed would count as alive for eight minutes."""
         self._touch()
         ttl = int(self.settings.lease) + 1
         with self.connection.pipeline() as pipe:
@@ -195,15 +214,18 @@ class Worker(rq.Worker):
                 self.heartbeat()
                 return
             except RedisError as error:
-                if not is_outage(error):
+                if (why := self._trouble(error)) is None:
                     raise
+                if is_wrong_type(error):
+                    outage.tell(why)
+                    return
                 self._statistics.redis_errors += 1
-                outage.noted(error)
+                outage.noted(why)
         self._gap_until = now + self.settings.lease
         self._touch()
 
     def _touch(self) -> None:
-        touch(self.settings.heartbeat_file)
+        touch_heartbeat_file(self.settings)
 
     def subscribe(self) -> None:
         """Listens on the worker's channel without a thread: that somebody listens is the message.
@@ -211,10 +233,11 @@ class Worker(rq.Worker):
         Commands that come by it (rq/command.py) are not obeyed: whoever can send them could as
         well stop the worker, and a killed runner would be charged to an innocent file.
         """
-        self.pubsub = self.connection.pubsub(  # type: ignore[no-untyped-call]
+        pubsub = self.connection.pubsub(  # type: ignore[no-untyped-call]
             ignore_subscribe_messages=True
         )
-        self.pubsub.subscribe(self.pubsub_channel_name)
+        pubsub.subscribe(self.pubsub_channel_name)
+        self.pubsub = pubsub
 
     def unsubscribe(self) -> None:
         if self.pubsub is not None:
@@ -307,7 +330,7 @@ class Worker(rq.Worker):
             self.supervisor.dismiss()
             self._give_up(held, str(error))
         except RedisError as error:
-            if is_outage(error):
+            if self._trouble(error) is not None:
                 raise
             self.supervisor.dismiss()
             self._give_up(held, f"Redis refuses to record its progress: {said(error)}")
@@ -371,23 +394,3 @@ class Worker(rq.Worker):
         if ending == "finished" and held.run.state() not in ON:
             # Of workers that were killed and that Redis has forgotten nobody else clears up.
             rescue.clear_output(held.run, claimed.parameters, self.settings.output)
-
-
-def touch(heartbeat_file: Path | None) -> None:
-    """Shows a liveness probe that the loop turns."""
-    if heartbeat_file is not None:
-        try:
-            heartbeat_file.touch()
-        except OSError as error:  # the probe will tell, if it lasts
-            log.event("heartbeat file not touched", logging.WARNING, error=str(error))
-
-
-def touchable(path: Path) -> str | None:
-    """Why the heartbeat file cannot be touched, or None. It is not left there: it appears with the
-    first look at the queue, by which a startup probe knows that the processor has been imported."""
-    try:
-        path.touch()
-        path.unlink()
-    except OSError as error:
-        return f"{path}: {error.strerror}"
-    return None

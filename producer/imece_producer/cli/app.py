@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from imece import names
+from imece import commandline, names
 from imece.connection import connect, reachable
 from imece.errors import RunError
 from imece.run.status import Status
@@ -22,14 +22,10 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Turn a folder of files into outputs, in parallel.\n\n"
+app = commandline.new(
+    "Turn a folder of files into outputs, in parallel.\n\n"
     "Exit codes: 0 done, 1 some files failed, 2 wrong usage or settings, "
-    "3 a service is out of reach.",
+    "3 a service is out of reach."
 )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imece import names
+from imece.commandline import Include, Suffix, given
 from imece.run.cursor import MOST_FILES
 from imece.run.manifest import MOST_BUCKETS
 from imece.run.parameters import Parameters
@@ -18,13 +19,6 @@ from imece_producer.parameters import list_files, parameters_of
 
 if TYPE_CHECKING:
     from imece.files.listing import Listing
-
-
-def given(text: str) -> str:
-    """What somebody has written. It is not empty, as an unset variable of a shell is."""
-    if not text.strip():
-        raise typer.BadParameter("it is empty")
-    return text
 
 
 def given_path(text: str) -> Path:
@@ -88,14 +82,6 @@ FilesPerJob = Annotated[
     int | None,
     typer.Option(min=1, max=MOST_FILES, help="Most files in a bucket job. [default: chosen]"),
 ]
-Include = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TEXT",
-        help="Take only these, globs as in .gitignore: '*.csv', '/2026/**'. Repeatable.",
-        parser=given,
-    ),
-]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(metavar="TEXT", help="Leave these out. Repeatable.", parser=given),
@@ -112,9 +98,6 @@ FromFile = Annotated[
     ),
 ]
 Null = Annotated[bool, typer.Option("--null", "-0", help="Names in --from-file end in NUL.")]
-Suffix = Annotated[
-    str | None, typer.Option(help="The outputs' ending in place of the inputs': .json")
-]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Process files whose output is as new as they are, too.")
 ]
