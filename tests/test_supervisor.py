@@ -113,7 +113,7 @@ def test_a_processor_that_takes_numbers_of_closed_files_gets_its_bucket_done(
     assert workbench.check_books().done == 8
     assert all((workbench.target / name).read_text() == name for name in names)
     assert (workbench.folder / "own").read_bytes() == b"mine"
-    assert worker.log().count("process died without a file in hand") == deaths
+    assert worker.log().count("process died without a current file") == deaths
 
 
 def test_a_file_that_fails_after_its_processor_closed_our_files_says_so(

@@ -1,5 +1,5 @@
-"""The checkpoints of one execution: batches of progress, each of which Redis records once, however
-often it has to be sent."""
+"""The checkpoints of one execution: batches of progress. Redis records each once, however often it
+is sent."""
 
 import time
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from imece_worker.progress import Progress
 from imece_worker.shared import SharedProgress
 
 FENCE_AFTER = 2
-"""Heartbeats without an answer after which a worker that is through asks first whether the job is
-still its own; after three it may be thought dead (imece/run/rescue.py)."""
+"""Heartbeats without an answer after which a worker that has finished a job first asks whether the
+job is still its own. After three, others may take it for dead (imece/run/rescue.py)."""
 
 
 @dataclass
 class Unanswered:
-    """A batch that was sent and must be sent again as it is until Redis answers."""
+    """A batch that is sent again, unchanged, until Redis answers."""
 
     number: int
     cursor: Cursor
@@ -29,9 +29,9 @@ class Checkpoints:
     """Those of an execution.
 
     Attributes:
-        due: when the next one is to be made, on the monotonic clock.
+        due: when the next one is due, on the monotonic clock.
         unanswered: the batch that Redis has not answered yet.
-        lost: another worker has the job, or will.
+        lost: another worker has the job, or will have it.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Checkpoints:
 
     @property
     def may_be_lost(self) -> bool:
-        """Whether Redis has not been heard of for so long that others may think us dead. An outage
-        that is known is none of their reasons."""
+        """Whether Redis has been silent for so long that others may take this worker for dead. A
+        known outage does not count: Redis is away for them, too."""
         silent = time.monotonic() - self._answered_at
         too_long = FENCE_AFTER * self._context.settings.heartbeat
         return silent > too_long and not self._context.outage.left()
@@ -78,7 +78,7 @@ class Checkpoints:
         return Unanswered(self._number, self._progress.cursor(), self._progress.take())
 
     def send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
-        """False if Redis is away: then the same batch must be sent again.
+        """False if Redis is away; then the same batch must be sent again.
 
         Raises:
             RedisError: Redis refuses it, and would refuse it again.
@@ -110,6 +110,6 @@ class Checkpoints:
         return True
 
     def wait_for_redis(self) -> None:
-        """Until it may be asked again; a signal, and the next sign of life, end the wait sooner."""
+        """Until it may be asked again. A signal or the next sign of life ends the wait sooner."""
         settings = self._context.settings
         self._context.wakeup.wait(min(self._context.outage.left(), settings.heartbeat))

@@ -4,23 +4,23 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from imece.errors import SettingsError
 from imece.run.claim import Trouble
 from imece.settings import Settings
 from imece_worker import log
+from imece_worker.processor import Processor
 from imece_worker.statistics import WorkerStatistics
 from imece_worker.stops import Wakeup
 from imece_worker.supervisor import Supervisor
 
 FIRST, LONGEST = 0.25, 5.0
-"""Seconds: the first pause between two tries, and the longest; each is at most."""
+"""Seconds: the longest first pause between two tries, and the longest of all."""
 
 
 class Backoff:
-    """Pauses between tries that fail: twice as long each time, and of random length ("full
-    jitter"), so that many workers do not come back all at once."""
+    """Pauses between tries that fail. Their limit doubles each time. Their length is random up to
+    it ("full jitter"), so that many workers do not come back all at once."""
 
     def __init__(self, longest: float = LONGEST) -> None:
         self._longest = longest
@@ -42,20 +42,20 @@ class Outage:
     the beginning, and one for the end.
 
     Args:
-        lease: seconds. When Redis is back, others wait as long before they take a worker for dead
-            that they have not heard of; so it must ask well before.
+        lease: seconds. When Redis is back, others wait this long before they take a silent worker
+            for dead. So a worker asks well before that.
     """
 
     def __init__(self, lease: float) -> None:
         self._backoff = Backoff(min(LONGEST, lease / 3))
         self._since: float | None = None
         self.told = ""
-        """What is wrong, if the log says so."""
+        """What the log has said of it last."""
         self.ask_at = float("-inf")
         """When Redis may be asked again, on the monotonic clock."""
 
     def noted(self, trouble: Trouble) -> None:
-        """Redis has not answered, or not with what was asked for."""
+        """Redis has not answered, or has refused."""
         now = time.monotonic()
         self.ask_at = now + self._backoff.pause()
         if self._since is None:
@@ -86,34 +86,38 @@ class Outage:
         return 0.0 if self._since is None else time.monotonic() - self._since
 
 
-@dataclass
 class WorkerContext:
-    """One worker's.
+    """What one worker has for all its executions.
 
-    Attributes:
+    Args:
         name: the worker's.
         alive: shows that the worker lives; called at every sign of life.
+
+    Attributes:
         statistics: told of what Redis has recorded.
         outage: what the worker knows of Redis being away.
     """
 
-    name: str
-    settings: Settings
-    supervisor: Supervisor
-    wakeup: Wakeup
-    alive: Callable[[], None]
-    statistics: WorkerStatistics
-    outage: Outage = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.outage = Outage(self.settings.lease)
+    def __init__(
+        self,
+        settings: Settings,
+        processor: Processor,
+        statistics: WorkerStatistics,
+        name: str,
+        alive: Callable[[], None],
+    ) -> None:
+        self.settings, self.statistics = settings, statistics
+        self.name, self.alive = name, alive
+        self.wakeup = Wakeup()
+        self.supervisor = Supervisor(processor, settings.memory_limit)
+        self.outage = Outage(settings.lease)
 
 
 def prepare(settings: Settings) -> None:
     """What every worker does first: sets up its log, and tries the heartbeat file.
 
-    The file is not left there. It appears with the first look at the queue, by which a startup
-    probe knows that the processor has been imported.
+    The file is not left there. It appears with the first look at the queue: it tells a startup
+    probe that the processor has been imported.
 
     Raises:
         SettingsError: the heartbeat file cannot be touched.

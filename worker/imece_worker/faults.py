@@ -1,5 +1,5 @@
-"""Whose fault it was that a file failed: its own, or that of the directories it was to be read from
-and written to. What is said is what is found now: a fault that has passed already is not seen.
+"""Whether a file failed because of the run's directories, or for a reason of its own. A fault of
+the directories is looked for now; one that has passed already is not seen.
 """
 
 import errno
@@ -14,18 +14,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 BROKEN = (errno.ESTALE, errno.ENOTCONN, errno.EIO)
 PROBE = 2**16
 LITTLE_ROOM = 64 * 2**20
-"""Bytes. With less than this, a failure for want of room is the place's and not the file's."""
+"""Bytes. With less room than this, the directory is to blame when a file found no room."""
 
 
 def fault(
     error: BaseException | None, inputs: Tree, outputs: Tree | None, staging_directory: int | None
 ) -> str | None:
-    """What is wrong with the run's directories, so that a file failed with this error; None:
-    nothing.
+    """What is wrong with the run's directories, so that a file failed with this error; or None.
 
     Args:
-        staging_directory: the descriptor of the directory in which outputs are written, if it is
-            open.
+        staging_directory: the descriptor of the one in which outputs are written, if it is open.
     """
     numbers = set(_errnos(error))
     text = _text(error)
@@ -103,7 +101,7 @@ def _is_full(directory: str) -> bool:
 
 
 def _text(error: BaseException | None) -> str:
-    """What an error says; a processor's own class may fail to."""
+    """What an error says; nothing if a processor's own class fails to say it."""
     try:
         return str(error)
     except Exception:
@@ -119,7 +117,7 @@ def _errno(error: BaseException) -> int | None:
 
 
 def _errnos(error: BaseException | None) -> Iterator[int]:
-    """Those of an error and of all it came from."""
+    """Those of an error and of its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

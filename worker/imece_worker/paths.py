@@ -1,8 +1,8 @@
-"""The places of one bucket job's files: where they are read and where their outputs go; nothing
+"""The places of one bucket job's files: where they are read and where their outputs go. Nothing is
 outside the run's two directories.
 
-Both the worker and its runner have one, each with descriptors of its own. The runner uses
-`inputs` and `outputs`; the worker what is here, before, beside and after it.
+Both the worker and its runner have one, each with its own descriptors. The runner uses `inputs` and
+`outputs`. The worker uses what is here, before a runner, at the same time and after it.
 """
 
 import os
@@ -200,15 +200,16 @@ class Paths:
             return None
 
     def fault(self, error: BaseException | None) -> str | None:
-        """What is wrong with the run's directories, so that a file failed for it; None: nothing.
-        To be asked before what the file has written is removed: it may be what fills the disk."""
+        """What is wrong with the run's directories, so that a file failed; or None. Asked before
+        the file's temporary output is removed: that may be what fills the disk."""
         if (outputs := self.outputs) is None:
             return faults.fault(error, self.inputs.tree, None, None)
         number = outputs.staging_directory.number if outputs.staging_directory is not None else None
         return faults.fault(error, self.inputs.tree, outputs.tree, number)
 
     def forget(self) -> None:
-        """Looks at every directory afresh from here on: one may have been removed."""
+        """Closes every directory, because one may have been removed. It is opened again when it is
+        needed."""
         self.inputs.tree.forget()
         if self.outputs is not None:
             self.outputs.forget()

@@ -32,7 +32,7 @@ class Processor(Protocol):
         target: path to write the output to; None if the run wants no output.
 
     Attributes:
-        captures: what takes in what it prints, beside the runner's own.
+        captures: where it prints, apart from the runner's own capture.
         files: what it opened when it was loaded, and keeps open.
     """
 
@@ -43,7 +43,7 @@ class Processor(Protocol):
 
 
 class CommandError(Exception):
-    """The program failed; the text is the reason to keep.
+    """The program failed. The text is the reason that is kept.
 
     Attributes:
         code: its exit code, negative for a signal.
@@ -129,7 +129,7 @@ class Command:
         if ended.returncode < 0:
             how = f"was killed by signal {-ended.returncode}"
         elif ended.returncode == 0:
-            how = "was told by a signal to stop, and may not have come to its end"
+            how = "was told by a signal to stop, and may not have finished"
         else:
             how = f"ended with exit code {ended.returncode}"
         program = os.fsdecode(os.path.basename(words[0]))

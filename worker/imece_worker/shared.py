@@ -1,7 +1,7 @@
 """What a runner has done so far, in memory and in a file that it shares with its parent.
 
-One row a file. A row counts from the moment its outcome byte is written, which is the last thing
-written: whatever kills the runner, the parent finds every finished file and the current one.
+One row a file. A row counts when its outcome byte is written, which is written last. So the parent
+finds every finished file and the current one, also after the runner was killed.
 """
 
 import fcntl
@@ -48,7 +48,7 @@ class SharedProgress:
     Attributes:
         stopping: parent to runner: finish the current file, then leave.
         others_wait: parent to runner: other bucket jobs are pending, so do not wait for a pause.
-        overdue: parent to runner: the file whose time is up; nothing that comes of it counts.
+        overdue: parent to runner: the file whose time is up; its result does not count.
         wanted: runner to parent: the file it wants marked before it starts.
         current: the current file, or NONE.
         began: when it was begun, nanoseconds on the monotonic clock that all processes share. Tells
@@ -92,7 +92,7 @@ class SharedProgress:
         self.words[self._CURRENT] = index
 
     def end(self, index: int, outcome: Outcome, bytes_in: int = 0, bytes_out: int = 0) -> None:
-        """The runner is through with the current file."""
+        """The runner has finished with the current file."""
         row = index - self.first
         self.microseconds[row] = (time.monotonic_ns() - self.words[self._BEGAN]) // 1000
         self.bytes_in[row] = bytes_in

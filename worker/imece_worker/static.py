@@ -1,8 +1,8 @@
-"""A static bucket: one share of a folder, without Redis. The way it was, for comparison and for
-clusters that have neither Redis nor KEDA.
+"""A static bucket: one share of a folder, without Redis; for comparison, and for clusters that have
+neither Redis nor KEDA.
 
 Runners, limits, retries, atomic outputs and skipping are those of every worker. What would be
-recorded in Redis is only counted here, and logged.
+recorded in Redis is counted and logged.
 """
 
 import logging
@@ -24,8 +24,6 @@ from imece_worker import context, log, processor
 from imece_worker.execution import Execution
 from imece_worker.paths import Paths
 from imece_worker.statistics import WorkerStatistics
-from imece_worker.stops import Wakeup
-from imece_worker.supervisor import Supervisor
 
 FAILED = 1
 LOG_PAUSE = 10.0
@@ -43,9 +41,15 @@ def work(
         raise UsageError(f"--bucket-id {bucket}: takes 0 to {buckets - 1}, for {buckets} buckets")
     parameters = parameters_of(settings, buckets, include, suffix)
     context.prepare(settings)
-    function, wakeup = processor.load(settings), Wakeup()
-    files = files_of(bucket, parameters)
     statistics = WorkerStatistics()
+    worker = context.WorkerContext(
+        settings,
+        processor.load(settings),
+        statistics,
+        name=f"{names.plain(socket.gethostname())}-{os.getpid()}",
+        alive=lambda: context.touch_heartbeat_file(settings),
+    )
+    files = files_of(bucket, parameters)
     share = Share(bucket, len(files), statistics)
     log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
     # What an earlier pod has left is of no use to anybody: `kind` says which bucket it was for.
@@ -53,24 +57,15 @@ def work(
     paths = Paths.of(settings, parameters, share.execution, kind)
     if blocking_reason := paths.blocking_reason():
         raise SettingsError(blocking_reason)
-    supervisor = Supervisor(function, settings.memory_limit)
-    worker = context.WorkerContext(
-        name=f"{names.plain(socket.gethostname())}-{os.getpid()}",
-        settings=settings,
-        supervisor=supervisor,
-        wakeup=wakeup,
-        alive=lambda: context.touch_heartbeat_file(settings),
-        statistics=statistics,
-    )
     claimed = Claimed(
         Cursor(0, len(files)), [], parameters, time.time(), files, pending=0, untouched=False
     )
     ending = Execution(worker, share, claimed, paths).run() if files else "finished"
-    supervisor.dismiss()
+    worker.supervisor.dismiss()
     share.report("bucket done" if ending == "finished" else "bucket stopped")
     if ending == "finished":
         return FAILED if statistics.failed else 0
-    return BY_SIGNAL + wakeup.number if wakeup.number else FAILED
+    return BY_SIGNAL + worker.wakeup.number if worker.wakeup.number else FAILED
 
 
 def parameters_of(

@@ -40,7 +40,7 @@ def leave_with(code: int | None) -> None:
 
 
 def ignore() -> None:
-    """For a process that ends with the worker, whoever is told to stop."""
+    """For a process that ends with the worker."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,7 +1,7 @@
-"""The worker: RQ's, with another way to take a job, to run it, to be stopped and to find the dead.
+"""The worker: RQ's, but it takes and runs jobs, stops, and finds dead workers in its own way.
 
-From RQ (rq/worker/base.py) come the registration that `rq info` shows, the state and the channel
-by which others see whether a worker is connected.
+From RQ (rq/worker/base.py) it has the registration that `rq info` shows, the state, and the channel
+that shows others whether a worker is connected.
 """
 
 import json
@@ -35,20 +35,18 @@ from imece_worker.execution import Execution
 from imece_worker.paths import Paths
 from imece_worker.processor import Processor
 from imece_worker.statistics import WorkerStatistics
-from imece_worker.stops import Wakeup
-from imece_worker.supervisor import Supervisor
 
 POP_TIMEOUT = 0.25
-"""Seconds one wait for a job takes; an idle worker that is to stop leaves within them."""
+"""Seconds of one wait for a job. A stop of an idle worker takes no longer."""
 
 REFUSED_TTL = 7 * 86400
 REFUSED_KEPT = 100
 
 LATER_PAUSE = 1.0
-"""Seconds a worker waits that finds in the queue nothing but jobs of runs that pause."""
+"""Seconds a worker waits when all jobs in the queue are of runs that pause."""
 
 LONGEST_STALL = 60.0
-"""Seconds a worker leaves a run to others at the most; first one, then two, then four."""
+"""The most seconds for which a worker leaves a run to others; first one, then two, then four."""
 
 MOST_STALLED = 1000
 
@@ -69,7 +67,7 @@ class Worker(rq.Worker):
         self.settings = settings
         self._cost = cost
         self._statistics = statistics
-        # No patience in the client: this class waits itself, so that no outage delays a signal.
+        # The client does not try again: this class waits itself, so that no outage delays a signal.
         redis = connect(settings, retries=0, timeout=5.0)
         # One queue: RQ pops several without an intermediate list, and a kill then loses the job
         # (rq/queue.py, `dequeue_any`).
@@ -83,16 +81,8 @@ class Worker(rq.Worker):
         )
         self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
         self.birth_date = utc_now()
-        self.wakeup = Wakeup()
-        self.supervisor = Supervisor(processor, settings.memory_limit)
-        self._context = WorkerContext(
-            name=self.name,
-            settings=settings,
-            supervisor=self.supervisor,
-            wakeup=self.wakeup,
-            alive=self._show_life,
-            statistics=statistics,
-        )
+        self._context = WorkerContext(settings, processor, statistics, self.name, self._show_life)
+        self.wakeup, self.supervisor = self._context.wakeup, self._context.supervisor
         self._moving: dict[bytes, float] = {}
         self._suspects: set[str] = set()
         self._looked_for_lost = time.monotonic()
@@ -108,7 +98,7 @@ class Worker(rq.Worker):
         return connection  # ours has its time-outs already
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
-        """The loop. Whatever happens to Redis, it goes on; whatever a job is, it lives on."""
+        """The loop. It goes on whatever happens to Redis, and whatever a job is."""
         log.event("worker started", worker=self.name, queue=self.settings.queue)
         while not self.wakeup.stopping:
             try:
@@ -129,7 +119,7 @@ class Worker(rq.Worker):
         return True
 
     def _try_next(self) -> None:
-        """One look at the queue, and what comes of it."""
+        """One look at the queue, and one job if there is one."""
         now = time.monotonic()
         if now - self._beat_at >= self.settings.heartbeat:
             self._beat_at = now
@@ -153,7 +143,7 @@ class Worker(rq.Worker):
         self.supervisor.dismiss()
         self._statistics.redis_errors += 1
         self._context.outage.noted(why)
-        # What was not renewed during the outage looks dead and is not: wait until it has been.
+        # Leases that were not renewed during the outage look dead. Their workers need time for it.
         self._gap_until = time.monotonic() + self.settings.lease
         while self._context.outage.left() and not self.wakeup.stopping:
             self.wakeup.wait(min(self._context.outage.left(), self.settings.heartbeat))
@@ -198,12 +188,12 @@ class Worker(rq.Worker):
             self.pubsub.get_message(timeout=0)
 
     def set_state(self, state: str, pipeline: Any = None) -> None:
-        """Tells it when it changes, which it does not between a job and the next."""
+        """Tells Redis when it changes. From one job to the next it does not."""
         if state != self.get_state():
             super().set_state(state, pipeline)
 
     def _show_life(self) -> None:
-        """As `heartbeat`, from within an execution: never in the way of it."""
+        """As `heartbeat`, within an execution, which goes on whatever happens to Redis."""
         now = time.monotonic()
         if now - self._beat_at < self.settings.heartbeat:
             return
@@ -228,10 +218,10 @@ class Worker(rq.Worker):
         touch_heartbeat_file(self.settings)
 
     def subscribe(self) -> None:
-        """Listens on the worker's channel without a thread: that somebody listens is the message.
+        """Listens on the worker's channel, without a thread: others see that somebody listens.
 
-        Commands that come by it (rq/command.py) are not obeyed: whoever can send them could as
-        well stop the worker, and a killed runner would be charged to an innocent file.
+        Commands that come by it (rq/command.py) are not obeyed: a runner that they kill would be
+        charged to its current file.
         """
         pubsub = self.connection.pubsub(  # type: ignore[no-untyped-call]
             ignore_subscribe_messages=True
@@ -244,10 +234,8 @@ class Worker(rq.Worker):
             self.pubsub.close()
 
     def clean_registries(self) -> None:
-        """Puts the jobs of dead workers back, and lost ones; one worker of the queue does so.
-
-        Not if the others may seem dead only because we, or Redis, have been away.
-        """
+        """Puts the jobs of dead workers back, and lost ones. One worker of the queue does so, and
+        not when others may look dead only because this one, or Redis, was away."""
         now, settings = time.monotonic(), self.settings
         office = 3 * settings.heartbeat
         if now < self._gap_until or not rescue.elect(
@@ -336,7 +324,7 @@ class Worker(rq.Worker):
             self._give_up(held, f"Redis refuses to record its progress: {said(error)}")
 
     def _put_off_job(self, reference: Reference) -> None:
-        """Its run pauses. Who meets the same job again has seen all there is."""
+        """Its run pauses. A worker that meets the same job again has seen the whole queue."""
         if reference.job_id in self._put_off:
             self._put_off.clear()
             self._cost.idle()
@@ -344,9 +332,8 @@ class Worker(rq.Worker):
         self._put_off.add(reference.job_id)
 
     def _leaves_to_others(self, run: str) -> bool:
-        """Whether this worker has lately been unable to do anything for a run. Others may be able
-        to: it may be this worker's volume that is missing. So they come first when the run's own
-        pause is over."""
+        """Whether this worker could do nothing for a run a short time ago. Others may be able to:
+        the volume may be missing here only. So they come first after the run's own pause."""
         _, until = self._stalled.get(run, (0, 0.0))
         return time.monotonic() < until
 
@@ -362,7 +349,7 @@ class Worker(rq.Worker):
             held.run.purge(self.settings.queue)
 
     def _give_up(self, held: Lease, why: str) -> None:
-        """Takes a job out of the way that no worker can do, and lets its run wait for a person."""
+        """Takes a job that no worker can do out of the way, and lets its run wait for a person."""
         reference = held.reference
         self._refuse(reference.job_id.encode(), why, f"{reference.job_id}:{held.execution}")
         if held.run.hold(why):
@@ -392,5 +379,5 @@ class Worker(rq.Worker):
         else:
             self._stalled.pop(reference.run, None)
         if ending == "finished" and held.run.state() not in ON:
-            # Of workers that were killed and that Redis has forgotten nobody else clears up.
+            # Nobody else clears up after workers that were killed and that Redis has forgotten.
             rescue.clear_output(held.run, claimed.parameters, self.settings.output)
