@@ -35,14 +35,6 @@ NICENESS = 10
 """With one CPU only, the files go before the patcher."""
 
 
-class RefusalError(Exception):
-    """The cluster's answer is not 200."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(status, reason)
-        self.status, self.reason = status, reason
-
-
 class DeletionCost:
     """The worker's side: it says which cost it wants, and never waits.
 
@@ -138,7 +130,8 @@ def _serve(line: socket.socket, settings: Settings) -> None:
             told, pause = wanted, None
         except Exception as error:  # no error here may disturb the worker
             if pause is None:
-                log.event("deletion cost not set", logging.WARNING, reason=_reason(error))
+                reason = " ".join(str(error).split()) or type(error).__name__
+                log.event("deletion cost not set", logging.WARNING, reason=reason)
             told, pause = None, min(2 * (pause or 0.5), LONGEST_PAUSE)
 
 
@@ -165,13 +158,6 @@ def _patch(settings: Settings, cost: int) -> None:
     finally:
         server.close()
     if answer.status != HTTPStatus.OK:
-        raise RefusalError(answer.status, answer.reason)
-
-
-def _reason(error: Exception) -> str:
-    """In one line."""
-    if not isinstance(error, RefusalError):
-        return " ".join(str(error).split()) or type(error).__name__
-    forbidden = error.status == HTTPStatus.FORBIDDEN
-    hint = ": may the service account patch pods? (deploy/base)" if forbidden else ""
-    return f"the cluster answered {error.status} {error.reason}{hint}"
+        forbidden = answer.status == HTTPStatus.FORBIDDEN
+        hint = ": may the service account patch pods? (deploy/base)" if forbidden else ""
+        raise OSError(f"the cluster answered {answer.status} {answer.reason}{hint}")

@@ -5,7 +5,7 @@ the directories is looked for now; one that has passed already is not seen.
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from contextlib import suppress
 
 from imece import names
 from imece_worker.directories import Tree
@@ -25,11 +25,7 @@ def fault(
     Args:
         staging_directory: the descriptor of the one in which outputs are written, if it is open.
     """
-    numbers = set(_errnos(error))
-    text = _text(error)
-    said_full = bool(numbers.intersection(FULL)) or any(
-        os.strerror(number) in text for number in FULL
-    )
+    said_full = _says_full(error)
     shown = f"the input directory {names.shown(inputs.path)}"
     if (flaw := _flaw(inputs, os.R_OK | os.X_OK)) is not None:
         return f"{shown} {flaw}"
@@ -100,27 +96,18 @@ def _is_full(directory: str) -> bool:
         return error.errno in FULL
 
 
-def _text(error: BaseException | None) -> str:
-    """What an error says; nothing if a processor's own class fails to say it."""
-    try:
-        return str(error)
-    except Exception:
-        return ""
-
-
-def _errno(error: BaseException) -> int | None:
-    try:
-        number = getattr(error, "errno", None)
-    except Exception:  # a processor's own class
-        return None
-    return number if isinstance(number, int) else None
-
-
-def _errnos(error: BaseException | None) -> Iterator[int]:
-    """Those of an error and of its causes."""
+def _says_full(error: BaseException | None) -> bool:
+    """Whether an error says that a file system is full, or one of its causes does. A processor's
+    own class may fail to say anything."""
+    full = [os.strerror(number) for number in FULL]
+    with suppress(Exception):
+        if any(text in str(error) for text in full):
+            return True
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if (number := _errno(error)) is not None:
-            yield number
+        with suppress(Exception):
+            if getattr(error, "errno", None) in FULL:
+                return True
         error = error.__cause__ or error.__context__
+    return False

@@ -105,7 +105,6 @@ class Command:
         if program is None:
             raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]} here")
         self._words = [os.fsencode(word) for word in (program, *words[1:])]
-        self.writes_output = "{output}" in template
         self._errors = Capture()
         self.captures: Sequence[Capture] = (self._errors,)
         self.files: dict[int, Identity] = {}
