@@ -68,6 +68,11 @@ def _code(error: Exception) -> str:
     return next(of_class, answer.partition(" ")[0])
 
 
+def is_wrong_type(error: Exception) -> bool:
+    """Whether a key holds another type of value than the command, or the script, takes."""
+    return _answer(error).startswith("WRONGTYPE ")
+
+
 def _answer(error: Exception) -> str:
     """What Redis has answered, without the words of a pipeline."""
     return str(error).rpartition(" caused error: ")[2]
@@ -80,7 +85,7 @@ _PLACE = re.compile(r"\s*script: .*on @user_script:\d+\.?$")
 def said(error: Exception) -> str:
     """What Redis has answered, for people: without its code, the command, and the place in a
     script."""
-    if _answer(error).startswith("WRONGTYPE "):
+    if is_wrong_type(error):
         return "a key holds another type of value than imece keeps there"
     return _PLACE.sub("", _CODE.sub("", _answer(error), count=1))
 

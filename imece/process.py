@@ -1,6 +1,7 @@
-"""What a process is to its parent and to its children, and what it is called."""
+"""What a process is to its parent and to its children, what it is called, and its open files."""
 
 import ctypes
+import fcntl
 import os
 import signal
 import sys
@@ -36,3 +37,46 @@ def name_process(name: str) -> None:
     """What `ps` and /proc call it; 15 bytes at most. Linux only."""
     if _libc is not None:
         _libc.prctl(_PR_SET_NAME, name.encode())
+
+
+Identity = tuple[int, int]
+"""Device and inode: tells whether a descriptor still stands for the same file."""
+
+OUT_OF_THE_WAY = 512
+"""The least number of a descriptor that is kept open while a processor runs."""
+
+_LISTED = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+
+
+def open_files() -> dict[int, Identity]:
+    """All of them, by number."""
+    found = {}
+    for number in map(int, os.listdir(_LISTED)):
+        try:
+            status = os.fstat(number)
+        except OSError:
+            continue  # by which the directory was read
+        found[number] = (status.st_dev, status.st_ino)
+    return found
+
+
+def close_all_but(kept: set[int], unless_changed: dict[int, Identity]) -> None:
+    """Closes what is neither of these numbers nor one of these files."""
+    for number, identity in open_files().items():
+        if number not in kept and unless_changed.get(number) != identity:
+            os.close(number)
+
+
+def move_up(number: int) -> int:
+    """Gives an open file a number from `OUT_OF_THE_WAY` on, and closes the old one; the new one.
+    The same number if the process may not have one as large.
+
+    A processor that closes a small number twice, or too many of them, closes files of its own. And
+    its next file gets the smallest number that is free, which is then none of ours.
+    """
+    try:
+        moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, OUT_OF_THE_WAY)
+    except OSError:
+        return number
+    os.close(number)
+    return moved

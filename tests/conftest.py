@@ -193,6 +193,13 @@ class WorkerProcess:
         return self.wait()
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 class Workbench:
     """A server, an input and an output directory, and what is done with them.
 

@@ -28,7 +28,10 @@ from pathlib import Path
 from typing import Any, AnyStr, ClassVar
 
 IMPORTED = {
-    "imece_worker": ("imece_worker.command", "imece_worker.static"),
+    "imece_worker": (
+        *("imece_worker.command", "imece_worker.static", "imece_worker.worker"),
+        *("imece_worker.deletioncost", "imece.settings"),
+    ),
     "imece_producer": (
         *(
             "imece_producer.cli",
@@ -231,9 +234,9 @@ def _become(name: str, order: dict[str, Any], files: list[int]) -> Callable[[], 
     sys.orig_argv = [sys.executable, "-m", name, *order["words"]]
     main: Callable[..., Any]
     if name == "imece_worker":
-        from imece_worker.cli import main
+        from imece_worker.__main__ import main
 
-        return lambda: sys.exit(main(sys.argv[1:]))
+        return lambda: main(sys.argv[1:])
     from imece_producer.__main__ import main
 
     return main

@@ -9,14 +9,14 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from imece_worker.journal import Journal
+from imece_worker.shared import Journal
 
 
 def home(source: str) -> Path:
@@ -239,6 +239,36 @@ def copy_and_close_directories(source: str, target: str) -> None:
 def copy_and_close_all_but_standard(source: str, target: str) -> None:
     copy(source, target)
     os.closerange(3, 256)
+
+
+def write_and_take_its_numbers(
+    source: str, target: str, numbers: Iterable[int], first: int, last: int
+) -> None:
+    """Copies; then these descriptors are closed, and all from `first` to `last` are files of its
+    own, in which there must be nothing else at the next file."""
+    own = home(source) / "own"
+    assert not own.exists() or own.read_bytes() == b"mine", own.read_bytes()
+    own.write_bytes(b"mine")
+    copy(source, target)
+    for number in numbers:
+        with suppress(OSError):
+            os.close(number)
+    opened = os.open(own, os.O_RDWR | os.O_APPEND)
+    for number in range(first, last):
+        os.dup2(opened, number)
+
+
+def copy_and_take_small_numbers(source: str, target: str) -> None:
+    write_and_take_its_numbers(source, target, range(3, 256), 3, 256)
+
+
+def copy_and_take_all_numbers(source: str, target: str) -> None:
+    write_and_take_its_numbers(source, target, range(3, 4096), 3, 1000)
+
+
+def take_all_numbers_and_fail(source: str, target: str) -> None:
+    copy_and_take_all_numbers(source, target)
+    raise ValueError("as asked")
 
 
 class Unspeakable(OSError):

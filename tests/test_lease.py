@@ -13,10 +13,11 @@ from redis.exceptions import ResponseError
 from imece.connection import is_outage, raw
 from imece.errors import RunError
 from imece.run import keys
+from imece.run.claim import Action, Batch, Claimed
 from imece.run.dead_workers import elect, put_back_lost, requeue_dead
 from imece.run.failure import Failure
 from imece.run.job import Cursor, PendingRetry, Reference
-from imece.run.lease import Action, Batch, Claimed, Lease
+from imece.run.lease import Lease
 from imece.run.store import Run
 from tests.conftest import Workbench, until
 

@@ -19,7 +19,8 @@ from redis.exceptions import ResponseError
 
 from imece.connection import raw, text
 from imece.errors import ImeceError
-from tests.conftest import Workbench, until
+from imece.run import keys
+from tests.conftest import Workbench, WorkerProcess, until
 
 Spoil = Callable[[Redis, str], None]
 
@@ -524,6 +525,65 @@ def test_a_count_of_files_that_is_too_low_makes_no_negative_numbers(workbench: W
         answer = workbench.imece("status", "run", *options)
         assert "-3" not in answer.stdout
     assert "too low by 3" in last.blocking_reason
+
+
+# A key that all runs share is of another type
+
+SHARED = keys.shared("imece")
+
+
+def spoil_shared(redis: Redis, key: str) -> None:
+    redis.delete(key)
+    if SHARED[key] == "string":
+        redis.rpush(key, "an entry")
+    else:
+        redis.set(key, "a text")
+
+
+def is_told_of(worker: WorkerProcess, key: str) -> bool:
+    told = worker.events("key in redis has the wrong type")
+    assert len(told) <= 1, told  # not again at each try
+    assert all(f"`redis-cli DEL {key}` helps" in entry["error"] for entry in told)
+    return bool(told)
+
+
+@pytest.mark.parametrize("key", SHARED)
+def test_a_worker_that_starts_with_a_spoilt_key_says_what_helps_and_goes_on(
+    workbench: Workbench, key: str
+) -> None:
+    workbench.files(3)
+    workbench.enqueue(buckets=1, files_per_job=1)
+    spoil_shared(workbench.redis, key)
+    worker = workbench.worker(log_format="json", heartbeat="0.2")
+    until(lambda: is_told_of(worker, key), "word of it")
+    if key not in (keys.pending("imece"), keys.moving("imece"), keys.leases("imece")):
+        until(lambda: workbench.redis.hget("imece:run:run", "done") == b"3", "all of the files")
+    workbench.redis.delete(key)
+    assert workbench.ended(timeout=60).done == 3
+    assert "Traceback" not in worker.log()
+    assert is_told_of(worker, key)
+    assert worker.stop() == 0
+    workbench.check_books()
+
+
+@pytest.mark.parametrize("key", SHARED)
+def test_a_job_in_hand_goes_on_while_a_key_is_spoilt(workbench: Workbench, key: str) -> None:
+    workbench.files(3)
+    workbench.file("f-0001.txt", f"wait-for {workbench.folder}/go")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, files_per_job=10)
+    worker = workbench.worker(log_format="json", heartbeat="0.2").took()
+    until(lambda: workbench.status().done == 1, "the first file")
+    spoil_shared(workbench.redis, key)
+    (workbench.folder / "go").touch()
+    until(lambda: is_told_of(worker, key), "word of it")
+    until(lambda: len(workbench.outputs()) >= 3, "the other files")
+    workbench.redis.delete(key)
+    last = workbench.ended(timeout=60)
+    assert (last.done + last.skipped, last.failed) == (3, 0)
+    assert "Traceback" not in worker.log()
+    assert worker.events("run held") == []
+    assert worker.stop() == 0
 
 
 def test_a_list_of_runs_with_ids_that_are_none_is_shown(workbench: Workbench) -> None:

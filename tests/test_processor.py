@@ -256,7 +256,7 @@ def test_the_reason_is_the_tail_of_the_traceback_without_our_own_frames(
     assert reason.startswith("Traceback (most recent call last):")
     assert "in by_content" in reason
     assert reason.endswith("ValueError: a reason")
-    assert "worker/" not in reason
+    assert "imece_worker" not in reason
     workbench.check_books()
 
 

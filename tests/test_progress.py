@@ -1,17 +1,17 @@
 """The promise: what a checkpoint says of a file is whole, although the runner goes on meanwhile."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from imece.run.claim import Claimed
 from imece.run.job import Cursor
-from imece.run.lease import Claimed
 from imece.run.parameters import Parameters
-from imece_worker.journal import Journal
 from imece_worker.progress import Progress
 from imece_worker.retry import ServerClock
-from imece_worker.shared import Outcome, SharedProgress
+from imece_worker.shared import Journal, Outcome, SharedProgress
 from tests.conftest import Workbench
 
 FILES = [b"a", b"b", b"c"]
@@ -77,7 +77,7 @@ def job(workbench: Workbench) -> Iterator[Job]:
     workbench.enqueue(retries=1)
     made = Job(workbench.status().parameters)
     yield made
-    made.journal._file.close()
+    os.close(made.journal.number)
 
 
 def test_a_file_that_fails_while_its_parent_looks_is_passed_with_its_failure(job: Job) -> None:

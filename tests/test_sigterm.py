@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imece_worker.stops import STOP_SIGNALS
-from tests.conftest import Workbench, WorkerProcess, until
+from tests.conftest import Workbench, WorkerProcess, catches, until
 
 PROMPTLY = 3.0
 """Seconds a worker may take to leave here: its file takes 20 ms, but the machine may be busy."""
@@ -339,18 +339,12 @@ def test_nohup_is_heeded(workbench: Workbench) -> None:
     assert worker.stop() == 0
 
 
-def catches_sigterm(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-
 def test_a_stop_in_a_workers_first_moments_is_not_lost_and_no_failure(
     workbench: Workbench,
 ) -> None:
     chance = random.Random(5)
     for _ in range(8):
         worker = workbench.worker(fresh=True)
-        until(lambda: catches_sigterm(worker.pid), "it to listen at all")  # noqa: B023
+        until(lambda: catches(worker.pid, signal.SIGTERM), "it to listen at all")  # noqa: B023
         time.sleep(chance.uniform(0, 0.1))  # the random moment: while it starts anew, or imports
         assert worker.stop() == 0

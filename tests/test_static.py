@@ -1,16 +1,19 @@
 """Static buckets: the way it was, without Redis."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imece.run.parameters import SEED
 from imece_producer.grouping import group
+from imece_worker.stops import STOP_SIGNALS
 from tests import forks, obstacles
-from tests.conftest import ROOT, until
+from tests.conftest import ROOT, catches, until
 
 
 @pytest.fixture
@@ -23,7 +26,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str, **settings: str | None) -> "subprocess.Popen[str]":
+WHOLE = ("--bucket-id", "0", "--bucket-count", "1")
+"""The one bucket there is."""
+
+
+def start(
+    folder: Path,
+    *arguments: str,
+    cwd: Path = ROOT,
+    popen: type["subprocess.Popen[Any]"] = forks.Popen,
+    **settings: str | None,
+) -> "subprocess.Popen[str]":
     """A worker with no Redis to speak to."""
     given = {
         "redis_url": "unix:///nowhere",
@@ -34,19 +47,17 @@ def start(folder: Path, *arguments: str, **settings: str | None) -> "subprocess.
         **settings,
     }
     environment = {f"IMECE_{name.upper()}": value for name, value in given.items() if value}
-    return forks.Popen(
+    return popen(
         [sys.executable, "-m", "imece_worker", *arguments],
         env={**os.environ, **environment},
-        cwd=ROOT,
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run(
-    folder: Path, bucket: int, count: int, *options: str, **settings: str | None
-) -> tuple[int, str]:
+def run(folder: Path, bucket: int, count: int, *options: str, **settings: Any) -> tuple[int, str]:
     """A worker for one bucket, to its end: exit code and log."""
     numbers = ("--bucket-id", str(bucket), "--bucket-count", str(count))
     worker = start(folder, *numbers, *options, **settings)
@@ -114,10 +125,9 @@ def made(folder: Path) -> set[bytes]:
 
 def test_two_workers_of_one_bucket_do_not_get_into_each_others_way(folder: Path) -> None:
     """As when a pod that was given up as lost lives on beside the one that is to do its work."""
-    numbers = ("--bucket-id", "0", "--bucket-count", "1")
-    first = start(folder, *numbers, processor="tests.processors:slow")
+    first = start(folder, *WHOLE, processor="tests.processors:slow")
     until(lambda: made(folder), "the first output")
-    second = start(folder, *numbers, processor="tests.processors:slow")
+    second = start(folder, *WHOLE, processor="tests.processors:slow")
     for worker in (first, second):
         _, log = worker.communicate(timeout=30)
         assert worker.returncode == 0, log
@@ -127,25 +137,59 @@ def test_two_workers_of_one_bucket_do_not_get_into_each_others_way(folder: Path)
     assert list((folder / "out").glob(".imece-*")) == []
 
 
-def test_a_stopped_worker_finishes_its_file_and_does_not_look_done(folder: Path) -> None:
-    worker = start(
-        folder, "--bucket-id", "0", "--bucket-count", "1", processor="tests.processors:slow"
-    )
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_worker_finishes_its_file_and_does_not_look_done(
+    folder: Path, number: signal.Signals
+) -> None:
+    worker = start(folder, *WHOLE, processor="tests.processors:slow")
     until(lambda: made(folder), "the first output")
-    worker.terminate()
+    worker.send_signal(number)
     _, log = worker.communicate(timeout=30)
-    assert worker.returncode == 143
+    assert worker.returncode == 128 + number
     assert "bucket stopped" in log
     left = outputs(folder)
     assert 0 < len(left) < 40
     assert not any(b".imece-" in name for name in left)
 
 
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_worker_stopped_while_it_imports_the_processor_does_not_look_done(
+    folder: Path, number: signal.Signals
+) -> None:
+    (folder / "heavy.py").write_text(
+        "import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(30)\n"
+    )
+    worker = start(folder, *WHOLE, processor="heavy:work", cwd=folder)
+    until((folder / "importing").exists, "the import to begin")
+    worker.send_signal(number)
+    worker.communicate(timeout=30)
+    assert worker.returncode == 128 + number
+
+
+def test_a_worker_stopped_in_its_first_moments_does_not_look_done(folder: Path) -> None:
+    worker = start(folder, *WHOLE, popen=subprocess.Popen)
+    until(lambda: catches(worker.pid, signal.SIGTERM), "it to listen at all")
+    worker.terminate()
+    worker.communicate(timeout=30)
+    assert worker.returncode == 128 + signal.SIGTERM
+
+
+def test_neither_redis_nor_rq_is_imported(folder: Path) -> None:
+    (folder / "tell.py").write_text(
+        "import sys\ndef modules(source, target): open(target, 'w').write(' '.join(sys.modules))\n"
+    )
+    worker = start(folder, *WHOLE, processor="tell:modules", cwd=folder, popen=subprocess.Popen)
+    _, log = worker.communicate(timeout=30)
+    assert worker.returncode == 0, log
+    imported = set((folder / "out" / "deep" / "f-00.txt").read_text().split())
+    assert "imece_worker.execution" in imported
+    assert imported & {"redis", "rq", "rich"} == set()
+
+
 def test_what_a_killed_worker_has_left_is_removed_by_the_next_one_of_its_bucket(
     folder: Path,
 ) -> None:
-    numbers = ("--bucket-id", "0", "--bucket-count", "1")
-    worker = start(folder, *numbers, processor="tests.processors:slow")
+    worker = start(folder, *WHOLE, processor="tests.processors:slow")
     until(lambda: made(folder), "the first output")
     worker.kill()
     worker.communicate(timeout=30)

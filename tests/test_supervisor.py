@@ -79,7 +79,7 @@ def test_a_worker_outlives_runners_that_die_while_they_are_given_a_long_job(
 def test_a_processor_that_closes_all_files_of_its_process_gets_its_bucket_done(
     workbench: Workbench,
 ) -> None:
-    """Each file costs a runner then; the job is not given back for it."""
+    """The job is not given back for it."""
     workbench.files(8)
     workbench.enqueue(buckets=1, retries=0)
     worker = workbench.worker(processor="tests.processors:copy_and_close_everything")
@@ -97,6 +97,36 @@ def test_no_other_file_fails_for_what_a_processor_has_closed(
     workbench.worker(processor=f"tests.processors:copy_and_close_{what}")
     assert workbench.ended().done == 8
     assert workbench.check_books().failed == 0
+
+
+@pytest.mark.parametrize(("which", "deaths"), [("small", 0), ("all", 7)])
+def test_a_processor_that_takes_numbers_of_closed_files_gets_its_bucket_done(
+    workbench: Workbench, which: str, deaths: int
+) -> None:
+    """Nothing that is meant for our files goes into its own. If ours are gone, each file takes a
+    runner with it; no job is given back for that."""
+    names = workbench.files(8)
+    workbench.enqueue(buckets=1, retries=0)
+    worker = workbench.worker(processor=f"tests.processors:copy_and_take_{which}_numbers")
+    last = workbench.ended()
+    assert (last.done, last.failed) == (8, 0), workbench.failures()
+    assert workbench.check_books().done == 8
+    assert all((workbench.target / name).read_text() == name for name in names)
+    assert (workbench.folder / "own").read_bytes() == b"mine"
+    assert worker.log().count("process died without a current file") == deaths
+
+
+def test_a_file_that_fails_after_its_processor_closed_our_files_says_so(
+    workbench: Workbench,
+) -> None:
+    workbench.files(2)
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker(processor="tests.processors:take_all_numbers_and_fail")
+    assert workbench.ended().failed == 2
+    assert {failure.cause for failure in workbench.failures().values()} == {
+        "the processor closed files that imece had opened, and failed"
+    }
+    assert (workbench.folder / "own").read_bytes() == b"mine"
 
 
 def test_what_a_processor_leaves_running_leaves_nothing_in_the_output_directory(

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from imece import names
 from imece.files import beneath
+from imece.process import move_up
 
 NAME = re.compile(re.escape(names.TEMPORARY_PREFIX) + rb"[0-9a-f]{12}")
 """Other names may begin like it: reports of failed files."""
@@ -218,7 +219,7 @@ class StagingDirectory:
     def make(cls, root: int, execution: str) -> "StagingDirectory":
         """Raises OSError if it cannot be made, or if what is there is not ours."""
         name = name_of(execution)
-        return cls(root, name, open_private(root, name, make=True))
+        return cls(root, name, move_up(open_private(root, name, make=True)))
 
     def hold(self, kind: str) -> None:
         """The worker's: takes the lock. `kind` tells what the staging directory is for."""
@@ -228,7 +229,7 @@ class StagingDirectory:
                 self._shown = time.monotonic()
                 return
             os.close(self.number)
-            self.number = open_private(self.root, self.name, make=True)
+            self.number = move_up(open_private(self.root, self.name, make=True))
         raise OSError(errno.EAGAIN, "it is removed again and again", self.name)
 
     def show_life(self) -> None:
@@ -244,7 +245,7 @@ class StagingDirectory:
         now, last = time.monotonic(), self._proved
         self._proved = now
         if self._renames is None:
-            self._renames = _open(RENAMES, self.number, APPENDED)
+            self._renames = move_up(_open(RENAMES, self.number, APPENDED))
         if os.write(self._renames, RENAME.pack(index, device, inode)) != RENAME.size:
             size = os.fstat(self._renames).st_size
             os.ftruncate(self._renames, size // RENAME.size * RENAME.size)

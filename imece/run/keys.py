@@ -85,6 +85,19 @@ def worker(name: str) -> str:
     return Worker.redis_worker_namespace_prefix + name
 
 
+def shared(queue: str) -> dict[str, str]:
+    """The keys that all runs of a queue share -> the type of value that each has to hold."""
+    return {
+        pending(queue): "list",
+        moving(queue): "list",
+        leases(queue): "zset",
+        RUNS: "zset",
+        sweeper(queue): "string",
+        workers(queue): "set",
+        Worker.redis_workers_keys: "set",
+    }
+
+
 def channel(worker_name: str) -> str:
     """The channel a worker listens to for as long as it is connected."""
     return PUBSUB_CHANNEL_TEMPLATE % worker_name

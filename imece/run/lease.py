@@ -1,77 +1,16 @@
-"""A worker's claim on a bucket job, and what it records under that claim."""
+"""A worker's claim on a bucket job, as it stands in Redis."""
 
-import json
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
 
 from redis import Redis
+from redis.exceptions import RedisError
 
-from imece.connection import raw, text
+from imece.connection import is_outage, is_wrong_type, raw, text
 from imece.run import keys, manifest, scripts
-from imece.run.failure import Failure
+from imece.run.claim import Action, Batch, Claimed, Trouble, Verdict
 from imece.run.job import Cursor, Reference
-from imece.run.parameters import Parameters
 from imece.run.store import Run
 from imece.settings import Settings
-
-Action = Literal["continue", "finish", "return", "defer", "stall"]
-Verdict = Literal["held", "stop", "lost", "gone"]
-"""`stop`: the run is not on any more. The worker finishes its current file and starts no other."""
-
-
-@dataclass
-class Batch:
-    """What has happened since the last checkpoint.
-
-    Attributes:
-        durations: step of imece/run/durations.py -> files that took so long.
-        shortest: microseconds of the file that was quickest; -1 if none is done.
-        microseconds: what the files took that were done, all together; not recorded in Redis.
-    """
-
-    done: int = 0
-    failed: int = 0
-    skipped: int = 0
-    retried: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    durations: dict[int, int] = field(default_factory=dict)
-    failures: list[tuple[bytes, Failure]] = field(default_factory=list)
-    slowest: list[tuple[bytes, int]] = field(default_factory=list)
-    microseconds: int = 0
-    shortest: int = -1
-    untouched: bool = False
-    """No output was there before the run's first job; see `Claimed`."""
-
-    def deltas(self) -> str:
-        """For lua/checkpoint.lua."""
-        names = ("done", "failed", "skipped", "retried", "bytes_in", "bytes_out")
-        deltas = {
-            name: getattr(self, name) for name in (*names, "shortest", "untouched", "durations")
-        }
-        return json.dumps(deltas)
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """What comes with a lease.
-
-    Attributes:
-        earlier: executions that held the job and did not give it back: they died with it.
-        now: when the job was taken, epoch seconds of the server's clock.
-        files: the names in the whole bucket; the cursor's indexes point here.
-        pending: how many jobs wait in the queue.
-        untouched: whether the output directory was empty when the run's first job was taken, so
-            that no file need be looked for. None: this is that job.
-    """
-
-    cursor: Cursor
-    earlier: list[str]
-    parameters: Parameters
-    now: float
-    files: list[bytes]
-    pending: int
-    untouched: bool | None
 
 
 class Lease:
@@ -160,7 +99,46 @@ class Lease:
         verdict, pending = scripts.run("checkpoint", self.redis, where, arguments)
         return verdict.decode(), pending
 
+    def trouble(self, error: Exception) -> Trouble | None:
+        return trouble(error, self.redis, keys.shared(self.settings.queue))
+
     def is_remembered(self) -> bool:
-        """After the lease was lost: whether the next holder of the job learns of this one."""
-        holders = self.redis.hget(f"{self.run.key}:holders", self.reference.field)
+        """After the lease was lost: whether the next holder of the job learns of this one. True if
+        Redis does not say."""
+        try:
+            holders = self.redis.hget(f"{self.run.key}:holders", self.reference.field)
+        except RedisError:
+            return True
         return self.execution.encode() in raw(holders or b"").split(b",")
+
+
+def trouble(error: Exception, redis: Redis, kinds: Mapping[str, str]) -> Trouble | None:
+    """Why a command has failed, if the same one may succeed later: Redis is away, or somebody has
+    spoilt a key that no run can do without.
+
+    Args:
+        kinds: such keys -> the type of value that each has to hold; see `keys.shared`.
+    """
+    if is_outage(error):
+        return Trouble("redis out of reach", str(error))
+    if not is_wrong_type(error):
+        return None
+    try:
+        spoilt = misfits(redis, kinds)
+    except RedisError as another:
+        return trouble(another, redis, kinds) if is_outage(another) else None
+    return Trouble("key in redis has the wrong type", "; ".join(spoilt)) if spoilt else None
+
+
+def misfits(redis: Redis, kinds: Mapping[str, str]) -> list[str]:
+    """A sentence for each of these keys that holds another type of value, with the command that
+    helps."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for key in kinds:
+            pipeline.type(key)
+        found = [text(kind) for kind in pipeline.execute()]
+    return [
+        f"the key {key} is a {kind} and has to be a {wanted}: `redis-cli DEL {key}` helps"
+        for (key, wanted), kind in zip(kinds.items(), found, strict=True)
+        if kind not in (wanted, "none")
+    ]

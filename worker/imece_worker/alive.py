@@ -1,8 +1,8 @@
 """`python -P -m imece_worker.alive [SECONDS]`: whether the worker of this container lives.
 
-For a liveness probe: exit code 0 if the heartbeat file is no older than that, else 1 and the
-reason. It needs no shell, and imports next to nothing, for every pod asks it again and again; so it
-reads the one setting it needs from the environment alone.
+For a liveness probe: exit code 0 if the heartbeat file is no older than that, otherwise 1 and the
+reason. Every pod starts it again and again. So it imports very little, and reads its one setting
+from the environment alone.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""What processors print: the first and the last of it, in memory, however much it is.
+"""What processors print: its beginning and its end, in memory, however much it is.
 
-It goes through a pipe, which a process of its own, the drainer, empties into memory that worker,
-runner and drainer share. So nobody who prints waits for a worker that is busy; and what was
-printed is kept whoever is killed.
+It goes through a pipe. A separate process, the drainer, empties the pipe into memory that worker,
+runner and drainer share. So nobody who prints waits for a busy worker, and no kill loses what was
+printed.
 """
 
 import fcntl
@@ -16,10 +16,9 @@ from array import array
 from collections.abc import Sequence
 from typing import NoReturn
 
-from imece.process import follow_parent, name_process
+from imece.process import close_all_but, follow_parent, move_up, name_process
 from imece.run.failure import LONGEST_OUTPUT, tail
-from imece_worker import descriptors
-from imece_worker.stops import STOP_SIGNALS
+from imece_worker import stops
 
 HEAD, TAIL = 2**13, 2**16
 """Bytes that are kept of the beginning, and of the end."""
@@ -30,14 +29,19 @@ PATIENCE = 1.0
 
 
 class Capture:
-    """A pipe and what came through it since it was last cleared. To be made before any fork."""
+    """A pipe, and what came through it since it was last cleared. Made before any fork.
 
-    # Bytes drained in all; where in them the file in hand begins; whether more are being drained.
+    Attributes:
+        reading: the drainer's end.
+        number: the end for those who print.
+    """
+
+    # Bytes drained in all; where in them the current file begins; whether more are being drained.
     _COUNT, _BASE, _BUSY, _WORDS = range(4)
 
     def __init__(self) -> None:
-        self._reading, self.number = os.pipe()
-        os.set_blocking(self._reading, False)
+        self.reading, self.number = map(move_up, os.pipe())
+        os.set_blocking(self.reading, False)
         self._waiting = array("i", [0])  # bytes in the pipe, when last asked
         memory = memoryview(mmap.mmap(-1, 8 * self._WORDS + HEAD + TAIL))
         self._words = memory[: 8 * self._WORDS].cast("q")
@@ -47,7 +51,7 @@ class Capture:
     def silent(self) -> bool:
         """Whether nothing was printed since it was last cleared; quicker than `size`."""
         fcntl.ioctl(self.number, termios.FIONREAD, self._waiting)
-        words = self._words  # in this order: what the drainer has in hand is not overlooked
+        words = self._words  # in this order, to see what the drainer is taking at this moment
         return (
             not (self._waiting[0] or words[self._BUSY]) and words[self._COUNT] == words[self._BASE]
         )
@@ -68,7 +72,7 @@ class Capture:
             waiting = self._waiting[0]
             if not self._words[self._BUSY] and count == self._words[self._COUNT]:
                 return count + waiting
-            # In between: the drainer has some of it in hand.
+            # The drainer is taking some of it at this moment.
             end = end or time.monotonic() + PATIENCE
             if time.monotonic() > end:
                 return count + waiting
@@ -92,7 +96,7 @@ class Capture:
         return tail(self._end(min(size, 4 * longest)).decode("utf-8", "replace"), longest)
 
     def _drained(self) -> int:
-        """As `size`, once nothing of it is in the pipe any more."""
+        """As `size`, when the pipe is empty."""
         wanted, end = self._written(), time.monotonic() + PATIENCE
         while self._words[self._COUNT] < wanted and time.monotonic() < end:
             time.sleep(0.0005)
@@ -103,7 +107,7 @@ class Capture:
         return self._between(count - size, count)
 
     def _between(self, start: int, stop: int) -> bytes:
-        """Bytes by their place in all that was ever printed; of the last TAIL."""
+        """Some of the last TAIL bytes, by their places in all that was ever printed."""
         place, size = start % TAIL, stop - start
         part = bytes(self._ring[place : place + size])
         return part + bytes(self._ring[: size - len(part)])
@@ -115,7 +119,7 @@ class Capture:
         try:
             count, base = words[self._COUNT], words[self._BASE]
             place = count % TAIL
-            taken = os.readv(self._reading, [self._ring[place:], self._ring[:place]])
+            taken = os.readv(self.reading, [self._ring[place:], self._ring[:place]])
             start, stop = max(count, base), min(count + taken, base + HEAD)
             if start < stop:
                 self._head[start - base : stop - base] = self._between(start, stop)
@@ -126,13 +130,8 @@ class Capture:
             words[self._BUSY] = 0
 
     def forget_drainer(self) -> None:
-        """A drainer that was killed may have had something in hand."""
+        """A drainer that was killed may have said that it is draining."""
         self._words[self._BUSY] = 0
-
-    @property
-    def reading(self) -> int:
-        """The drainer's end."""
-        return self._reading
 
 
 def drain(captures: Sequence[Capture], parent: int) -> NoReturn:
@@ -141,11 +140,10 @@ def drain(captures: Sequence[Capture], parent: int) -> NoReturn:
         follow_parent(parent, signal.SIGKILL)
         name_process(DRAINER)
         signal.set_wakeup_fd(-1)
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        stops.ignore()
         os.setpgrp()  # Ctrl-C is not for it either
         by_number = {capture.reading: capture for capture in captures}
-        descriptors.close_all_but({0, 1, 2, *by_number, *(c.number for c in captures)}, {})
+        close_all_but({0, 1, 2, *by_number, *(c.number for c in captures)}, {})
         poll = select.poll()
         for reading in by_number:
             poll.register(reading, select.POLLIN)

@@ -1,62 +1,37 @@
-"""The checkpoints of one execution: batches of progress, each of which Redis records once, however
-often it has to be sent."""
+"""The checkpoints of one execution: batches of progress. Redis records each once, however often it
+is sent."""
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
-from redis.exceptions import RedisError
-
-from imece.connection import is_outage
-from imece.run.job import Cursor, Reference
-from imece.run.lease import Action, Batch, Verdict
+from imece.run.claim import Action, Batch, Claim
+from imece.run.job import Cursor
 from imece_worker.context import WorkerContext
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
 from imece_worker.shared import SharedProgress
 
 FENCE_AFTER = 2
-"""Heartbeats without an answer after which a worker that is through asks first whether the job is
-still its own; after three it may be thought dead (imece/run/dead_workers.py)."""
+"""Heartbeats without an answer after which a worker that has finished a job first asks whether the
+job is still its own. After three, others may take it for dead (imece/run/dead_workers.py)."""
 
 
 @dataclass
 class Unanswered:
-    """A batch that was sent and must be sent again as it is until Redis answers."""
+    """A batch that is sent again, unchanged, until Redis answers."""
 
     number: int
     cursor: Cursor
     batch: Batch
 
 
-class Claim(Protocol):
-    """Where progress is recorded: a lease, or what stands in for one without Redis."""
-
-    @property
-    def reference(self) -> Reference: ...
-
-    @property
-    def execution(self) -> str: ...
-
-    def checkpoint(
-        self,
-        action: Action,
-        number: int = 0,
-        cursor: Cursor | None = None,
-        batch: Batch | None = None,
-        reason: str = "",
-    ) -> tuple[Verdict, int]: ...
-
-    def is_remembered(self) -> bool: ...
-
-
 class Checkpoints:
     """Those of an execution.
 
     Attributes:
-        due: when the next one is to be made, on the monotonic clock.
+        due: when the next one is due, on the monotonic clock.
         unanswered: the batch that Redis has not answered yet.
-        lost: another worker has the job, or will.
+        lost: another worker has the job, or will have it.
     """
 
     def __init__(
@@ -80,8 +55,8 @@ class Checkpoints:
 
     @property
     def may_be_lost(self) -> bool:
-        """Whether Redis has not been heard of for so long that others may think us dead. An outage
-        that is known is none of their reasons."""
+        """Whether Redis has been silent for so long that others may take this worker for dead. A
+        known outage does not count: Redis is away for them, too."""
         silent = time.monotonic() - self._answered_at
         too_long = FENCE_AFTER * self._context.settings.heartbeat
         return silent > too_long and not self._context.outage.left()
@@ -103,7 +78,7 @@ class Checkpoints:
         return Unanswered(self._number, self._progress.cursor(), self._progress.take())
 
     def send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
-        """False if Redis is away: then the same batch must be sent again.
+        """False if Redis is away; then the same batch must be sent again.
 
         Raises:
             RedisError: Redis refuses it, and would refuse it again.
@@ -115,11 +90,11 @@ class Checkpoints:
                 )
             else:
                 answer = self._lease.checkpoint(action)
-        except RedisError as error:
+        except Exception as error:
             self._context.statistics.redis_errors += 1
-            if not is_outage(error):
+            if (trouble := self._lease.trouble(error)) is None:
                 raise
-            self._context.outage.noted(error)
+            self._context.outage.noted(trouble)
             return False
         self._context.outage.over()
         self._answered_at = time.monotonic()
@@ -129,12 +104,12 @@ class Checkpoints:
             self._context.statistics.recorded(batch.batch)
         self._shared.others_wait = pending > 0
         if verdict == "stop":
-            self._shared.ask_to_stop()
+            self._shared.stopping = True
         elif verdict != "held":
             self.lost = True
         return True
 
     def wait_for_redis(self) -> None:
-        """Until it may be asked again; a signal, and the next sign of life, end the wait sooner."""
+        """Until it may be asked again. A signal or the next sign of life ends the wait sooner."""
         settings = self._context.settings
         self._context.wakeup.wait(min(self._context.outage.left(), settings.heartbeat))

@@ -1,12 +1,12 @@
-"""Idle pods go first: what it would cost the cluster to take this worker's pod away.
+"""Idle pods end first: the deletion cost of this worker's pod.
 
-Of pods that are ready, Kubernetes deletes those of the least `controller.kubernetes.io/
-pod-deletion-cost` first. The manifests start every pod as dear as a busy one; here a worker that
-has nothing to do makes its own cheap, and dear again with its next bucket job.
+Of the pods that are ready, Kubernetes first deletes those with the lowest
+`controller.kubernetes.io/pod-deletion-cost`. The manifests give every pod the cost of a busy one. A
+worker without a job lowers its own, and raises it again with its next bucket job.
 
-The patching is done by a process of its own, the patcher. So no file waits for the cluster, and
-runners are forked from a process without threads: a lock that another thread holds at the
-moment of the fork, one of the import system say, stays locked in the child for ever.
+A separate process does that, the patcher. So no file waits for the cluster, and the worker has no
+thread when it forks runners. A lock that a thread holds at a fork, for example one of the import
+system, stays locked in the child for ever.
 """
 
 import gc
@@ -24,8 +24,7 @@ from typing import NoReturn
 
 from imece.process import follow_parent
 from imece.settings import Settings
-from imece_worker import log
-from imece_worker.stops import STOP_SIGNALS
+from imece_worker import log, stops
 
 ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 IDLE, BUSY = 0, 1000
@@ -33,22 +32,14 @@ TIMEOUT = 5.0
 """Seconds to connect to the API, and to hear from it."""
 LONGEST_PAUSE = 30.0
 NICENESS = 10
-"""The patcher gives way to the files when there is but one processor."""
-
-
-class RefusalError(Exception):
-    """The cluster's answer is not 200."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(status, reason)
-        self.status, self.reason = status, reason
+"""With one CPU only, the files go before the patcher."""
 
 
 class DeletionCost:
-    """The worker's side: says what it wants, and never waits.
+    """The worker's side: it says which cost it wants, and never waits.
 
     Args:
-        line: to the patcher; None outside of a cluster.
+        line: to the patcher; None outside a cluster.
         idle_after: seconds without a job that make a worker idle.
         patcher: its process id.
     """
@@ -81,7 +72,7 @@ class DeletionCost:
         try:
             self._line.send(b"%d\n" % cost)
         except BlockingIOError:
-            return  # asked again at the next turn
+            return  # it is asked for again at the next turn
         except OSError:
             log.event("deletion cost left as it is: its process is gone", logging.WARNING)
             self._line = None
@@ -91,10 +82,8 @@ class DeletionCost:
 
 
 def start(settings: Settings) -> DeletionCost:
-    """Forks the patcher, if this is a pod that may speak to its cluster.
-
-    To be called before anything starts a thread.
-    """
+    """Forks the patcher, if this is a pod that may speak to its cluster. Called before anything
+    starts a thread."""
     token = settings.service_account_dir / "token"
     if not (settings.pod_name and settings.pod_namespace and token.is_file()):
         return DeletionCost(None, settings.idle_after)
@@ -113,8 +102,7 @@ def _run(line: socket.socket, settings: Settings, parent: int) -> NoReturn:
     """The child's side of the fork; does not come back."""
     try:
         follow_parent(parent, signal.SIGKILL)
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # it ends with the worker
+        stops.ignore()
         os.nice(NICENESS)
         gc.freeze()  # what it shares with the worker stays shared
         _serve(line, settings)
@@ -125,7 +113,7 @@ def _run(line: socket.socket, settings: Settings, parent: int) -> NoReturn:
 
 
 def _serve(line: socket.socket, settings: Settings) -> None:
-    """Until the worker is gone: patches the last cost it wanted, again and again if need be."""
+    """Patches the last cost that the worker wanted, until that succeeds; ends with the worker."""
     wanted = told = None
     pause: float | None = None
     while True:
@@ -140,9 +128,10 @@ def _serve(line: socket.socket, settings: Settings) -> None:
         try:
             _patch(settings, wanted)
             told, pause = wanted, None
-        except Exception as error:  # whatever it is, it is no reason to disturb the worker
+        except Exception as error:  # no error here may disturb the worker
             if pause is None:
-                log.event("deletion cost not set", logging.WARNING, reason=_reason(error))
+                reason = " ".join(str(error).split()) or type(error).__name__
+                log.event("deletion cost not set", logging.WARNING, reason=reason)
             told, pause = None, min(2 * (pause or 0.5), LONGEST_PAUSE)
 
 
@@ -169,13 +158,6 @@ def _patch(settings: Settings, cost: int) -> None:
     finally:
         server.close()
     if answer.status != HTTPStatus.OK:
-        raise RefusalError(answer.status, answer.reason)
-
-
-def _reason(error: Exception) -> str:
-    """In one line; of an API's answer what it says, without its headers."""
-    if not isinstance(error, RefusalError):
-        return " ".join(str(error).split()) or type(error).__name__
-    forbidden = error.status == HTTPStatus.FORBIDDEN
-    hint = ": may the service account patch pods? (deploy/base)" if forbidden else ""
-    return f"the cluster answered {error.status} {error.reason}{hint}"
+        forbidden = answer.status == HTTPStatus.FORBIDDEN
+        hint = ": may the service account patch pods? (deploy/base)" if forbidden else ""
+        raise OSError(f"the cluster answered {answer.status} {answer.reason}{hint}")

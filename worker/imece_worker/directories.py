@@ -1,7 +1,7 @@
 """A run's directory and those beneath it, held open by their descriptors (imece/files/beneath.py).
 
-Nobody who may write to them leads a worker out of them. That a directory is moved away is seen only
-when it is looked at (`leads_to_held`).
+Nobody who may write to them can lead a worker out of them. Only `leads_to_held` sees that a
+directory was moved away.
 """
 
 import errno
@@ -9,13 +9,14 @@ import os
 
 from imece import names
 from imece.files import beneath
+from imece.process import Identity, move_up
 
 HELD = 16
-"""How many directories below each root are held open; files come sorted, so few are enough."""
+"""How many directories below each root are held open. Files come sorted, so few are enough."""
 
 
 class PathError(Exception):
-    """A file cannot be read or written where it should be; the text is the reason to keep."""
+    """A file cannot be read or written where it should be. The text is the reason that is kept."""
 
     def __init__(self, text: str, number: int | None = None) -> None:
         super().__init__(text)
@@ -23,21 +24,21 @@ class PathError(Exception):
 
 
 class Tree:
-    """A directory, and those beneath it that have been used last."""
+    """A directory, and those beneath it that were used last."""
 
     def __init__(self, path: bytes) -> None:
         self.path = path
         self._within = path.rstrip(b"/") + b"/"
         self._root: int | None = None
-        self._identity = (0, 0)
+        self._identity: Identity = (0, 0)
         self._held: dict[bytes, int] = {}
-        self._identities: dict[bytes, tuple[int, int]] = {}
+        self._identities: dict[bytes, Identity] = {}
 
     @property
     def root(self) -> int:
         """Raises OSError if it is not there."""
         if self._root is None:
-            self._root = os.open(self.path, beneath.PINNED | os.O_NOFOLLOW)
+            self._root = move_up(os.open(self.path, beneath.PINNED | os.O_NOFOLLOW))
             self._identity = identity(os.fstat(self._root))
         return self._root
 
@@ -69,7 +70,7 @@ class Tree:
             oldest = next(iter(self._held))
             del self._identities[oldest]
             os.close(self._held.pop(oldest))
-        self._held[path] = number
+        self._held[path] = number = move_up(number)
         self._identities[path] = identity(os.fstat(number))
         return number
 
@@ -109,8 +110,16 @@ class Tree:
         self.root  # noqa: B018 - opens it
         return identity(os.stat(self.path)) == self._identity
 
+    def is_held(self) -> bool:
+        """Whether the root's descriptor still leads to the root. A processor may have closed it
+        with all others of ours, and may have opened a file of its own that got the same number."""
+        try:
+            return self._root is None or identity(os.fstat(self._root)) == self._identity
+        except OSError:
+            return False
+
     def forget(self) -> None:
-        """Looks at everything afresh from here on."""
+        """Closes everything; it is opened again when it is needed."""
         for number in [*self._held.values(), self._root]:
             if number is not None:
                 try:
@@ -122,5 +131,5 @@ class Tree:
         self._root = None
 
 
-def identity(found: os.stat_result) -> tuple[int, int]:
+def identity(found: os.stat_result) -> Identity:
     return found.st_dev, found.st_ino

@@ -1,7 +1,7 @@
 """One execution of a bucket job, in the parent: forks runners, watches them, records checkpoints.
 
-All that goes to Redis goes from here, so a runner that hangs, crashes or outlives an outage of
-Redis loses nothing: what it has done stands in the shared progress.
+Runners never speak to Redis. So one that hangs, crashes or goes on during an outage of Redis loses
+nothing: what it has done stands in the shared progress.
 """
 
 import logging
@@ -11,12 +11,10 @@ import stat
 import time
 from typing import Literal
 
-from redis.exceptions import RedisError
-
 from imece import names
-from imece.run.lease import Action, Claimed
+from imece.run.claim import Action, Claim, Claimed
 from imece_worker import log, runner, stops
-from imece_worker.checkpoints import Checkpoints, Claim, Unanswered
+from imece_worker.checkpoints import Checkpoints, Unanswered
 from imece_worker.context import WorkerContext
 from imece_worker.directories import PathError
 from imece_worker.message import JobMessage
@@ -28,20 +26,20 @@ from imece_worker.shared import NONE, Outcome
 Ending = Literal["finished", "returned", "deferred", "stalled", "lost", "abandoned"]
 
 DUMP_PATIENCE = 0.2
-"""Seconds a hanging runner is given to say where it hangs before it is killed."""
+"""Seconds in which a hanging runner can say where it hangs, before it is killed."""
 
 OUTAGE_PATIENCE = 30.0
-"""Seconds a worker that is to stop waits for Redis to come back, to record its last checkpoint."""
+"""Seconds a stopping worker waits for Redis to come back, to record its last checkpoint."""
 
 SWEEP_PATIENCE = 1.0
-"""Seconds a look for what dead workers have left may take: the lease has to be renewed."""
+"""Seconds for a look at what dead workers have left. Longer would delay the lease's renewal."""
 
 MOST_SWEPT = 1000
 _swept: set[str] = set()
-"""The runs in whose output directories this worker has looked for what dead ones have left."""
+"""The runs whose output directories this worker has swept."""
 
 MOST_EARLY_CRASHES = 3
-"""How many runners in a row may die without a file in hand before the job is given back."""
+"""How many runners in a row may die without a current file before the job is given back."""
 
 
 class Execution:
@@ -69,7 +67,7 @@ class Execution:
         self._checkpoints = Checkpoints(context, lease, paths, self._progress, self._shared)
 
     def run(self) -> Ending:
-        """To the end, or until the worker is asked to stop."""
+        """To the end of the job, or until the worker is asked to stop."""
         try:
             self._paths.occupy()
         except PathError as error:
@@ -106,22 +104,16 @@ class Execution:
         return self._end("finish", "finished")
 
     def _lose(self) -> Ending:
-        """Another worker has the job, or will: it reads our proofs, and clears up after us. If it
-        knows nothing of us, we do."""
-        if self._is_remembered():
+        """Another worker has the job, or will have it. It reads our proofs and clears up after us,
+        unless it does not know of us."""
+        if self._lease.is_remembered():
             self._paths.leave()
         else:
             self._paths.clear(self._lease.execution)
         return "lost"
 
-    def _is_remembered(self) -> bool:
-        try:
-            return self._lease.is_remembered()
-        except RedisError:
-            return True
-
     def _stall(self, reason: str) -> Ending:
-        """Gives the job back, because its directories cannot be used."""
+        """Gives the job back: its directories cannot be used."""
         about = {"run": self._lease.reference.run, "job": self._lease.reference.field}
         log.event("directories cannot be used", logging.ERROR, **about, reason=reason)
         return self._end("stall", "stalled", reason)
@@ -136,8 +128,8 @@ class Execution:
             self._paths.sweep(patience=SWEEP_PATIENCE)
 
     def _take_over(self) -> None:
-        """Clears up after executions whose worker died with this job. What they can prove to have
-        done is done; all else is done again."""
+        """Clears up after executions whose worker died with this job. What they have proven to be
+        done is done; everything else is done again."""
         claimed, progress = self._claimed, self._progress
         if not claimed.earlier:
             return
@@ -165,7 +157,7 @@ class Execution:
                     self._paths.renew_proof(index, device, inode)
 
     def _finished(self, index: int) -> os.stat_result | None:
-        """The output, if it can be proven that the runner has put it in its place."""
+        """The output, if a proof says that the runner has put it in its place."""
         for proven, device, inode in self._paths.proven(self._lease.execution):
             if proven == index:
                 there = self._paths.proof(self._claimed.files[index], device, inode)
@@ -174,16 +166,16 @@ class Execution:
         return None
 
     def _close_finished(self, index: int, there: os.stat_result) -> None:
-        """Does what the runner was killed before: notes that the output is in its place."""
-        bytes_in = self._paths.input_size(self._claimed.files[index])
+        """Notes that the output is in its place, for a runner that was killed before it could."""
+        bytes_in = self._paths.inputs.size(self._claimed.files[index])
         bytes_out = 0 if stat.S_ISDIR(there.st_mode) else there.st_size
         self._shared.end(index, Outcome.DONE, bytes_in, bytes_out)
 
     def _process(self) -> int | bytes:
-        """One runner, from the job's being given to it to its being through with it.
+        """Gives the job to a runner and watches it, until it leaves the job or dies.
 
         Returns:
-            How it left the job, in a word; or if it has died, its exit code, negative for a signal.
+            How it left the job, in a word; or its exit code, negative for a signal, if it has died.
         """
         claimed, first = self._claimed, self._first
         cursor = self._progress.cursor()
@@ -224,7 +216,7 @@ class Execution:
                 else:
                     lines = []  # its death is a signal of its own
             if context.wakeup.stopping:
-                shared.ask_to_stop()
+                shared.stopping = True
             if (code := supervisor.death()) is not None:
                 return code
             if shared.overdue == NONE and time.monotonic() >= self._deadline():
@@ -238,13 +230,13 @@ class Execution:
                 return -signal.SIGKILL
 
     def _deadline(self) -> float:
-        """When the file in hand will have taken too long, on the monotonic clock."""
+        """When the current file will have taken too long, on the monotonic clock."""
         if self._shared.current == NONE or self._shared.overdue != NONE:
             return float("inf")
-        return self._shared.started + self._claimed.parameters.timeout
+        return self._shared.began / 1e9 + self._claimed.parameters.timeout
 
     def _stop_overdue(self) -> None:
-        """Kills the runner, in Python and in C code alike; before that it says where it hangs."""
+        """Kills the runner, also in C code. Before that, the runner says where it hangs."""
         self._shared.overdue, began = self._shared.current, self._shared.began
         if self._shared.overdue == NONE:
             return
@@ -260,20 +252,20 @@ class Execution:
         if (self._shared.current, self._shared.began) == (self._shared.overdue, began):
             self._supervisor.kill()
         else:
-            self._shared.overdue = NONE  # it has come to its end after all
+            self._shared.overdue = NONE  # it has ended after all
 
     def _attribute_crash(self, code: int) -> bool:
-        """Charges the runner's death to the file it had in hand. False if it had none."""
+        """Charges the runner's death to its current file. False if it had none."""
         index = self._shared.current
         if index == NONE:
-            log.event("process died without a file in hand", logging.WARNING, exit=code)
+            log.event("process died without a current file", logging.WARNING, exit=code)
             return False
         there = self._finished(index)
         if there is None and index != self._shared.overdue:
             self._progress.stalled = self._paths.fault(None) or ""
         self._paths.restore(self._lease.execution, self._claimed.files)
         if self._progress.last_failed == (index, self._shared.began):
-            self._shared.end(index, Outcome.FAILED)  # it died after its last word on the file
+            self._shared.end(index, Outcome.FAILED)  # it died after it had noted the failure
             self._progress.collect()
             return True
         if there is not None:
@@ -328,14 +320,14 @@ class Execution:
         self._supervisor.answer(runner.GO if go else runner.STOP)
 
     def _end(self, action: Action, ending: Ending, reason: str = "") -> Ending:
-        """Records the rest and gives the lease up, however long Redis is away."""
-        self._progress.marked = NONE  # nothing is in hand
+        """Records the rest and gives the lease up. Waits for a Redis that is away."""
+        self._progress.marked = NONE  # there is no current file
         checkpoints = self._checkpoints
         if checkpoints.may_be_lost:  # then others need what is removed below
             checkpoints.send("continue", checkpoints.unanswered)
             if checkpoints.lost:
                 return self._lose()
-        # Whoever sees the end sees no temporary file.
+        # Before the end is recorded: nobody who sees the end sees a temporary file.
         if not self._paths.clear(self._lease.execution):
             self._supervisor.dismiss()  # with what the processor has left running
             self._paths.clear(self._lease.execution)
@@ -348,7 +340,7 @@ class Execution:
                 last = last or checkpoints.next_batch()
                 through = checkpoints.send(action, last, reason)
                 if through:
-                    # Lost at the second time of asking: the first has been recorded.
+                    # Lost when it is sent the second time: the first time it was recorded.
                     return "lost" if checkpoints.lost and not sent_before else ending
                 sent_before = True
             if checkpoints.lost:
@@ -362,6 +354,8 @@ class Execution:
 
 
 def _cause_of_death(code: int) -> str:
+    if code == runner.CLOSED_OURS:
+        return "the processor closed files that imece had opened, and failed"
     if code >= 0:
         return f"its process ended itself with exit code {code}"
     name = signal.Signals(-code).name

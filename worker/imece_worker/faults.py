@@ -1,11 +1,11 @@
-"""Whose fault it was that a file failed: its own, or that of the directories it was to be read from
-and written to. What is said is what is found now: a fault that has passed already is not seen.
+"""Whether a file failed because of the run's directories, or for a reason of its own. A fault of
+the directories is looked for now; one that has passed already is not seen.
 """
 
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from contextlib import suppress
 
 from imece import names
 from imece_worker.directories import Tree
@@ -14,24 +14,18 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 BROKEN = (errno.ESTALE, errno.ENOTCONN, errno.EIO)
 PROBE = 2**16
 LITTLE_ROOM = 64 * 2**20
-"""Bytes. With less than this, a failure for want of room is the place's and not the file's."""
+"""Bytes. With less room than this, the directory is to blame when a file found no room."""
 
 
 def fault(
     error: BaseException | None, inputs: Tree, outputs: Tree | None, staging_directory: int | None
 ) -> str | None:
-    """What is wrong with the run's directories, so that a file failed with this error; None:
-    nothing.
+    """What is wrong with the run's directories, so that a file failed with this error; or None.
 
     Args:
-        staging_directory: the descriptor of the directory in which outputs are written, if it is
-            open.
+        staging_directory: the descriptor of the one in which outputs are written, if it is open.
     """
-    numbers = set(_errnos(error))
-    text = _text(error)
-    said_full = bool(numbers.intersection(FULL)) or any(
-        os.strerror(number) in text for number in FULL
-    )
+    said_full = _says_full(error)
     shown = f"the input directory {names.shown(inputs.path)}"
     if (flaw := _flaw(inputs, os.R_OK | os.X_OK)) is not None:
         return f"{shown} {flaw}"
@@ -102,27 +96,18 @@ def _is_full(directory: str) -> bool:
         return error.errno in FULL
 
 
-def _text(error: BaseException | None) -> str:
-    """What an error says; a processor's own class may fail to."""
-    try:
-        return str(error)
-    except Exception:
-        return ""
-
-
-def _errno(error: BaseException) -> int | None:
-    try:
-        number = getattr(error, "errno", None)
-    except Exception:  # a processor's own class
-        return None
-    return number if isinstance(number, int) else None
-
-
-def _errnos(error: BaseException | None) -> Iterator[int]:
-    """Those of an error and of all it came from."""
+def _says_full(error: BaseException | None) -> bool:
+    """Whether an error says that a file system is full, or one of its causes does. A processor's
+    own class may fail to say anything."""
+    full = [os.strerror(number) for number in FULL]
+    with suppress(Exception):
+        if any(text in str(error) for text in full):
+            return True
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if (number := _errno(error)) is not None:
-            yield number
+        with suppress(Exception):
+            if getattr(error, "errno", None) in FULL:
+                return True
         error = error.__cause__ or error.__context__
+    return False

@@ -1,7 +1,7 @@
-"""Keeps the way to Redis out of the environment that processors and their programs see.
+"""Keeps address and password of Redis out of the environment that processors and programs see.
 
-/proc/PID/environ shows what a process was started with, whatever it has made of it since. So the
-worker starts anew, without these variables, under the same process id; their values come to it
+/proc/PID/environ shows what a process was started with, also when it has deleted a variable since.
+So the worker starts again without these variables, under the same process id. It gets their values
 through a nameless file in memory.
 """
 
@@ -26,7 +26,8 @@ FILE = "IMECE_HANDED_OVER"
 
 
 def start_anew() -> None:
-    """Does not come back if there is anything to hide, and a way to do so."""
+    """Starts this process again if there is anything to hide, and a way to hide it. Then it does
+    not come back."""
     secrets = _secrets()
     if not secrets or not sys.executable or not hasattr(os, "memfd_create"):
         return
@@ -34,7 +35,7 @@ def start_anew() -> None:
     with open(number, "w", closefd=False) as file:
         json.dump(secrets, file)
     rest = {name: value for name, value in os.environ.items() if name not in secrets}
-    # A signal that comes in between waits until somebody listens again: stops.leave_with.
+    # A signal that comes at this time waits until `stops.leave_with`.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         os.execve(  # noqa: S606 - ourselves
@@ -46,13 +47,13 @@ def start_anew() -> None:
 
 
 def _secrets() -> dict[str, str]:
-    """Those in the environment; their names may be written in small letters, too."""
+    """Those in the environment. Their names may be in small letters, too."""
     return {name: value for name, value in os.environ.items() if name.upper() in SECRETS}
 
 
 @contextmanager
 def in_environment() -> Iterator[None]:
-    """For as long as the settings are read."""
+    """While the settings are read."""
     number = os.environ.pop(FILE, None)
     if number is not None:
         with open(int(number)) as file:

@@ -1,14 +1,17 @@
-"""The inputs of a job, one in hand at a time and held open: what the processor reads is what was
-looked at, whatever is put in its place. That nobody writes to it meanwhile cannot be ensured, only
-seen (`changed`).
+"""The inputs of a job, one at a time and held open: what the processor reads is what was looked at,
+whatever is put in its place. That nobody writes to it meanwhile cannot be ensured, only seen
+(`changed`).
 """
 
 import errno
 import os
+import shutil
 import stat
 
+from imece.files import beneath
+from imece.process import move_up
+from imece_worker import private
 from imece_worker.directories import PathError, Tree
-from imece_worker.private import InputLink
 
 FILE = os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK)
 NOTHING = os.stat_result([0] * 10)
@@ -17,27 +20,33 @@ NOTHING = os.stat_result([0] * 10)
 class Inputs:
     """The input directory's.
 
+    The processor gets a link in the worker's private directory. It leads to the open file, and has
+    the name of the input. Where descriptors have no paths, the processor gets the input's path.
+
+    Args:
+        execution: names the directory of the link.
+
     Attributes:
-        path: that of the file in hand, for the processor.
+        path: that of the current file, for the processor.
     """
 
-    def __init__(self, root: bytes, link: InputLink) -> None:
+    def __init__(self, root: bytes, execution: str) -> None:
         self.tree = Tree(root)
         self.path = b""
-        self._link = link
-        self._number: int | None = None  # of the file in hand, where no link leads to it
-        # Where it really lies, and what it was then.
+        self._execution = execution
+        # The directory of the link, and the file that the link leads to; -1: not open.
+        self._links = self._number = -1
+        self._prefix = self._leads_to = self._link = b""
+        # Where the current file really lies, and what it was when it was looked at.
         self._directory = self._last = b""
         self._found = NOTHING
 
     def look(self, name: bytes) -> os.stat_result:
-        """Takes a file in hand, as it is now.
+        """Opens a file; what it is now.
 
         Raises:
             PathError: it is not there, not a file, or a link that leaves the input directory.
         """
-        if self._number is not None:
-            self.put_down()
         directory, _, last = name.rpartition(b"/")
         self._directory, self._last = directory, last
         try:
@@ -53,10 +62,10 @@ class Inputs:
         if not stat.S_ISREG(found.st_mode):
             os.close(number)
             raise PathError("the input is not a regular file")
-        if self._link.is_there:
-            self.path = self._link.input(number, last)
+        if self._links != -1 or self._make_links():
+            self.path = self._link_to(number, last)
         else:
-            self._number = number
+            os.close(number)
             self.path = os.path.join(self.tree.path, self._directory, self._last)
         self._found = found
         return found
@@ -67,20 +76,45 @@ class Inputs:
         number = os.open(self._last, FILE, dir_fd=self.tree.directory(self._directory))
         return number, os.fstat(number)
 
-    def put_down(self) -> None:
-        """Closes the file in hand. One that a link leads to is the link's, until the next one."""
-        if self._number is not None:
-            try:
-                os.close(self._number)
-            except OSError:
-                pass  # the processor has closed it
-        self._number = None
+    def _make_links(self) -> bool:
+        """False where descriptors have no paths."""
+        if (base := private.directory()) is None:
+            return False
+        path = private.path_of(base, self._execution)
+        shutil.rmtree(path, ignore_errors=True)  # of a runner that died
+        os.mkdir(path, 0o700)
+        self._prefix = path + b"/"
+        self._links = move_up(os.open(path, beneath.LISTED))
+        return True
+
+    def _link_to(self, number: int, name: bytes) -> bytes:
+        """Makes the link lead to an open file, which stays open until the next one; its path.
+
+        The one link there is gets another name: to make one for each file takes four times as long.
+        """
+        here = self._links
+        if self._number == -1:
+            self._number = move_up(number)
+            self._leads_to = private.path_by(self._number)
+        else:
+            os.dup2(number, self._number, inheritable=False)
+            os.close(number)
+        try:
+            os.rename(self._link, name, src_dir_fd=here, dst_dir_fd=here)
+            sound = os.readlink(name, dir_fd=here) == self._leads_to
+        except OSError:  # the processor has moved it away, or put something in its place
+            sound = False
+        if not sound:
+            beneath.remove(name, here)
+            os.symlink(self._leads_to, name, dir_fd=here)
+        self._link = name
+        return self._prefix + name
 
     def changed(self) -> bool:
         """Whether the input was written to or replaced since `look`. One that is gone counts as
         consumed."""
         try:
-            now = self._stat()
+            now = os.stat(self._last, dir_fd=self.tree.directory(self._directory))
         except (OSError, PathError):
             return False
         found = self._found
@@ -91,15 +125,6 @@ class Inputs:
             or now.st_dev != found.st_dev
         )
 
-    def _stat(self) -> os.stat_result:
-        try:
-            return os.stat(self._last, dir_fd=self.tree.directory(self._directory))
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
-        self.tree.forget()  # the processor has closed what it has not opened
-        return os.stat(self._last, dir_fd=self.tree.directory(self._directory))
-
     def size(self, name: bytes) -> int:
         """0 if it is not there: the processor may have consumed it."""
         directory, _, last = name.rpartition(b"/")
@@ -109,5 +134,12 @@ class Inputs:
             return 0
 
     def close(self) -> None:
-        self.put_down()
+        """Closes what is open; the parent removes the link."""
+        for number in (self._links, self._number):
+            if number != -1:
+                try:
+                    os.close(number)
+                except OSError:
+                    pass  # the processor has closed it
+        self._links = self._number = -1
         self.tree.forget()

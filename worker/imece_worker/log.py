@@ -1,7 +1,6 @@
 """The worker's own log: one line an event, for people or as JSON, on standard error.
 
-What processors print never gets here: their process has its output captured
-(imece_worker/runner.py).
+What processors print does not get here (imece_worker/capture.py).
 """
 
 import logging
@@ -16,7 +15,7 @@ logger = logging.getLogger("imece.worker")
 
 
 def set_up(settings: Settings) -> None:
-    """Points the root logger to standard error in the chosen form; RQ speaks only when worried."""
+    """Points the root logger to standard error in the chosen form. RQ logs warnings only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if settings.log_format == "json" else HumanLines())
     logging.root.handlers = [handler]

@@ -35,8 +35,6 @@ class JobMessage:
     def send(self, line: socket.socket) -> None:
         """Raises OSError if there is nobody to receive it."""
         paths = self.paths
-        target = os.fsdecode(paths.target_root) if paths.target_root is not None else None
-        suffix = os.fsdecode(paths.suffix) if paths.suffix is not None else None
         head = json.dumps(
             {
                 "first": self.first,
@@ -44,8 +42,9 @@ class JobMessage:
                 "parameters": self.parameters.encode(),
                 "untouched": self.untouched,
                 "clock": self.clock.ahead,
-                "places": [os.fsdecode(paths.source_root), target, suffix, paths.execution],
-                "overwrite": paths.overwrite,
+                "source": os.fsdecode(paths.source_root),
+                "target": paths.target_root and os.fsdecode(paths.target_root),
+                "execution": paths.execution,
             }
         ).encode()
         files = b"\0".join(self.files)
@@ -54,34 +53,29 @@ class JobMessage:
     @classmethod
     def receive(cls, line: socket.socket) -> "JobMessage | None":
         """Waits for the next one; None if none will come."""
-        try:
-            head_length, files_length = _LENGTHS.unpack(_read(line, _LENGTHS.size))
-        except EOFError:
+        lengths = _read(line, _LENGTHS.size)
+        if not lengths:
             return None
+        head_length, files_length = _LENGTHS.unpack(lengths)
         head = json.loads(_read(line, head_length))
-        source, target, suffix, execution = head["places"]
+        parameters = Parameters.decode(head["parameters"])
         return cls(
             first=head["first"],
             files=_read(line, files_length).split(b"\0"),
             cursor=Cursor.decode(head["cursor"]),
-            parameters=Parameters.decode(head["parameters"]),
+            parameters=parameters,
             untouched=head["untouched"],
-            paths=Paths(
-                os.fsencode(source),
-                os.fsencode(target) if target is not None else None,
-                os.fsencode(suffix) if suffix is not None else None,
-                execution,
-                head["overwrite"],
-            ),
+            paths=Paths(head["source"], head["target"], parameters, head["execution"]),
             clock=ServerClock(head["clock"]),
         )
 
 
 def _read(line: socket.socket, length: int) -> bytes:
+    """So many bytes; nothing if the parent has hung up."""
     data = bytearray()
     while len(data) < length:
         part = line.recv(min(length - len(data), 2**20))
         if not part:
-            raise EOFError
+            return b""
         data += part
     return bytes(data)

@@ -1,8 +1,8 @@
 """The worker's page for Prometheus. docs/reference/metrics.md explains each metric.
 
-Imported only where it is wanted. Served by a thread of the worker, from which runners are
-forked meanwhile. That is safe as long as the thread holds no lock a runner could need: it
-writes nothing, and it imports nothing once it runs (a test sees to that).
+Imported only where it is wanted. A thread of the worker serves it, and the worker forks runners at
+that time. That is safe while the thread holds no lock that a runner could need: it writes nothing,
+and after its start it imports nothing (a test checks that).
 """
 
 import os
@@ -15,7 +15,7 @@ from imece.run.durations import least
 from imece_worker.statistics import WorkerStatistics
 
 EXPONENTS = range(10, 33, 2)
-"""Of the histogram's bounds, 2^e microseconds: from a millisecond to 71 minutes."""
+"""Of the histogram's limits, 2^e microseconds: from a millisecond to 71 minutes."""
 
 
 class Page:
@@ -51,11 +51,11 @@ class Page:
         )
         lag = now.lag()
         yield core.GaugeMetricFamily(
-            "imece_worker_busy", "1 while a bucket job is in hand", value=lag is not None
+            "imece_worker_busy", "1 while the worker has a bucket job", value=lag is not None
         )
         yield core.GaugeMetricFamily(
             "imece_checkpoint_lag_seconds",
-            "Seconds since the last recorded checkpoint of the job in hand",
+            "Seconds since the last recorded checkpoint of the worker's job",
             value=lag or 0.0,
         )
 
@@ -72,7 +72,7 @@ def serve(statistics: WorkerStatistics, port: int) -> None:
     """Starts to serve the page.
 
     Raises:
-        SettingsError: the port cannot be had.
+        SettingsError: the port cannot be listened on.
     """
     registry = CollectorRegistry()
     registry.register(Page(statistics))
@@ -83,5 +83,5 @@ def serve(statistics: WorkerStatistics, port: int) -> None:
             f"IMECE_METRICS_PORT: port {port} cannot be listened on: "
             f"{error.strerror}; workers on one host need a port each"
         ) from None
-    # A runner does not need it, and what it may leave behind must not hold the port.
+    # A runner does not need it, and what a processor leaves running must not hold the port.
     os.register_at_fork(after_in_child=server.socket.close)

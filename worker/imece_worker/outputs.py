@@ -1,11 +1,11 @@
-"""The outputs of a job: each is written in the execution's staging directory, a directory of its
-own in the output directory (imece/files/staging.py), and renamed when it is whole; carried first,
-where its place is on another file system.
+"""The outputs of a job. Each is written in the execution's staging directory, a directory in the
+output directory (imece/files/staging.py), and renamed when it is whole. If its place is on another
+file system, it is carried there first.
 
-Written beside their places, outputs would make workers wait for each other: a directory takes one
-new name at a time (bench/process.py). And what an execution leaves behind is removed in one go.
-After each output was put there its directory is looked for: if it was moved away, the output is not
-done. What is moved away with its directory later is not followed.
+If they were written beside their places, workers would wait for each other: a directory takes one
+new name at a time (bench/process.py). And what an execution leaves behind is removed at once.
+After an output is in its place, its directory is looked for: if it was moved away, the output is
+not done.
 """
 
 import errno
@@ -16,16 +16,16 @@ import stat
 from imece import names
 from imece.files import beneath, staging
 from imece.files.staging import StagingDirectory
+from imece_worker import private
 from imece_worker.directories import PathError, Tree, identity
-from imece_worker.private import InputLink, path_by
 from imece_worker.signature import is_emptied, is_signed, sign
 
 BACKUP = b".old"
-"""What a temporary output's name ends in while the older output it replaces lies beside it."""
+"""The end of the name under which an older output is kept while a new one takes its place."""
 
 LONGEST_ENDING = 32
 IN_THE_WAY = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
-"""A directory takes the place of nothing but an empty directory, and a file of no directory."""
+"""A directory can be renamed over an empty directory only, and a file over no directory."""
 
 KINDS = {
     stat.S_IFDIR: "a directory that imece has not made for this file",
@@ -41,25 +41,21 @@ class Outputs:
     Args:
         suffix: see `names.with_suffix`.
         execution: names the staging directory, so that no other execution writes to the same.
-        overwrite: whether a directory output takes the place of any directory, and any output that
-            of a link.
+        overwrite: whether a directory output may replace any directory, and any output a link.
 
     Attributes:
         staging_directory: while it is open.
     """
 
-    def __init__(
-        self, root: bytes, suffix: bytes | None, execution: str, overwrite: bool, link: InputLink
-    ) -> None:
+    def __init__(self, root: bytes, suffix: bytes | None, execution: str, overwrite: bool) -> None:
         self.tree = Tree(root)
         self.staging_directory: StagingDirectory | None = None
         self._suffix = suffix
         self._execution = execution
         self._overwrite = overwrite
-        self._link = link
         self._written = b""  # the path of the staging directory, for the processor
-        # Of the output in hand: its name, in parts too, relative to the root; where that is; and
-        # the name in the staging directory.
+        # Of the current output: its name, its directory and its last part, relative to the root;
+        # the descriptor of that directory; and the name in the staging directory.
         self._output = self._directory = self._last = b""
         self._there = -1
         self._temporary = b""
@@ -69,10 +65,9 @@ class Outputs:
         return names.with_suffix(name, self._suffix)
 
     def temporary(self, index: int, output: bytes) -> bytes:
-        """The temporary output: short whatever the name, with the output's own ending, because
-        many a tool chooses the format by it. The underscore: what a processor writes beside its own
-        output, pages by their numbers say, must not lie where another file's output is looked for.
-        """
+        """The temporary output's name. It is short, and has the output's ending, because many tools
+        choose the format by it. The underscore keeps names apart: a processor may write other files
+        beside its output, for example pages by their numbers."""
         stem, dot, ending = output.rpartition(b"/")[2].rpartition(b".")
         ending = (dot + ending)[-LONGEST_ENDING:] if stem.strip(b".") else b""
         return b"%d_%s" % (index, ending)
@@ -81,7 +76,7 @@ class Outputs:
         """Whether the output is there, and no older than the input, of this time in nanoseconds.
 
         Raises:
-            PathError: what is there is not ours to replace.
+            PathError: something is there that may not be replaced.
         """
         there = self.existing(name)
         if there is None:
@@ -119,7 +114,7 @@ class Outputs:
         return 0 if found.st_dev == self.tree.device else found.st_dev
 
     def prepare(self, index: int, name: bytes) -> bytes:
-        """Makes the directory the output goes to, and the staging directory; the path to write to.
+        """Makes the output's directory, and the staging directory; the path to write to.
 
         Raises:
             PathError: one cannot be made, or a link leads it out of the output directory.
@@ -141,12 +136,10 @@ class Outputs:
 
     def _open_staging_directory(self) -> None:
         self.staging_directory = StagingDirectory.make(self.tree.root, self._execution)
-        if self._link.is_there:
-            self._written = path_by(self.staging_directory.number) + b"/"
-        else:
-            self._written = os.path.join(self.tree.path, self.staging_directory.name, b"")
+        staging_directory = self.staging_directory
+        self._written = self._path(staging_directory.number, staging_directory.name) + b"/"
 
-    def commit(self, index: int, name: bytes) -> int:
+    def commit(self, index: int) -> int:
         """Puts the finished output in its place; its size in bytes (0 for a directory).
 
         Raises:
@@ -155,17 +148,8 @@ class Outputs:
         try:
             return self._commit(index)
         except OSError as error:
-            if error.errno != errno.EBADF:
-                why = error.strerror or error
-                text = f"the output cannot be put in its place: {why}"
-                raise PathError(text, error.errno) from None
-        self.forget()  # the processor has closed what it has not opened
-        self.prepare(index, name)
-        try:
-            return self._commit(index)
-        except OSError as error:
-            text = f"the output cannot be put in its place: {error.strerror}"
-            raise PathError(text, error.errno) from None
+            why = f"the output cannot be put in its place: {error.strerror or error}"
+            raise PathError(why, error.errno) from None
 
     def _commit(self, index: int) -> int:
         place, temporary = self.staging_directory, self._temporary
@@ -192,7 +176,7 @@ class Outputs:
         return 0 if is_directory else found.st_size
 
     def _put(self, source: int, is_directory: bool) -> None:
-        """From a directory of ours to its place, where it replaces what it may."""
+        """From a directory of ours to its place. It replaces what it may replace."""
         temporary, last, there = self._temporary, self._last, self._there
         try:
             older = os.lstat(last, dir_fd=there)
@@ -220,7 +204,7 @@ class Outputs:
             raise self._in_the_way(older, self._output)
 
     def _replace(self, source: int, is_directory: bool) -> None:
-        """A directory goes for another, or for a file, or a file for a directory."""
+        """Moves a directory away for another or for a file, or a file for a directory."""
         temporary, last, there = self._temporary, self._last, self._there
         backup = temporary + BACKUP
         older = os.lstat(last, dir_fd=there)
@@ -228,7 +212,7 @@ class Outputs:
         os.rename(last, backup, src_dir_fd=there, dst_dir_fd=source)
         try:
             if identity(os.lstat(backup, dir_fd=source)) != identity(older):
-                raise PathError("what lies where the output goes was replaced meanwhile")
+                raise PathError("what lies where the output goes was replaced at that time")
             os.rename(temporary, last, src_dir_fd=source, dst_dir_fd=there)
         except (OSError, PathError):
             if not beneath.is_there(last, there):
@@ -237,8 +221,8 @@ class Outputs:
         beneath.remove(backup, source)
 
     def _carry(self, index: int, is_directory: bool) -> None:
-        """To another file system: copied to the output's side, into a directory that is for us
-        alone as well, and renamed there when it is whole."""
+        """To another file system: copied into a private directory beside its place, and renamed
+        when it is whole."""
         place, temporary, there = self.staging_directory, self._temporary, self._there
         assert place is not None  # noqa: S101 - `prepare` has opened it
         name = place.name + staging.CARRIED
@@ -266,13 +250,13 @@ class Outputs:
         beneath.remove(temporary, place.number)
 
     def _path(self, number: int, path: bytes) -> bytes:
-        """Of a directory in the output directory."""
-        if self._link.is_there:
-            return path_by(number)
+        """Of a directory in the output directory, for the processor."""
+        if private.directory() is not None:
+            return private.path_by(number)
         return os.path.join(self.tree.path, path)
 
     def discard(self, index: int, name: bytes) -> None:
-        """Removes what there is of an output that will not be."""
+        """Removes what there is of the output of a file that failed."""
         if self.staging_directory is not None:
             try:
                 beneath.remove(
@@ -282,7 +266,7 @@ class Outputs:
                 pass
 
     def forget(self) -> None:
-        """Looks at every directory afresh from here on."""
+        """Closes every directory; it is opened again when it is needed."""
         if self.staging_directory is not None and self.staging_directory.lock is None:
             self.close_staging_directory()
         self.tree.forget()

@@ -1,22 +1,23 @@
-"""The places of one bucket job's files: where they are read and where their outputs go; nothing
+"""The places of one bucket job's files: where they are read and where their outputs go. Nothing is
 outside the run's two directories.
 
-Both the worker and its runner have one, each with descriptors of its own. The runner uses
-`inputs` and `outputs`; the worker what is here, before, beside and after it.
+Both the worker and its runner have one, each with its own descriptors. The runner uses `inputs` and
+`outputs`. The worker uses what is here, before a runner, at the same time and after it.
 """
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from imece import names
-from imece.files import staging
+from imece.files import beneath, staging
 from imece.files.staging import StagingDirectory
 from imece.run.parameters import Parameters
 from imece.settings import Settings
-from imece_worker import faults, private, proofs
+from imece_worker import faults, private
 from imece_worker.directories import PathError
 from imece_worker.inputs import Inputs
-from imece_worker.outputs import Outputs
+from imece_worker.outputs import BACKUP, Outputs
 
 _left: dict[bytes, set[str]] = {}
 """Staging directories that this worker could not remove, by output directory: it may be
@@ -28,45 +29,36 @@ class Paths:
 
     Args:
         source_root, target_root: as this worker sees them; no target if the run wants no output.
-        suffix, execution, overwrite: see `Outputs`.
+        execution: names the staging directory, so that no other execution writes to the same.
         kind: what the staging directory is for, see `staging.sweep`.
     """
 
     def __init__(
         self,
-        source_root: bytes,
-        target_root: bytes | None,
-        suffix: bytes | None,
+        source_root: str | Path,
+        target_root: str | Path | None,
+        parameters: Parameters,
         execution: str,
-        overwrite: bool = False,
         kind: str = "",
     ) -> None:
-        self.source_root = os.path.realpath(source_root)
-        self.target_root = os.path.realpath(target_root) if target_root is not None else None
-        self.suffix = suffix
+        self.source_root = os.path.realpath(os.fsencode(source_root))
+        self.target_root: bytes | None = None
         self.execution = execution
-        self.overwrite = overwrite
         self.kind = kind
-        self._link = private.InputLink(execution)
-        self.inputs = Inputs(self.source_root, self._link)
+        self.inputs = Inputs(self.source_root, execution)
         self.outputs: Outputs | None = None
-        if self.target_root is not None:
-            self.outputs = Outputs(self.target_root, suffix, execution, overwrite, self._link)
+        if target_root is not None:
+            self.target_root = os.path.realpath(os.fsencode(target_root))
+            suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
+            self.outputs = Outputs(self.target_root, suffix, execution, parameters.overwrite)
 
     @classmethod
     def of(
         cls, settings: Settings, parameters: Parameters, execution: str, kind: str = ""
     ) -> "Paths":
         """Those of a run, with its directories where this worker's settings say it sees them."""
-        target = settings.output or parameters.output_path
-        return cls(
-            os.fsencode(settings.input or parameters.input_path),
-            os.fsencode(target) if target is not None and parameters.output is not None else None,
-            os.fsencode(parameters.suffix) if parameters.suffix is not None else None,
-            execution,
-            parameters.overwrite,
-            kind,
-        )
+        target = parameters.output and (settings.output or parameters.output)
+        return cls(settings.input or parameters.input, target, parameters, execution, kind)
 
     def blocking_reason(self) -> str | None:
         """Why no file at all can be processed here, or None. Creates the output directory."""
@@ -117,13 +109,9 @@ class Paths:
         if self.outputs is not None and self.outputs.staging_directory is not None:
             self.outputs.staging_directory.show_life()
 
-    def input_size(self, name: bytes) -> int:
-        """0 if it is not there: the processor may have consumed it."""
-        return self.inputs.size(name)
-
     def clear(self, execution: str) -> bool:
         """Removes the staging directory of an execution with all that is in it and was carried from
-        it. False if somebody writes to it at this moment, so that it is still there."""
+        it. False if it is still there, because somebody writes to it at this moment."""
         if execution == self.execution:
             private.clear(execution)
             self.close()
@@ -146,7 +134,7 @@ class Paths:
         return staging.sweep(self.target_root, kind=self.kind or None, patience=patience)
 
     def leave(self) -> None:
-        """The staging directory to whoever takes the job over, if there are proofs in it."""
+        """Leaves the staging directory to whoever takes the job over, if there are proofs in it."""
         if next(self.proven(self.execution), None) is None:
             self.clear(self.execution)
             return
@@ -154,8 +142,18 @@ class Paths:
         self.close()
 
     def proven(self, execution: str) -> Iterator[tuple[int, int, int]]:
-        """The proofs an execution has left: index, device, inode."""
-        return proofs.proven(self.outputs, execution) if self.outputs is not None else iter(())
+        """The proofs an execution has left: index, device, inode. Proven is only that an output is
+        the one that was about to be renamed, not what is in it."""
+        number = self._open_staging_directory_of(execution)
+        if number is None:
+            return
+        try:
+            found = staging.proofs(number)
+        finally:
+            os.close(number)
+        for index, renamed in found.items():
+            for device, inode in renamed:
+                yield index, device, inode
 
     def proof(self, name: bytes, device: int, inode: int) -> os.stat_result | None:
         """The output, if it is the one that was about to be renamed."""
@@ -173,27 +171,95 @@ class Paths:
                 pass  # then it is done again, if this worker dies, too
 
     def restore(self, execution: str, files: Sequence[bytes]) -> None:
-        """See `proofs.restore`."""
-        if self.outputs is not None:
-            proofs.restore(self.outputs, execution, files)
+        """Puts older outputs back that a runner was about to replace when it was killed, and
+        removes what else it has left of its current file."""
+        number = self._open_staging_directory_of(execution)
+        if number is None or (outputs := self.outputs) is None:
+            return
+        try:
+            for index in _indexes(number):
+                if index < len(files):
+                    output = outputs.name(files[index])
+                    temporary = outputs.temporary(index, output)
+                    _put_back(outputs, number, temporary, output)
+                    carried = staging.name_of(execution) + staging.CARRIED
+                    for path in staging.copy_targets(number):
+                        _put_back_carried(outputs, path, carried, temporary, output)
+                    beneath.remove(temporary, number)
+        finally:
+            os.close(number)
+
+    def _open_staging_directory_of(self, execution: str) -> int | None:
+        """A descriptor of it; None if it is not there."""
+        if self.outputs is None:
+            return None
+        try:
+            name = staging.name_of(execution)
+            return staging.open_private(self.outputs.tree.root, name, make=False)
+        except OSError:
+            return None
 
     def fault(self, error: BaseException | None) -> str | None:
-        """What is wrong with the run's directories, so that a file failed for it; None: nothing.
-        To be asked before what the file has written is removed: it may be what fills the disk."""
+        """What is wrong with the run's directories, so that a file failed; or None. Asked before
+        the file's temporary output is removed: that may be what fills the disk."""
         if (outputs := self.outputs) is None:
             return faults.fault(error, self.inputs.tree, None, None)
         number = outputs.staging_directory.number if outputs.staging_directory is not None else None
         return faults.fault(error, self.inputs.tree, outputs.tree, number)
 
     def forget(self) -> None:
-        """Looks at every directory afresh from here on: one may have been removed."""
+        """Closes every directory, because one may have been removed. It is opened again when it is
+        needed."""
         self.inputs.tree.forget()
         if self.outputs is not None:
             self.outputs.forget()
 
     def close(self) -> None:
-        """Lets everything go. What is removed then is gone on NFS, too."""
+        """Closes everything. What is removed then is gone on NFS, too."""
         self.inputs.close()
         if self.outputs is not None:
             self.outputs.close()
-        self._link.close()
+
+
+def _indexes(directory: int) -> set[int]:
+    """Of the files whose temporary outputs lie in a staging directory."""
+    try:
+        heads = [entry.partition("_")[0] for entry in os.listdir(directory)]
+    except OSError:
+        return set()
+    return {int(head) for head in heads if head.isascii() and head.isdigit()}
+
+
+def _put_back(outputs: Outputs, number: int, temporary: bytes, output: bytes) -> None:
+    """Puts the older output back that lies in this directory, if there is one."""
+    if not beneath.is_there(temporary + BACKUP, number):
+        return
+    directory, _, last = output.rpartition(b"/")
+    try:
+        there = outputs.tree.directory(directory)
+        if not beneath.is_there(last, there):
+            os.rename(temporary + BACKUP, last, src_dir_fd=number, dst_dir_fd=there)
+    except (OSError, PathError):
+        pass
+    beneath.remove(temporary + BACKUP, number)
+
+
+def _put_back_carried(
+    outputs: Outputs, path: bytes, carried: bytes, temporary: bytes, output: bytes
+) -> None:
+    """As `_put_back`, from beside the output's place on another file system."""
+    try:
+        directory = beneath.open_directory(outputs.tree.root, path)
+    except OSError:
+        return
+    try:
+        number = staging.open_private(directory, carried, make=False)
+        try:
+            _put_back(outputs, number, temporary, output)
+        finally:
+            os.close(number)
+        beneath.remove(carried, directory)
+    except OSError:
+        pass
+    finally:
+        os.close(directory)

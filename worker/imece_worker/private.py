@@ -1,27 +1,25 @@
-"""The worker's private directory: paths for the processor that hold.
+"""The worker's private directory: paths for the processor that nobody else can change.
 
-A processor takes paths, and whoever may write to IN or OUT could swap what lies on the way. So it
-is given links in a directory that nobody else can write to, which lead to what has been opened
-already (/proc/PID/fd). They have the file's real name and ending. A processor that puts something
-else in the place of a link has not changed its input.
+A processor takes paths, and those who may write to IN or OUT could exchange a directory on the way.
+So the processor gets a link in a directory that nobody else can write to. It leads to a file that
+is open already (/proc/PID/fd), and has the file's real name and ending. A processor that replaces
+the link has not changed its input.
 """
 
 import atexit
-import fcntl
 import os
 import shutil
 import tempfile
 import time
 from functools import cache
 
-from imece.files import beneath
-from imece_worker.directories import identity
+from imece.files import beneath, staging
 
 PREFIX = "imece-worker-"
 MEMORY = "/dev/shm"  # noqa: S108 - what is made there is for its owner alone
-LOCK = b"lock"
-_MADE_AFTER = 60.0
-"""Seconds a directory may be without a lock: it is being made."""
+"""The link is renamed for each file. On a disk that takes twice as long."""
+MADE_WITHIN = 60.0
+"""Seconds a directory may be without a lock that says something: it is being made."""
 
 
 @cache
@@ -29,15 +27,14 @@ def directory() -> bytes | None:
     """Made for this process and removed with it; None where descriptors have no paths."""
     if not os.path.isdir("/proc/self/fd"):
         return None
-    parent = _parent()
+    parent = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else tempfile.gettempdir()
     _sweep(parent)
-    while True:
+    lock = None
+    while lock is None:  # a sweeper was quicker
         made = os.fsencode(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        lock = os.open(made + b"/" + LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)  # never given back: it ends with this process
-        if os.fstat(lock).st_nlink > 0:  # else a sweeper was quicker
-            break
-        os.close(lock)
+        number = os.open(made, beneath.LISTED)
+        lock = staging.take_lock(number, "held")  # never given back: it ends with this process
+        os.close(number)
     atexit.register(_remove, made, os.getpid())
     trial = made + b"/trial"
     os.symlink(b"/proc/self/fd/%d" % lock, trial)
@@ -45,11 +42,6 @@ def directory() -> bytes | None:
         return None
     os.unlink(trial)
     return made
-
-
-def _parent() -> str:
-    """In memory if that can be: a link is renamed for each file, on a disk at twice the price."""
-    return MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
 def _remove(made: bytes, maker: int) -> None:
@@ -76,103 +68,22 @@ def _sweep_one(name: bytes, parent: int) -> None:
         number = os.open(name, beneath.LISTED, dir_fd=parent)
     except OSError:
         return
-    lock = None
     try:
-        about = os.fstat(number)
-        if about.st_uid != os.geteuid():
+        if os.fstat(number).st_uid != os.geteuid():
             return
-        try:
-            lock = os.open(LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=number)
-        except FileNotFoundError:
-            if time.time() - about.st_mtime < _MADE_AFTER:
-                return
-        else:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        beneath.remove(name, parent)
-    except OSError:
-        pass  # its worker lives
+        with staging.free_lock(number) as said:
+            if said is None:
+                return  # its worker lives
+            text, touched = said
+            if text or time.time() - touched > MADE_WITHIN:
+                beneath.remove(name, parent)
     finally:
         os.close(number)
-        if lock is not None:
-            os.close(lock)
-
-
-class InputLink:
-    """A runner's part of it, for one execution: the link to its input. Made when it is first
-    needed; where descriptors have no paths it is not there."""
-
-    def __init__(self, execution: str) -> None:
-        self._execution = execution
-        self._in = -1
-        self._identity = (0, 0)
-        self._prefix = self._leads_to = b""
-        self._number = -1
-        self._last = b""
-
-    @property
-    def is_there(self) -> bool:
-        return self._in != -1 or self._make()
-
-    def _make(self) -> bool:
-        if (base := directory()) is None:
-            return False
-        path = path_of(base, self._execution)
-        shutil.rmtree(path, ignore_errors=True)  # of a runner that died
-        os.mkdir(path, 0o700)
-        self._prefix = path + b"/"
-        self._in = os.open(path, beneath.LISTED)
-        self._identity = identity(os.fstat(self._in))
-        return True
-
-    def _renew(self) -> None:
-        """If the processor has closed the directory's descriptor. Its number may stand for another
-        directory by now, the inputs' even: nothing may be renamed or removed by it."""
-        try:
-            sound = identity(os.fstat(self._in)) == self._identity
-        except OSError:
-            sound = False
-        if not sound:
-            self._number = -1
-            self._make()
-
-    def input(self, number: int, name: bytes) -> bytes:
-        """Makes the link lead to an open file, which is the link's from here on and is closed when
-        the next one comes; the path.
-
-        The one link there is gets another name: to make one for each file takes four times as long.
-        """
-        self._renew()
-        here = self._in
-        if self._number == -1:
-            self._number, self._leads_to = number, path_by(number)
-        else:
-            os.dup2(number, self._number, inheritable=False)
-            os.close(number)
-        try:
-            os.rename(self._last, name, src_dir_fd=here, dst_dir_fd=here)
-            sound = os.readlink(name, dir_fd=here) == self._leads_to
-        except OSError:  # the processor has moved it away, or put something in its place
-            sound = False
-        if not sound:
-            beneath.remove(name, here)
-            os.symlink(self._leads_to, name, dir_fd=here)
-        self._last = name
-        return self._prefix + name
-
-    def close(self) -> None:
-        """Closes what is open; the parent removes the links."""
-        for number in (self._in, self._number):
-            if number != -1:
-                try:
-                    os.close(number)
-                except OSError:
-                    pass  # the processor has closed it
-        self._in = self._number = -1
 
 
 def path_by(number: int) -> bytes:
-    """Of what is open in this process by this descriptor; for the programs it starts, too. By the
-    number that this process has in /proc, which may be of another namespace than our own."""
+    """Of an open file of this process, for its programs, too. /proc may be of another namespace,
+    and there this process has another number."""
     return b"/proc/%s/fd/%d" % (os.readlink(b"/proc/self"), number)
 
 
@@ -181,6 +92,6 @@ def path_of(base: bytes, execution: str) -> bytes:
 
 
 def clear(execution: str) -> None:
-    """Removes what an execution's runners had."""
+    """Removes the links of an execution's runners."""
     if (base := directory()) is not None:
         shutil.rmtree(path_of(base, execution), ignore_errors=True)

@@ -10,16 +10,17 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from imece.errors import SettingsError
-from imece.process import follow_parent
+from imece.process import Identity, follow_parent, open_files
 from imece.run.failure import LONGEST_REASON
 from imece.settings import Settings
-from imece_worker import descriptors, stops
+from imece_worker import stops
 from imece_worker.capture import Capture
 
 
@@ -31,18 +32,18 @@ class Processor(Protocol):
         target: path to write the output to; None if the run wants no output.
 
     Attributes:
-        captures: what takes in what it prints, beside the runner's own.
+        captures: where it prints, apart from the runner's own capture.
         files: what it opened when it was loaded, and keeps open.
     """
 
     captures: Sequence[Capture]
-    files: dict[int, descriptors.Identity]
+    files: dict[int, Identity]
 
     def __call__(self, source: bytes, target: bytes | None) -> None: ...
 
 
 class CommandError(Exception):
-    """The program failed; the text is the reason to keep.
+    """The program failed. The text is the reason that is kept.
 
     Attributes:
         code: its exit code, negative for a signal.
@@ -59,7 +60,7 @@ class Function:
     captures: Sequence[Capture] = ()
 
     def __init__(self, spec: str) -> None:
-        before = descriptors.opened()
+        before = open_files()
         module, _, attributes = spec.partition(":")
         try:
             found: object = importlib.import_module(module)
@@ -78,7 +79,7 @@ class Function:
         self._function: Callable[[str, str | None], object] = found
         self.files = {
             number: identity
-            for number, identity in descriptors.opened().items()
+            for number, identity in open_files().items()
             if before.get(number) != identity
         }
 
@@ -101,10 +102,9 @@ class Command:
         if program is None:
             raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]} here")
         self._words = [os.fsencode(word) for word in (program, *words[1:])]
-        self.writes_output = "{output}" in template
         self._errors = Capture()
         self.captures: Sequence[Capture] = (self._errors,)
-        self.files: dict[int, descriptors.Identity] = {}
+        self.files: dict[int, Identity] = {}
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
         values = {b"input": source, b"output": target or b""}
@@ -125,7 +125,7 @@ class Command:
         if ended.returncode < 0:
             how = f"was killed by signal {-ended.returncode}"
         elif ended.returncode == 0:
-            how = "was told by a signal to stop, and may not have come to its end"
+            how = "was told by a signal to stop, and may not have finished"
         else:
             how = f"ended with exit code {ended.returncode}"
         program = os.fsdecode(os.path.basename(words[0]))
@@ -139,8 +139,11 @@ def load(settings: Settings) -> Function | Command:
     """The processor the settings name.
 
     Raises:
-        SettingsError: there is none, or it cannot be had.
+        SettingsError: there is none, or it cannot be loaded.
     """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m
     if settings.processor:
         return Function(settings.processor)
     if settings.command:

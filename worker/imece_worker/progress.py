@@ -1,27 +1,26 @@
-"""The parent's account of a bucket job: from what runners leave behind to batches for Redis."""
+"""The parent's record of a bucket job: it makes batches for Redis of what runners have noted."""
 
 import heapq
 import json
 import time
 
 from imece.run import durations
+from imece.run.claim import Batch, Claimed
 from imece.run.failure import Failure
 from imece.run.job import Cursor, PendingRetry
-from imece.run.lease import Batch, Claimed
-from imece_worker.journal import Journal
 from imece_worker.retry import ServerClock, next_try, taken_over
-from imece_worker.shared import NONE, Outcome, SharedProgress
+from imece_worker.shared import NONE, Journal, Outcome, SharedProgress
 
 SLOWEST = 3
 """How many of a batch's files are put forward as the run's slowest."""
 
 
 class Progress:
-    """Where the job is, and what has happened since the last batch was taken.
+    """How far the job is, and what has happened since the last batch was taken.
 
     Args:
         journal: the runners' failed tries, one JSON line each.
-        clock: what retries go by.
+        clock: the clock of the retries.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Progress:
         self._batch.untouched = True
 
     def take(self) -> Batch:
-        """What has happened since the last call; from here on the caller answers for it."""
+        """What has happened since the last call. From here on it is the caller's to record."""
         batch, self._batch = self._batch, Batch()
         return batch
 

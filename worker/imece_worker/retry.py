@@ -1,4 +1,4 @@
-"""When a file that failed is tried again: one rule, on one clock for all workers, the server's."""
+"""When a file that failed is tried again: one rule for all workers, on the server's clock."""
 
 import time
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True)
 class ServerClock:
-    """The server's clock, carried forward by this machine's monotonic one, which the processes of a
-    machine share. What the machine takes for the time of day has no part in it.
+    """The server's clock, continued by this machine's monotonic one, which all its processes share.
+    The machine's time of day has no effect on it.
 
     Attributes:
         ahead: by how many seconds the server's clock is ahead of the monotonic one.
@@ -46,8 +46,8 @@ def next_try(tries: int, parameters: Parameters, clock: ServerClock) -> PendingR
 def taken_over(
     retries: Mapping[int, PendingRetry], parameters: Parameters, clock: ServerClock
 ) -> dict[int, PendingRetry]:
-    """What another worker owed, with no wait longer than the pause: its clock may have been wrong,
-    or the server's may have been set back since."""
+    """The retries of another worker. None waits longer than its pause: the other clock may have
+    been wrong, or the server's may have been set back since."""
     now = clock.now()
     return {
         index: PendingRetry(entry.tries, min(entry.due, now + pause(entry.tries, parameters)))

@@ -1,8 +1,8 @@
 """The runner: a forked child that processes the files of bucket jobs.
 
-It never speaks to Redis. What it does stands in the shared progress and the journal it shares with
-its parent (imece_worker/execution.py), so nothing is lost when a file kills it. A crash or leak
-stays in it.
+It never speaks to Redis. It notes what it does in the shared progress and the journal, which its
+parent reads (imece_worker/execution.py). So nothing is lost when a file kills it, and a crash or a
+leak ends with it.
 """
 
 import faulthandler
@@ -21,27 +21,29 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-from imece.process import follow_parent
+from imece.process import close_all_but, follow_parent
 from imece.run.failure import LONGEST_REASON, tail
-from imece_worker import descriptors, stops
+from imece_worker import stops
 from imece_worker.capture import Capture
 from imece_worker.directories import PathError
-from imece_worker.journal import Journal
 from imece_worker.message import JobMessage
 from imece_worker.processor import CommandError, Processor
 from imece_worker.retry import next_try
-from imece_worker.shared import Outcome, SharedProgress
+from imece_worker.shared import Journal, Outcome, SharedProgress
 
 PATIENCE = 1.0
-"""Seconds a runner that had nothing else to do waits for a pause although other jobs wait: so that
-workers do not pass jobs to each other whose pauses are not over."""
+"""Seconds a runner with nothing else to do waits for a retry although other jobs are pending. So
+workers do not pass jobs to each other that only wait for retries."""
 
 STOP_PATIENCE = 1.0
-"""Seconds a worker has to hear of a stop of which one of its processes may have died."""
+"""Seconds in which a worker hears of a stop, after one of its processes may have died of it."""
 
 MARK, FINISHED, STOPPED, DEFERRED, STALLED = b"m", b"f", b"s", b"d", b"p"
-"""Runner to parent: the wish to have a file marked; how it is through with its job. Stalled: the
-run's directories cannot be used, and the journal says why."""
+"""Runner to parent: the wish to have a file marked, or how it has left its job. Stalled: the run's
+directories cannot be used, and the journal says why."""
+
+CLOSED_OURS = 79
+"""The exit code of a runner whose processor has closed files that imece had opened."""
 
 GO, STOP = b"g", b"h"
 """Parent to runner, in answer to that wish."""
@@ -105,13 +107,13 @@ def _settle(context: RunnerContext, parent: int) -> None:
 
 
 def _close_files_of_the_worker(context: RunnerContext) -> None:
-    """Closes what is the worker's alone: connections to Redis above all. What the processor opened
-    when it was imported stays its own."""
-    gc.freeze()  # no object of the worker's is to close a number that will be another file's
+    """Closes what only the worker needs, above all connections to Redis. What the processor opened
+    when it was imported stays open."""
+    gc.freeze()  # no object of the worker may close a number that will be another file's
     captures = (context.capture, *context.processor.captures)
     kept = {0, 1, 2, context.line.fileno(), context.journal.number}
     kept.update(capture.number for capture in captures)
-    descriptors.close_all_but(kept, context.processor.files)
+    close_all_but(kept, context.processor.files)
 
 
 def _flush() -> None:
@@ -131,24 +133,26 @@ class Runner:
         self._shared = context.shared
         self._shared.look_at(message.first, message.first + len(message.files))
         self._retries = dict(message.cursor.retries)
-        # To look for what is not there takes a quarter of a quick file's time in a large directory.
+        # In a large directory, to look for an output that is not there takes a quarter of the time
+        # of a quick file.
         self._looks_for_outputs = not message.parameters.overwrite and (
             message.cursor.isolated or not message.untouched
         )
         self._inputs, self._outputs = message.paths.inputs, message.paths.outputs
         self._tried_any = False
         self._stalled = False
+        self._lost_ours = False
         self._pid = os.getpid()
 
     def work(self) -> bytes:
-        """To the end of the job, or until it cannot go on."""
+        """To the end of the job, or until it cannot go on; how the job is left, in a word."""
         try:
             return self._work()
         finally:
             self._a.paths.close()
 
     def _work(self) -> bytes:
-        """First each file once, then those that failed, when their pauses are over."""
+        """First each file once, then those that failed, after their pauses."""
         cursor = self._a.cursor
         for index in range(cursor.next, cursor.stop):
             if self._shared.outcomes[index - self._a.first] == Outcome.DONE:
@@ -165,7 +169,7 @@ class Runner:
         return FINISHED
 
     def _try_next(self, index: int) -> bytes | None:
-        """One try of one file; how the job is left, if it is left with it."""
+        """One try of one file; how the job is left, if it is left after that."""
         if self._shared.stopping or not self._may_start(index):
             return STOPPED
         counts = self._try(index)
@@ -185,7 +189,7 @@ class Runner:
         return STOPPED if self._shared.stopping else None
 
     def _may_start(self, index: int) -> bool:
-        """In crash isolation: has the file marked, and waits until it is."""
+        """In crash isolation: waits until the parent has marked the file."""
         if not self._a.cursor.isolated:
             return True
         self._shared.wanted = index
@@ -207,10 +211,14 @@ class Runner:
             _flush()
             self._retries.pop(index, None)
             shared.end(index, outcome, bytes_in, bytes_out)
+            if self._lost_ours:
+                os._exit(CLOSED_OURS)
         except BaseException as error:
             self._end_copy()
             self._respect_time_limit(index)
             _flush()
+            if self._lost_ours or not self._inputs.tree.is_held():
+                os._exit(CLOSED_OURS)  # the journal may be closed as well
             stopped = self._was_stopped(error, signals)
             fault = None if stopped else paths.fault(error)
             if self._outputs is not None:
@@ -229,8 +237,8 @@ class Runner:
         return True
 
     def _was_stopped(self, error: BaseException, signals: int) -> bool:
-        """Whether a try failed, or may have, because all of the worker's processes were told to
-        stop: who can tell what a program, or a process that a function has started, made of it?
+        """Whether a try failed, or may have failed, because all of the worker's processes were told
+        to stop: a program, or a process that a function started, may have stopped then.
 
         Args:
             signals: how many this process had heard when the try was begun.
@@ -241,7 +249,7 @@ class Runner:
         end = time.monotonic() + STOP_PATIENCE
         while not self._shared.stopping and time.monotonic() < end:
             time.sleep(0.01)
-        return self._shared.stopping
+        return bool(self._shared.stopping)
 
     def _process(self, index: int, name: bytes) -> tuple[Outcome, int, int]:
         inputs, outputs = self._inputs, self._outputs
@@ -255,26 +263,33 @@ class Runner:
         self._context.processor(inputs.path, target)
         self._end_copy()
         self._respect_time_limit(index)
+        if not inputs.tree.is_held():
+            # All that this runner has open may be closed, or be the processor's own by now. The
+            # file is finished with what is opened afresh; the next one gets another runner.
+            self._lost_ours = True
+            self._a.paths.forget()
+            if outputs is not None:
+                outputs.prepare(index, name)
         if inputs.changed():
             raise PathError("the input changed while it was processed")
-        bytes_out = outputs.commit(index, name) if outputs is not None else 0
+        bytes_out = outputs.commit(index) if outputs is not None else 0
         return Outcome.DONE, found.st_size, bytes_out
 
     def _stall(self, fault: str) -> None:
-        """The place is at fault: the file in hand is not charged a try."""
+        """The directories are at fault: the current file is not charged a try."""
         self._stalled = True
         self._context.journal.append(json.dumps({"stalled": fault}).encode() + b"\n")
         self._shared.drop_current()
 
     def _end_copy(self) -> None:
-        """Ends a child that the processor has forked and not ended: one runner keeps the shared
-        progress."""
+        """Ends a child that the processor has forked and not ended: only one runner may write the
+        shared progress."""
         if os.getpid() != self._pid:
             os._exit(0)
 
     def _respect_time_limit(self, index: int) -> None:
-        """Waits to be killed if the file's time is up: the question where it hangs, a signal, may
-        have ended a call that hung, and what came of that is nothing to keep."""
+        """Waits to be killed if the file's time is up. The signal that asks where it hangs may have
+        ended the call that hung, and its result is not to be kept."""
         while self._shared.overdue == index:
             time.sleep(0.01)
 
@@ -300,7 +315,7 @@ class Runner:
 def _reason(error: BaseException) -> str:
     if isinstance(error, PathError | CommandError):
         return str(error)
-    # Our own frames say nothing to the processor's author: begin at theirs.
+    # It begins at the processor's frames: ours do not help its author.
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(
         "imece_worker."

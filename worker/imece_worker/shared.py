@@ -1,12 +1,17 @@
-"""What a runner has done so far, in memory it shares with its parent.
+"""What a runner has done so far, in memory and in a file that it shares with its parent.
 
-One row a file. A row counts from the moment its outcome byte is written, which is the last thing
-written: whatever kills the runner, the parent finds every finished file and the one in hand.
+One row a file. A row counts when its outcome byte is written, which is written last. So the parent
+finds every finished file and the current one, also after the runner was killed.
 """
 
+import fcntl
 import mmap
+import os
+import tempfile
 import time
 from enum import IntEnum
+
+from imece.process import move_up
 
 NONE = -1
 
@@ -21,14 +26,40 @@ class Outcome(IntEnum):
     """This try failed; the journal says more."""
 
 
+class Word:
+    """A number that parent and runner share."""
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+
+    def __get__(self, owner: "SharedProgress", kind: type) -> int:
+        return owner.words[self._place]
+
+    def __set__(self, owner: "SharedProgress", value: int) -> None:
+        owner.words[self._place] = value
+
+
 class SharedProgress:
     """Rows for the files [first, stop) of a bucket, and some words between parent and runner.
 
     Args:
         rows: how many files it has room for.
+
+    Attributes:
+        stopping: parent to runner: finish the current file, then leave.
+        others_wait: parent to runner: other bucket jobs are pending, so do not wait for a pause.
+        overdue: parent to runner: the file whose time is up; its result does not count.
+        wanted: runner to parent: the file it wants marked before it starts.
+        current: the current file, or NONE.
+        began: when it was begun, nanoseconds on the monotonic clock that all processes share. Tells
+            two tries of one file apart.
     """
 
-    _STOP, _OTHERS, _CURRENT, _STARTED, _WANTED, _OVERDUE, _WORDS = range(7)
+    _STOPPING, _OTHERS_WAIT, _CURRENT, _BEGAN, _WANTED, _OVERDUE, _WORDS = range(7)
+
+    stopping, others_wait = Word(_STOPPING), Word(_OTHERS_WAIT)
+    current, began = Word(_CURRENT), Word(_BEGAN)
+    wanted, overdue = Word(_WANTED), Word(_OVERDUE)
 
     def __init__(self, rows: int) -> None:
         self.capacity = rows
@@ -36,7 +67,7 @@ class SharedProgress:
         size = 8 * (self._WORDS + 3 * rows) + rows
         memory = memoryview(mmap.mmap(-1, size))
         numbers = memory[: 8 * (self._WORDS + 3 * rows)].cast("q")
-        self._words = numbers[: self._WORDS]
+        self.words = numbers[: self._WORDS]
         self.microseconds = numbers[self._WORDS : self._WORDS + rows]
         self.bytes_in = numbers[self._WORDS + rows : self._WORDS + 2 * rows]
         self.bytes_out = numbers[self._WORDS + 2 * rows :]
@@ -47,85 +78,57 @@ class SharedProgress:
         """The parent's: makes it the empty table of these files."""
         self.look_at(first, stop)
         self.outcomes[:] = bytes(stop - first)
-        for word in (self._STOP, self._OTHERS):
-            self._words[word] = 0
-        for word in (self._CURRENT, self._OVERDUE):
-            self._words[word] = NONE
+        self.stopping = self.others_wait = False
+        self.current = self.overdue = NONE
 
     def look_at(self, first: int, stop: int) -> None:
         """The runner's: takes it for the shared progress of these files."""
         self.first = first
         self.outcomes = self._all_outcomes[: stop - first]
 
-    @property
-    def stopping(self) -> bool:
-        """Parent to runner: finish the file in hand, then leave."""
-        return bool(self._words[self._STOP])
-
-    def ask_to_stop(self) -> None:
-        self._words[self._STOP] = 1
-
-    @property
-    def others_wait(self) -> bool:
-        """Parent to runner: other bucket jobs are waiting, so do not wait for a pause here."""
-        return bool(self._words[self._OTHERS])
-
-    @others_wait.setter
-    def others_wait(self, they_do: bool) -> None:
-        self._words[self._OTHERS] = int(they_do)
-
-    @property
-    def wanted(self) -> int:
-        """Runner to parent: the file it wants marked before it starts."""
-        return self._words[self._WANTED]
-
-    @wanted.setter
-    def wanted(self, index: int) -> None:
-        self._words[self._WANTED] = index
-
-    @property
-    def overdue(self) -> int:
-        """Parent to runner: the file whose time is up; nothing that comes of it counts."""
-        return self._words[self._OVERDUE]
-
-    @overdue.setter
-    def overdue(self, index: int) -> None:
-        self._words[self._OVERDUE] = index
-
-    @property
-    def current(self) -> int:
-        """The file in hand, or NONE."""
-        return self._words[self._CURRENT]
-
-    @property
-    def started(self) -> float:
-        """When the file in hand was begun, seconds on the monotonic clock all processes share."""
-        return self._words[self._STARTED] / 1e9
-
-    @property
-    def began(self) -> int:
-        """As `started`, exactly: tells two tries of one file apart."""
-        return self._words[self._STARTED]
-
     def begin(self, index: int) -> None:
-        """The runner takes a file in hand."""
-        self._words[self._STARTED] = time.monotonic_ns()
-        self._words[self._CURRENT] = index
+        """The runner begins a file."""
+        self.words[self._BEGAN] = time.monotonic_ns()  # not by name: that takes four times as long
+        self.words[self._CURRENT] = index
 
     def end(self, index: int, outcome: Outcome, bytes_in: int = 0, bytes_out: int = 0) -> None:
-        """The runner is through with the file in hand."""
+        """The runner has finished with the current file."""
         row = index - self.first
-        elapsed = time.monotonic_ns() - self._words[self._STARTED]
-        self.microseconds[row] = elapsed // 1000
+        self.microseconds[row] = (time.monotonic_ns() - self.words[self._BEGAN]) // 1000
         self.bytes_in[row] = bytes_in
         self.bytes_out[row] = bytes_out
         self.outcomes[row] = outcome
-        self._words[self._CURRENT] = NONE
+        self.words[self._CURRENT] = NONE
 
     def reopen(self, index: int) -> None:
         """Clears a failed row before its next try."""
         self.outcomes[index - self.first] = Outcome.OPEN
 
     def drop_current(self) -> None:
-        """The parent has dealt with the file a dead runner had in hand."""
-        self._words[self._CURRENT] = NONE
+        """The current file's try does not count, or was counted by other means."""
+        self.current = NONE
+
+
+class Journal:
+    """A nameless temporary file that runners append to and their parent reads. It is gone with its
+    last holder."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            self.number = move_up(os.dup(file.fileno()))
+        # Whoever writes, writes at the end: parent and runner share it.
+        flags = fcntl.fcntl(self.number, fcntl.F_GETFL)
+        fcntl.fcntl(self.number, fcntl.F_SETFL, flags | os.O_APPEND)
+
+    def append(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self.number, data) :]
+
+    def size(self) -> int:
+        return os.lseek(self.number, 0, os.SEEK_END)
+
+    def read(self, start: int) -> bytes:
+        return os.pread(self.number, max(0, self.size() - start), start)
+
+    def clear(self, start: int = 0) -> None:
+        os.ftruncate(self.number, start)

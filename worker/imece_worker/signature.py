@@ -1,7 +1,7 @@
-"""How a directory is known as an output of ours: an extended attribute, or a file in it where the
-file system has none. It names the output, so that no other is taken for it, and tells one that had
-nothing in it from one that was emptied. No proof against somebody who writes such a mark: it keeps
-people's own directories from being replaced.
+"""The mark by which a directory is known as an output of ours: an extended attribute, or a file in
+it where the file system has no attributes. It names the output, and says whether the directory was
+empty from the beginning. So people's own directories are not replaced. Somebody could write such a
+mark by hand.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def is_signed(directory: int, name: bytes, output: bytes) -> bool:
 
 
 def is_emptied(directory: int, name: bytes) -> bool:
-    """Whether a directory that was made by imece had something in it, and now has nothing."""
+    """Whether a directory that was made by imece had something in it, and now is empty."""
     try:
         with _opened(directory, name) as number:
             return _is_empty(number) and not _read(number).endswith(EMPTY)

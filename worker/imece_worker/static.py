@@ -1,13 +1,12 @@
-"""A static bucket: one share of a folder, without Redis. The way it was, for comparison and for
-clusters that have neither Redis nor KEDA.
+"""A static bucket: one share of a folder, without Redis; for comparison, and for clusters that have
+neither Redis nor KEDA.
 
-Runners, limits, retries, atomic outputs and skipping are those of every worker; only what would be
-recorded in Redis is counted here and logged.
+Runners, limits, retries, atomic outputs and skipping are those of every worker. What would be
+recorded in Redis is counted and logged.
 """
 
 import logging
 import os
-import signal
 import socket
 import time
 import uuid
@@ -16,23 +15,16 @@ from imece import names
 from imece.errors import BY_SIGNAL, SettingsError, UsageError
 from imece.files import listing
 from imece.files.buckets import numbers
+from imece.run.claim import Action, Batch, Claimed, Verdict
 from imece.run.job import Cursor, Reference
-from imece.run.lease import Action, Batch, Claimed, Verdict
 from imece.run.parameters import SEED, Parameters, text_path
 from imece.settings import Settings
-from imece_worker import log, startup, stops
-from imece_worker.context import WorkerContext
+from imece_worker import context, log, processor
 from imece_worker.execution import Execution
 from imece_worker.paths import Paths
 from imece_worker.statistics import WorkerStatistics
-from imece_worker.supervisor import Supervisor
-from imece_worker.wakeup import Wakeup
-from imece_worker.worker import touch
 
 FAILED = 1
-STOPPED = BY_SIGNAL + signal.SIGTERM
-"""As a process that SIGTERM has ended: a bucket that is not done must not look like one that is."""
-
 LOG_PAUSE = 10.0
 
 
@@ -44,41 +36,35 @@ def work(
     Raises:
         UsageError, SettingsError, ListingError: nothing can be processed as it stands.
     """
-    stops.leave_with(STOPPED)  # until Wakeup listens
     if not 0 <= bucket < buckets:
         raise UsageError(f"--bucket-id {bucket}: takes 0 to {buckets - 1}, for {buckets} buckets")
     parameters = parameters_of(settings, buckets, include, suffix)
-    startup.prepare(settings)
-    function, wakeup = startup.load_processor(settings), Wakeup()
-    files = files_of(bucket, parameters)
+    context.prepare(settings)
     statistics = WorkerStatistics()
+    worker = context.WorkerContext(
+        settings,
+        processor.load(settings),
+        statistics,
+        name=f"{names.plain(socket.gethostname())}-{os.getpid()}",
+        alive=lambda: context.touch_heartbeat_file(settings),
+    )
+    files = files_of(bucket, parameters)
     share = Share(bucket, len(files), statistics)
     log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
-    # What a pod before this one has left is of no use to anybody: `kind` says whose it is.
+    # What an earlier pod has left is of no use to anybody: `kind` says which bucket it was for.
     kind = f"bucket {bucket} of {buckets}"
     paths = Paths.of(settings, parameters, share.execution, kind)
     if blocking_reason := paths.blocking_reason():
         raise SettingsError(blocking_reason)
-    supervisor = Supervisor(function, settings.memory_limit)
-    context = WorkerContext(
-        name=f"{names.plain(socket.gethostname())}-{os.getpid()}",
-        settings=settings,
-        supervisor=supervisor,
-        wakeup=wakeup,
-        alive=lambda: touch(settings.heartbeat_file),
-        statistics=statistics,
-    )
     claimed = Claimed(
         Cursor(0, len(files)), [], parameters, time.time(), files, pending=0, untouched=False
     )
-    ending = Execution(context, share, claimed, paths).run() if files else "finished"
-    supervisor.dismiss()
+    ending = Execution(worker, share, claimed, paths).run() if files else "finished"
+    worker.supervisor.dismiss()
     share.report("bucket done" if ending == "finished" else "bucket stopped")
-    if ending == "stalled":
-        return FAILED
-    if ending != "finished":
-        return STOPPED
-    return FAILED if statistics.failed else 0
+    if ending == "finished":
+        return FAILED if statistics.failed else 0
+    return BY_SIGNAL + worker.wakeup.number if worker.wakeup.number else FAILED
 
 
 def parameters_of(
@@ -117,11 +103,11 @@ def files_of(bucket: int, parameters: Parameters) -> list[bytes]:
 
 
 class Share:
-    """Stands in for a lease: logs what would go to Redis. The execution counts it."""
+    """A claim without Redis: logs what would be recorded there. The execution counts it."""
 
     def __init__(self, bucket: int, files: int, statistics: WorkerStatistics) -> None:
         self.reference = Reference("static", "00000000", bucket, 0)
-        self.execution = uuid.uuid4().hex  # a pod that was given up as lost may live on beside us
+        self.execution = uuid.uuid4().hex  # a pod that was taken for lost may live on beside us
         self.files = files
         self._statistics = statistics
         self._said = time.monotonic()
@@ -146,6 +132,9 @@ class Share:
             self._said = time.monotonic()
             self.report("progress")
         return "held", 0
+
+    def trouble(self, error: Exception) -> None:
+        return None  # there is no service that could be away
 
     def is_remembered(self) -> bool:
         return False  # nobody takes a static bucket over

@@ -1,7 +1,7 @@
-"""What one worker has done since it started, for whoever watches it; see imece_worker/metrics.py.
+"""What one worker has done since it started, for its metrics (imece_worker/metrics.py).
 
-Plain numbers that the main thread alone writes. They are about this process and end with it: what a
-run has done, exactly, stands in Redis.
+Only the main thread writes these numbers. They are about this process and end with it. What a run
+has done, exactly, stands in Redis.
 """
 
 import time
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from imece.run.lease import Batch
+from imece.run.claim import Batch
 
 ENDINGS = ("finished", "returned", "deferred", "lost", "abandoned", "stalled", "refused")
 """How a job that was taken can end: as in imece_worker/execution.py; `refused` if it is
@@ -35,7 +35,7 @@ class WorkerStatistics:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """While a job is in hand."""
+        """While the worker has a job."""
         self._recorded_at = time.monotonic()
         try:
             yield
@@ -58,6 +58,6 @@ class WorkerStatistics:
         self.jobs[ending] += 1
 
     def lag(self) -> float | None:
-        """Seconds since the job in hand had its last checkpoint recorded; None: there is none."""
+        """Seconds since the last recorded checkpoint of the worker's job; None: it has no job."""
         recorded_at = self._recorded_at
         return None if recorded_at is None else time.monotonic() - recorded_at

@@ -1,7 +1,7 @@
-"""The worker: RQ's, with another way to take a job, to run it, to be stopped and to find the dead.
+"""The worker: RQ's, but it takes and runs jobs, stops, and finds dead workers in its own way.
 
-From RQ (rq/worker/base.py) come the registration that `rq info` shows, the state and the channel
-by which others see whether a worker is connected.
+From RQ (rq/worker/base.py) it has the registration that `rq info` shows, the state, and the channel
+that shows others whether a worker is connected.
 """
 
 import json
@@ -10,45 +10,43 @@ import os
 import socket
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 import rq
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq.serializers import JSONSerializer
 from rq.utils import now as utc_now
 from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry, register
 
 from imece import names
-from imece.connection import connect, is_outage, raw, said
+from imece.connection import connect, is_wrong_type, raw, said
 from imece.errors import RunError
 from imece.run import dead_workers, keys, scripts
+from imece.run.claim import Claimed, Trouble
 from imece.run.job import MalformedJobError, Reference
-from imece.run.lease import Claimed, Lease
+from imece.run.lease import Lease, trouble
 from imece.run.store import ON
 from imece.settings import Settings
 from imece_worker import log
-from imece_worker.context import WorkerContext
+from imece_worker.context import LONGEST, Backoff, WorkerContext, touch_heartbeat_file
 from imece_worker.deletioncost import DeletionCost
 from imece_worker.execution import Execution
 from imece_worker.paths import Paths
 from imece_worker.processor import Processor
 from imece_worker.statistics import WorkerStatistics
-from imece_worker.supervisor import Supervisor
-from imece_worker.wakeup import Wakeup
 
 POP_TIMEOUT = 0.25
-"""Seconds one wait for a job takes; an idle worker that is to stop leaves within them."""
+"""Seconds of one wait for a job. A stop of an idle worker takes no longer."""
 
 REFUSED_TTL = 7 * 86400
 REFUSED_KEPT = 100
 
 LATER_PAUSE = 1.0
-"""Seconds a worker waits that finds in the queue nothing but jobs of runs that pause."""
+"""Seconds a worker waits when all jobs in the queue are of runs that pause."""
 
 LONGEST_STALL = 60.0
-"""Seconds a worker leaves a run to others at the most; first one, then two, then four."""
+"""The most seconds for which a worker leaves a run to others; first one, then two, then four."""
 
 MOST_STALLED = 1000
 
@@ -69,7 +67,7 @@ class Worker(rq.Worker):
         self.settings = settings
         self._cost = cost
         self._statistics = statistics
-        # No patience in the client: this class waits itself, so that no outage delays a signal.
+        # The client does not try again: this class waits itself, so that no outage delays a signal.
         redis = connect(settings, retries=0, timeout=5.0)
         # One queue: RQ pops several without an intermediate list, and a kill then loses the job
         # (rq/queue.py, `dequeue_any`).
@@ -82,16 +80,9 @@ class Worker(rq.Worker):
             prepare_for_work=False,  # it would ask Redis, which may be away
         )
         self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
-        self.wakeup = Wakeup()
-        self.supervisor = Supervisor(processor, settings.memory_limit)
-        self._context = WorkerContext(
-            name=self.name,
-            settings=settings,
-            supervisor=self.supervisor,
-            wakeup=self.wakeup,
-            alive=self._show_life,
-            statistics=statistics,
-        )
+        self.birth_date = utc_now()
+        self._context = WorkerContext(settings, processor, statistics, self.name, self._show_life)
+        self.wakeup, self.supervisor = self._context.wakeup, self._context.supervisor
         self._moving: dict[bytes, float] = {}
         self._suspects: set[str] = set()
         self._looked_for_lost = time.monotonic()
@@ -100,26 +91,25 @@ class Worker(rq.Worker):
         self._beat_at = float("-inf")
         self._gap_until = float("-inf")
         self._swept_at = time.monotonic()
+        self._upkeep_at = float("-inf")
+        self._upkeep_pauses = Backoff(min(LONGEST, settings.lease / 3))
 
     def _set_connection(self, connection: Any) -> Any:
         return connection  # ours has its time-outs already
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
-        """The loop. Whatever happens to Redis, it goes on; whatever a job is, it lives on."""
+        """The loop. It goes on whatever happens to Redis, and whatever a job is."""
         log.event("worker started", worker=self.name, queue=self.settings.queue)
-        registered = False
         while not self.wakeup.stopping:
             try:
-                if not registered:
-                    self.register_birth()
+                if self.pubsub is None:
                     self.subscribe()
-                    registered = True
                 self._try_next()
                 self._context.outage.over()
             except RedisError as error:
-                if not is_outage(error):
+                if (why := self._trouble(error)) is None:
                     raise  # no waiting fixes these
-                self._wait_out(error)
+                self._wait_out(why)
         self.supervisor.dismiss()
         try:
             self.teardown()  # type: ignore[no-untyped-call]
@@ -129,12 +119,11 @@ class Worker(rq.Worker):
         return True
 
     def _try_next(self) -> None:
-        """One look at the queue, and what comes of it."""
+        """One look at the queue, and one job if there is one."""
         now = time.monotonic()
         if now - self._beat_at >= self.settings.heartbeat:
             self._beat_at = now
-            self.heartbeat()
-            self.clean_registries()
+            self._keep_up()
         reference = self.pop()
         if reference is None:
             self.supervisor.dismiss()
@@ -143,13 +132,18 @@ class Worker(rq.Worker):
         else:
             self.perform(reference)
 
-    def _wait_out(self, error: RedisError) -> None:
+    def _trouble(self, error: RedisError) -> Trouble | None:
+        """Why a command has failed, if waiting helps."""
+        kinds = keys.shared(self.settings.queue) | {self.key: "hash"}
+        return trouble(error, self.connection, kinds)
+
+    def _wait_out(self, why: Trouble) -> None:
         """Waits a moment for Redis to come back."""
         self._touch()
         self.supervisor.dismiss()
         self._statistics.redis_errors += 1
-        self._context.outage.noted(error)
-        # What was not renewed during the outage looks dead and is not: wait until it has been.
+        self._context.outage.noted(why)
+        # Leases that were not renewed during the outage look dead. Their workers need time for it.
         self._gap_until = time.monotonic() + self.settings.lease
         while self._context.outage.left() and not self.wakeup.stopping:
             self.wakeup.wait(min(self._context.outage.left(), self.settings.heartbeat))
@@ -157,14 +151,29 @@ class Worker(rq.Worker):
 
     # Signs of life
 
-    def register_birth(self) -> None:
-        """Like RQ's, but it runs out with the lease: a worker that is killed right after it would
-        count as alive for eight minutes."""
-        self.birth_date = utc_now()
-        self.heartbeat()
+    def _keep_up(self) -> None:
+        """Does what no file waits for. If somebody has spoilt a key that it needs, the files go on,
+        and it is tried again after a pause that grows."""
+        if time.monotonic() < self._upkeep_at:
+            return
+        outage, is_spoilt = self._context.outage, False
+        for duty in (self.heartbeat, self.clean_registries):
+            try:
+                duty()
+            except ResponseError as error:
+                if not is_wrong_type(error) or (why := self._trouble(error)) is None:
+                    raise
+                outage.tell(why)
+                is_spoilt = True
+        if is_spoilt:
+            self._upkeep_at = time.monotonic() + self._upkeep_pauses.pause()
+        else:
+            outage.told = ""
+            self._upkeep_pauses.reset()
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        """Renews the registration, whole: it heals after Redis has lost it."""
+        """Renews the registration, whole: it heals after Redis has lost it. It runs out with the
+        lease: by RQ's time a worker that is killed would count as alive for eight minutes."""
         self._touch()
         ttl = int(self.settings.lease) + 1
         with self.connection.pipeline() as pipe:
@@ -179,12 +188,12 @@ class Worker(rq.Worker):
             self.pubsub.get_message(timeout=0)
 
     def set_state(self, state: str, pipeline: Any = None) -> None:
-        """Tells it when it changes, which it does not between a job and the next."""
+        """Tells Redis when it changes. From one job to the next it does not."""
         if state != self.get_state():
             super().set_state(state, pipeline)
 
     def _show_life(self) -> None:
-        """As `heartbeat`, from within an execution: never in the way of it."""
+        """As `heartbeat`, within an execution, which goes on whatever happens to Redis."""
         now = time.monotonic()
         if now - self._beat_at < self.settings.heartbeat:
             return
@@ -195,36 +204,38 @@ class Worker(rq.Worker):
                 self.heartbeat()
                 return
             except RedisError as error:
-                if not is_outage(error):
+                if (why := self._trouble(error)) is None:
                     raise
+                if is_wrong_type(error):
+                    outage.tell(why)
+                    return
                 self._statistics.redis_errors += 1
-                outage.noted(error)
+                outage.noted(why)
         self._gap_until = now + self.settings.lease
         self._touch()
 
     def _touch(self) -> None:
-        touch(self.settings.heartbeat_file)
+        touch_heartbeat_file(self.settings)
 
     def subscribe(self) -> None:
-        """Listens on the worker's channel without a thread: that somebody listens is the message.
+        """Listens on the worker's channel, without a thread: others see that somebody listens.
 
-        Commands that come by it (rq/command.py) are not obeyed: whoever can send them could as
-        well stop the worker, and a killed runner would be charged to an innocent file.
+        Commands that come by it (rq/command.py) are not obeyed: a runner that they kill would be
+        charged to its current file.
         """
-        self.pubsub = self.connection.pubsub(  # type: ignore[no-untyped-call]
+        pubsub = self.connection.pubsub(  # type: ignore[no-untyped-call]
             ignore_subscribe_messages=True
         )
-        self.pubsub.subscribe(self.pubsub_channel_name)
+        pubsub.subscribe(self.pubsub_channel_name)
+        self.pubsub = pubsub
 
     def unsubscribe(self) -> None:
         if self.pubsub is not None:
             self.pubsub.close()
 
     def clean_registries(self) -> None:
-        """Puts the jobs of dead workers back, and lost ones; one worker of the queue does so.
-
-        Not if the others may seem dead only because we, or Redis, have been away.
-        """
+        """Puts the jobs of dead workers back, and lost ones. One worker of the queue does so, and
+        not when others may look dead only because this one, or Redis, was away."""
         now, settings = time.monotonic(), self.settings
         office = 3 * settings.heartbeat
         if now < self._gap_until or not dead_workers.elect(
@@ -309,13 +320,13 @@ class Worker(rq.Worker):
             self.supervisor.dismiss()
             self._give_up(held, str(error))
         except RedisError as error:
-            if is_outage(error):
+            if self._trouble(error) is not None:
                 raise
             self.supervisor.dismiss()
             self._give_up(held, f"Redis refuses to record its progress: {said(error)}")
 
     def _put_off_job(self, reference: Reference) -> None:
-        """Its run pauses. Who meets the same job again has seen all there is."""
+        """Its run pauses. A worker that meets the same job again has seen the whole queue."""
         if reference.job_id in self._put_off:
             self._put_off.clear()
             self._cost.idle()
@@ -323,9 +334,8 @@ class Worker(rq.Worker):
         self._put_off.add(reference.job_id)
 
     def _leaves_to_others(self, run: str) -> bool:
-        """Whether this worker has lately been unable to do anything for a run. Others may be able
-        to: it may be this worker's volume that is missing. So they come first when the run's own
-        pause is over."""
+        """Whether this worker could do nothing for a run a short time ago. Others may be able to:
+        the volume may be missing here only. So they come first after the run's own pause."""
         _, until = self._stalled.get(run, (0, 0.0))
         return time.monotonic() < until
 
@@ -341,7 +351,7 @@ class Worker(rq.Worker):
             held.run.purge(self.settings.queue)
 
     def _give_up(self, held: Lease, why: str) -> None:
-        """Takes a job out of the way that no worker can do, and lets its run wait for a person."""
+        """Takes a job that no worker can do out of the way, and lets its run wait for a person."""
         reference = held.reference
         self._refuse(reference.job_id.encode(), why, f"{reference.job_id}:{held.execution}")
         if held.run.hold(why):
@@ -371,25 +381,5 @@ class Worker(rq.Worker):
         else:
             self._stalled.pop(reference.run, None)
         if ending == "finished" and held.run.state() not in ON:
-            # Of workers that were killed and that Redis has forgotten nobody else clears up.
+            # Nobody else clears up after workers that were killed and that Redis has forgotten.
             dead_workers.clear_output(held.run, claimed.parameters, self.settings.output)
-
-
-def touch(heartbeat_file: Path | None) -> None:
-    """Shows a liveness probe that the loop turns."""
-    if heartbeat_file is not None:
-        try:
-            heartbeat_file.touch()
-        except OSError as error:  # the probe will tell, if it lasts
-            log.event("heartbeat file not touched", logging.WARNING, error=str(error))
-
-
-def touchable(path: Path) -> str | None:
-    """Why the heartbeat file cannot be touched, or None. It is not left there: it appears with the
-    first look at the queue, by which a startup probe knows that the processor has been imported."""
-    try:
-        path.touch()
-        path.unlink()
-    except OSError as error:
-        return f"{path}: {error.strerror}"
-    return None

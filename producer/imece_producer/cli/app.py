@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imece import names
+from imece import commandline, names
 from imece.connection import connect, reachable
 from imece.errors import ImeceError, RunError, ServiceError
 from imece.run.store import Run, recent
@@ -26,13 +26,10 @@ if TYPE_CHECKING:
     from imece_producer.local.record import Record
 
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Turn a folder of files into outputs, in parallel.\n\n"
+app = commandline.new(
+    "Turn a folder of files into outputs, in parallel.\n\n"
     "Exit codes: 0 done, 1 some files failed, 2 wrong usage or settings, "
-    "3 a service is out of reach.",
+    "3 a service is out of reach."
 )
 
 
@@ -55,16 +52,9 @@ def common(
         say(f"(warning: {sentence})")
 
 
-def given(text: str) -> str:
-    """What somebody has written. It must not be empty, as an unset variable of a shell is."""
-    if not text.strip():
-        raise typer.BadParameter("it is empty")
-    return text
-
-
 def given_run(text: str) -> str:
     """The id of the run that somebody calls so."""
-    return names.slug(given(text))
+    return names.slug(commandline.given(text))
 
 
 RunId = Annotated[

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imece import names
+from imece.commandline import Include, Suffix, given
 from imece.errors import UsageError
 from imece.run import status
 from imece.run.job import MOST_FILES
@@ -18,7 +19,7 @@ from imece.run.manifest import MOST_BUCKETS
 from imece.run.parameters import Parameters
 from imece.settings import Settings, load
 from imece_producer import display
-from imece_producer.cli.app import Json, app, given, redis_of
+from imece_producer.cli.app import Json, app, redis_of
 from imece_producer.display import put, put_json, say
 from imece_producer.request import list_files, made_run_id, parameters_of
 
@@ -58,14 +59,7 @@ class Files:
         int | None,
         typer.Option(min=1, max=MOST_FILES, help="Most files in a bucket job. [default: chosen]"),
     ] = None
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Take only these: patterns as in .gitignore, '*.csv', '/2026/**'. Repeatable.",
-            parser=given,
-        ),
-    ] = None
+    include: Include = None
     exclude: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Do not take these. Repeatable.", parser=given),
@@ -84,9 +78,7 @@ class Files:
     null: Annotated[bool, typer.Option("--null", "-0", help="Names in --from-file end in NUL.")] = (
         False
     )
-    suffix: Annotated[
-        str | None, typer.Option(help="The outputs' ending in place of the inputs': .json")
-    ] = None
+    suffix: Suffix = None
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Process all files, also those that are current.")
     ] = False

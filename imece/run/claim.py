@@ -1,0 +1,97 @@
+"""What a worker claims of a bucket job, and what it records of it. Nothing here speaks to Redis."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from imece.run.failure import Failure
+from imece.run.job import Cursor, Reference
+from imece.run.parameters import Parameters
+
+Action = Literal["continue", "finish", "return", "defer", "stall"]
+Verdict = Literal["held", "stop", "lost", "gone"]
+"""`stop`: the run is not on any more; the file in hand is finished, and no other is begun."""
+
+
+@dataclass
+class Batch:
+    """What has happened since the last checkpoint.
+
+    Attributes:
+        durations: step of imece/run/durations.py -> files that took so long.
+        shortest: microseconds of the file that was quickest; -1 if none is done.
+        microseconds: what the files took that were done, all together; not recorded in Redis.
+    """
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    retried: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    durations: dict[int, int] = field(default_factory=dict)
+    failures: list[tuple[bytes, Failure]] = field(default_factory=list)
+    slowest: list[tuple[bytes, int]] = field(default_factory=list)
+    microseconds: int = 0
+    shortest: int = -1
+    untouched: bool = False
+    """No output was there before the run's first job; see `Claimed`."""
+
+    def deltas(self) -> str:
+        """For lua/checkpoint.lua."""
+        counters = ("done", "failed", "skipped", "retried", "bytes_in", "bytes_out")
+        others = ("shortest", "untouched", "durations")
+        return json.dumps({name: getattr(self, name) for name in (*counters, *others)})
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """What comes with a lease.
+
+    Attributes:
+        earlier: executions that held the job and did not give it back: they died with it.
+        now: when the job was taken, epoch seconds of the server's clock.
+        files: the names in the whole bucket; the cursor's indexes point here.
+        pending: how many jobs wait in the queue.
+        untouched: whether the output directory was empty when the run's first job was taken, so
+            that no file need be looked for. None: this is that job.
+    """
+
+    cursor: Cursor
+    earlier: list[str]
+    parameters: Parameters
+    now: float
+    files: list[bytes]
+    pending: int
+    untouched: bool | None
+
+
+class Trouble(NamedTuple):
+    """Why a checkpoint was not recorded, and may be later: the log's event, and what is wrong."""
+
+    event: str
+    error: str
+
+
+class Claim(Protocol):
+    """Where progress is recorded: a lease, or what stands in for one without Redis."""
+
+    @property
+    def reference(self) -> Reference: ...
+
+    @property
+    def execution(self) -> str: ...
+
+    def checkpoint(
+        self,
+        action: Action,
+        number: int = 0,
+        cursor: Cursor | None = None,
+        batch: Batch | None = None,
+        reason: str = "",
+    ) -> tuple[Verdict, int]: ...
+
+    def trouble(self, error: Exception) -> Trouble | None:
+        """Why `checkpoint` has failed, if the same call may succeed later."""
+
+    def is_remembered(self) -> bool: ...
