@@ -215,6 +215,11 @@ class Settings(BaseSettings):
             raise ValueError("takes no options after ? but db and those that start with ssl_")
         return url
 
+    @property
+    def names_redis(self) -> bool:
+        """Whether somebody has said where Redis is."""
+        return "redis_url" in self.model_fields_set or bool(self.redis_sentinels)
+
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         if self.processor and self.command:

@@ -16,11 +16,11 @@ from redis import Redis
 from imece.settings import load
 from imece_producer import doctor, redis_checks
 from imece_producer.checks import Check
-from imece_producer.cluster.rights import acl
 from imece_producer.local.server import Server
 from tests.conftest import ROOT, Workbench
 from tests.kubernetes_stand_in import StandIn, deployment, pod
 from tests.test_cluster import jwt
+from tests.test_rights import acl
 
 START = ROOT / "deploy/redis/start.sh"
 HPA = "/apis/autoscaling/v2/namespaces/imece/horizontalpodautoscalers/keda-hpa-imece-worker"

@@ -1,14 +1,14 @@
 """The promise: what `imece doctor` looks for in Redis's ACL is what imece sends, and nothing else.
 
 A whole life of runs, by the command line and workers of a user of the ACL; then what the server has
-recorded is held against imece_producer/cluster/rights.py.
+recorded is held against imece_producer/redis_checks.py.
 """
 
 import pytest
 from redis import Redis
 
 from imece.run import keys
-from imece_producer.cluster import rights
+from imece_producer.redis_checks import PROBES
 from tests.conftest import Workbench, until
 
 ONLY_AFTER_A_WHILE = {"ping"}
@@ -17,6 +17,25 @@ ONLY_AFTER_A_WHILE = {"ping"}
 ALL = ["~*", "&*", "+@all"]
 NO_RIGHT_NEEDED = {"auth", "hello", "quit", "unsubscribe"}
 """What a user may always send, or is sent by a connection that ends. UNSUBSCRIBE: by RQ."""
+
+
+CONTAINERS = ("CLIENT", "PUBSUB", "SCRIPT")
+"""Commands whose subcommands an ACL grants one by one."""
+
+
+def probed() -> frozenset[str]:
+    """The commands, as an ACL and `INFO commandstats` name them: hget, script|load."""
+    found = set()
+    for probe in PROBES:
+        command, *words = probe.split()
+        found.add(f"{command}|{words[0]}" if command in CONTAINERS else command)
+    return frozenset(command.lower() for command in found)
+
+
+def acl() -> list[str]:
+    """The rules of a user that may do what imece needs, and nothing else."""
+    granted = (f"+{name}" for name in sorted(probed()))
+    return ["~imece:*", "~rq:*", "&rq:pubsub:*", "-@all", *granted]
 
 
 @pytest.fixture
@@ -89,18 +108,18 @@ def recorded(admin: Redis) -> set[str]:
 def test_what_is_recorded_is_what_the_rights_name(workbench: Workbench, admin: Redis) -> None:
     become(workbench, admin, ALL)
     whole_life(workbench, admin)
-    sent, named = recorded(admin), rights.commands()
+    sent, named = recorded(admin), probed()
     missing, superfluous = sorted(sent - named), sorted(named - sent - ONLY_AFTER_A_WHILE)
-    assert not missing, f"imece_producer/cluster/rights.py has no probe for {missing}"
+    assert not missing, f"imece_producer/redis_checks.py has no probe for {missing}"
     assert not superfluous, (
-        f"imece_producer/cluster/rights.py has probes for what is not sent: {superfluous}"
+        f"imece_producer/redis_checks.py has probes for what is not sent: {superfluous}"
     )
 
 
 def test_a_user_with_these_rights_alone_is_never_refused(
     workbench: Workbench, admin: Redis
 ) -> None:
-    become(workbench, admin, rights.acl())
+    become(workbench, admin, acl())
     whole_life(workbench, admin)
     log = admin.execute_command("ACL", "LOG")  # type: ignore[no-untyped-call]
     assert log == []

@@ -1,7 +1,7 @@
 """What one look of imece doctor has found."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from imece.errors import ImeceError
 from imece_producer.display import seconds
@@ -28,23 +28,26 @@ class Check:
     hint: str = ""
     exit_code: int = 0
 
-    def summary(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
+
+def ok(name: str, says: str) -> Check:
+    return Check(name, "ok", says)
+
+
+def warn(name: str, says: str, hint: str) -> Check:
+    return Check(name, "warn", says, hint)
+
+
+def fail(name: str, says: str, hint: str, exit_code: int = 3) -> Check:
+    return Check(name, "fail", says, hint, exit_code)
 
 
 def failed(name: str, error: ImeceError) -> Check:
-    return Check(name, "fail", error.what, error.hint, error.exit_code)
+    return fail(name, error.what, error.hint, error.exit_code)
 
 
 def clock(name: str, whose: str, theirs: float, ours: float) -> Check:
     off = theirs - ours
     if abs(off) <= SKEW:
-        return Check(name, "ok", f"no more than {seconds(SKEW)} from ours")
-    way = "ahead of" if off > 0 else "behind"
-    return Check(
-        name,
-        "warn",
-        f"{whose} is {seconds(abs(off))} {way} this machine",
-        "let both follow NTP: leases and tokens go by these clocks",
-    )
+        return ok(name, f"no more than {seconds(SKEW)} from ours")
+    says = f"{whose} is {seconds(abs(off))} {'ahead of' if off > 0 else 'behind'} this machine"
+    return warn(name, says, "let both follow NTP: leases and tokens go by these clocks")

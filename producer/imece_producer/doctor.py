@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from imece import names
 from imece.errors import ImeceError
 from imece.settings import Settings
-from imece_producer.checks import Check, clock, failed
+from imece_producer.checks import Check, clock, fail, failed, ok, warn
 from imece_producer.cluster import diagnose, kubeconfig, scaling
-from imece_producer.cluster.client import Cluster, ClusterError, connect
+from imece_producer.cluster.client import Cluster, connect
+from imece_producer.cluster.errors import ClusterError
 from imece_producer.cluster.rights import RIGHTS
 from imece_producer.cluster.scaling import numbers
 from imece_producer.display import seconds
@@ -35,15 +35,14 @@ def checks(
 ) -> Iterator[Check]:
     """All checks, each as soon as it is made. Raises nothing: what goes wrong is a check's word.
 
-    What no setting names is looked at all the same, but what is wrong there is only a warning: the
-    cluster of a laptop's kubeconfig, and a Redis here where a cluster is named.
+    What no setting names is looked at, too, but what is wrong there is only a warning: the cluster
+    of a laptop's kubeconfig, and a Redis on this machine. A local run needs neither.
 
     Args:
         source, target: a run's input and output directory; in place of those in the settings.
     """
     named = kubeconfig.is_named(settings)
-    redis_is_elsewhere = named and "redis_url" not in settings.model_fields_set
-    yield from _softened(of_redis(settings), redis_is_elsewhere)
+    yield from _softened(of_redis(settings), not settings.names_redis)
     yield from _softened(of_cluster(settings), not named)
     yield from of_processor(settings)
     yield from of_directories(source or settings.input, target or settings.output)
@@ -58,10 +57,8 @@ def _softened(made: Iterator[Check], soften: bool) -> Iterator[Check]:
     """With failures as warnings: what is wrong there may not be what is meant."""
     for check in made:
         may_be_meant = soften and check.verdict == "fail"
-        yield replace(check, verdict="warn", exit_code=0) if may_be_meant else check
-
-
-# Redis
+        hint = f"{check.hint}; `imece local` does not need it"
+        yield replace(check, verdict="warn", exit_code=0, hint=hint) if may_be_meant else check
 
 
 # The cluster
@@ -76,61 +73,47 @@ def of_cluster(settings: Settings) -> Iterator[Check]:
 
 
 def _of_connected(cluster: Cluster) -> Iterator[Check]:
-    flaw = kubeconfig.token_flaw(cluster.access.token)
-    if flaw:
-        yield Check("cluster token", "fail", flaw, "log in again", 3)
+    if flaw := kubeconfig.token_flaw(cluster.access.token):
+        yield fail("cluster token", flaw, "log in again")
         return
-    try:
-        missing = [right for right in RIGHTS if not cluster.has_right(right)]
-    except ClusterError as error:
-        yield failed("cluster", error)
-        return
-    yield Check("cluster", "ok", str(cluster))
+    missing = [str(right) for right in RIGHTS if not cluster.has_right(right)]
+    yield ok("cluster", str(cluster))
     if cluster.date is not None:
         yield clock("cluster clock", "the API server", cluster.date + 0.5, time.time())
     if missing:
-        yield Check(
-            "cluster rights",
-            "fail",
-            f"no right in namespace {cluster.namespace} to {', '.join(map(str, missing))}",
-            "have the Role imece-producer of deploy/producer bound to you in this namespace",
-            3,
-        )
+        says = f"no right in namespace {cluster.namespace} to {', '.join(missing)}"
+        hint = "have the Role imece-producer of deploy/producer bound to you in this namespace"
+        yield fail("cluster rights", says, hint)
     else:
-        yield Check("cluster rights", "ok", "all that imece needs")
+        yield ok("cluster rights", "all that imece needs")
     try:
         scaled_object, deployment = cluster.scaled_object(), cluster.deployment()
     except ClusterError as error:
-        yield failed("keda" if not error.known else "workers", error)
+        yield failed("workers" if error.known else "keda", error)
         return
     yield _keda(cluster)
     now = scaling.of(scaled_object, deployment)
-    yield Check(
-        "workers",
-        "ok" if now.paused is None else "warn",
-        f"{now.ready} ready, {now.wanted} wanted, limit {now.limit}"
-        + (f"; {now.paused}" if now.paused else ""),
-        "" if now.paused is None else "`imece resume`",
-    )
-    yield from _scaler(cluster, scaled_object, now)
-    yield from _many("claim", list(diagnose.of_claims(cluster, deployment)), _bound(deployment))
-    yield from _many(
-        "pods",
-        [*diagnose.of_deployment(deployment), *diagnose.of_pods(cluster, deployment)],
-        "nothing keeps them from working",
-    )
+    says = f"{now.ready} ready, {now.wanted} wanted, limit {now.limit}"
+    if now.paused is not None:
+        yield warn("workers", f"{says}; {now.paused}", "`imece resume`")
+    else:
+        yield ok("workers", says)
+        queue = cluster.settings.queue
+        flaws = list(diagnose.of_keda(cluster, scaled_object, queue))
+        yield from _each("scaled object", flaws, f"ready, and its triggers count the queue {queue}")
+        yield from _autoscaler(cluster, scaled_object.get("status", {}).get("hpaName"), now.wanted)
+    bound = ", ".join(diagnose.claims(deployment))
+    flaws = list(diagnose.of_claims(cluster, deployment))
+    yield from _each("claim", flaws, f"{bound} bound" if bound else "the workers mount none")
+    flaws = [*diagnose.of_deployment(deployment), *diagnose.of_pods(cluster, deployment)]
+    yield from _each("pods", flaws, "nothing keeps them from working")
 
 
-def _bound(deployment: dict[str, Any]) -> str:
-    claims = diagnose.claims(deployment)
-    return f"{', '.join(claims)} bound" if claims else "the workers mount none"
-
-
-def _many(name: str, flaws: list[str], fine: str) -> Iterator[Check]:
+def _each(name: str, flaws: list[str], fine: str) -> Iterator[Check]:
     if not flaws:
-        yield Check(name, "ok", fine)
+        yield ok(name, fine)
     for flaw in flaws:
-        yield Check(name, "fail", flaw, "docs/troubleshooting.md", 3)
+        yield fail(name, flaw, "docs/troubleshooting.md")
 
 
 def _keda(cluster: Cluster) -> Check:
@@ -139,23 +122,16 @@ def _keda(cluster: Cluster) -> Check:
     except ClusterError:
         version = None  # to look at it takes a right on the whole cluster
     if version is None:
-        return Check("keda", "ok", "installed; which version is not to be seen from here")
+        return ok("keda", "installed; which version is not to be seen from here")
     if numbers(version) < OLDEST_KEDA:
         wanted = ".".join(map(str, OLDEST_KEDA))
-        return Check("keda", "warn", f"version {version}", f"imece is made for {wanted} and later")
-    return Check("keda", "ok", f"version {version}")
+        return warn("keda", f"version {version}", f"imece is made for {wanted} and later")
+    return ok("keda", f"version {version}")
 
 
-def _scaler(
-    cluster: Cluster, scaled_object: dict[str, Any], now: scaling.Scaling
-) -> Iterator[Check]:
-    """The ScaledObject, the keys it counts, and the autoscaler KEDA makes of it."""
-    if now.paused is None:
-        flaws = list(diagnose.of_keda(cluster, scaled_object, cluster.settings.queue))
-        fine = f"ready, and its triggers count the queue {cluster.settings.queue}"
-        yield from _many("scaled object", flaws, fine)
-    name = scaled_object.get("status", {}).get("hpaName")
-    if not name or now.paused is not None:
+def _autoscaler(cluster: Cluster, name: str | None, wanted: int) -> Iterator[Check]:
+    """What KEDA has made of the ScaledObject."""
+    if not name:
         return
     try:
         active = diagnose.condition(cluster.autoscaler(name).get("status", {}), "ScalingActive")
@@ -164,15 +140,13 @@ def _scaler(
         return
     # With no replicas an autoscaler rests, and KEDA starts the first.
     if active.get("status") == "False" and active.get("reason") != "ScalingDisabled":
-        yield Check(
+        yield fail(
             "autoscaler",
-            "fail",
             f"{name} does not scale: {active.get('message')}",
             "KEDA's metrics server must run: kubectl -n keda (OpenShift: openshift-keda) get pods",
-            3,
         )
     else:
-        yield Check("autoscaler", "ok", name if now.wanted else f"{name}, at rest with no workers")
+        yield ok("autoscaler", name if wanted else f"{name}, at rest with no workers")
 
 
 # What processes files, and where they are
@@ -182,37 +156,29 @@ def of_processor(settings: Settings) -> Iterator[Check]:
     """Loads it as a worker does, in a process of its own."""
     what = settings.processor or settings.command
     if not what:
-        yield Check("processor", "ok", "none set here; the workers have theirs")
+        yield ok("processor", "none set here; the workers have theirs")
         return
-    environment = {**os.environ, "IMECE_PROCESSOR": settings.processor or ""}
-    environment["IMECE_COMMAND"] = settings.command or ""
+    given = {"IMECE_PROCESSOR": settings.processor, "IMECE_COMMAND": settings.command}
+    environment = {name: value for name, value in (os.environ | given).items() if value}
+    # -P: ours, not one in this directory
+    call = [sys.executable, "-P", "-m", "imece_worker", "--check"]
     try:
         ended = subprocess.run(
-            # -P: ours, not one in this directory
-            [sys.executable, "-P", "-m", "imece_worker", "--check"],
-            env={name: value for name, value in environment.items() if value},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE,
-            check=False,
-        )
+            call, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", timeout=PATIENCE, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
-        yield Check(
-            "processor",
-            "fail",
-            f"{what}: importing it takes more than {seconds(PATIENCE)}",
-            "leave the work to the function; a module is for definitions",
-            2,
+        says = f"{what}: importing it takes more than {seconds(PATIENCE)}"
+        yield fail(
+            "processor", says, "leave the work to the function; a module is for definitions", 2
         )
         return
     if ended.returncode == 0:
-        yield Check("processor", "ok", f"{what} can be loaded")
+        yield ok("processor", f"{what} can be loaded")
         return
     lines = ended.stderr.strip().splitlines()
     last = lines[-1].removeprefix("imece-worker: ") if lines else f"exit code {ended.returncode}"
-    yield Check("processor", "fail", names.printable(last), "docs/reference/processors.md", 2)
+    yield fail("processor", names.printable(last), "docs/reference/processors.md", 2)
 
 
 def of_directories(source: Path | None, target: Path | None) -> Iterator[Check]:
@@ -221,26 +187,16 @@ def of_directories(source: Path | None, target: Path | None) -> Iterator[Check]:
         try:
             with os.scandir(source) as entries:
                 next(entries, None)
-            yield Check("input", "ok", f"{source} can be read")
+            yield ok("input", f"{source} can be read")
         except OSError as error:
-            yield Check(
-                "input",
-                "fail",
-                f"{source} cannot be read: {error.strerror}",
-                "mount it, or give user or group the right to read it",
-                2,
-            )
+            hint = "mount it, or give user or group the right to read it"
+            yield fail("input", f"{source} cannot be read: {error.strerror}", hint, 2)
     if target is not None:
         try:
             there = next(one for one in (target, *target.parents) if one.exists())
             with tempfile.TemporaryFile(dir=there, prefix=os.fsdecode(names.TEMPORARY_PREFIX)):
                 pass
-            yield Check("output", "ok", f"{target} can be written to")
+            yield ok("output", f"{target} can be written to")
         except OSError as error:
-            yield Check(
-                "output",
-                "fail",
-                f"{target} cannot be written to: {error.strerror}",
-                "mount it read-write, or give user or group the right to write to it",
-                2,
-            )
+            hint = "mount it read-write, or give user or group the right to write to it"
+            yield fail("output", f"{target} cannot be written to: {error.strerror}", hint, 2)

@@ -11,35 +11,54 @@ from redis.exceptions import NoPermissionError
 from imece import connection
 from imece.errors import ImeceError
 from imece.settings import Settings
-from imece_producer.checks import Check, clock, failed
-from imece_producer.cluster.rights import PROBES
+from imece_producer.checks import Check, clock, fail, failed, ok, warn
 from imece_producer.cluster.scaling import numbers
 from imece_producer.display import seconds
 
 OLDEST_REDIS = (7, 0)
 
-
 LUA = "return(1)"
+
+PROBES = tuple(
+    probe.strip()
+    for probe in """
+    PING | TIME | INFO server | MULTI | EXEC | SCRIPT LOAD {lua}
+    EVALSHA {digest} 0 | PUBSUB NUMSUB {channel}
+    CLIENT SETINFO LIB-NAME imece | SUBSCRIBE {channel} | SET {run} 1 EX 1 | GET {run} | DEL {run}
+    EXISTS {run} | TYPE {run} | RENAME {run} {run}
+    EXPIRE {run} 1 | TTL {run} | DEL {run} | UNLINK {run}
+    HSET {run} f 1 | HSETNX {run} f 1 | HGET {run} f | HEXISTS {run} f | HMGET {run} f
+    HGETALL {run} | HINCRBY {run} f 1 | HKEYS {run} | HLEN {run} | HSCAN {run} 0 | HDEL {run} f
+    RPUSH {list} a | LPUSH {list} a | LPOP {list} | LLEN {list} | LRANGE {list} 0 0
+    LTRIM {list} 0 9 | LREM {list} 0 b | BLMOVE {list} {list} LEFT LEFT 1 | DEL {list}
+    SADD {set} a | SMEMBERS {set} | SREM {set} a
+    ZADD {sorted} 1 a | ZCARD {sorted} | ZSCORE {sorted} a | ZRANGE {sorted} 0 -1
+    ZREVRANGE {sorted} 0 -1 | ZREM {sorted} a | ZREMRANGEBYRANK {sorted} 0 0
+    HSET {job} f 1 | EXPIRE {job} 1 | DEL {job}
+    """.replace("\n", "|").split("|")
+    if probe.strip()
+)
+"""A harmless use of each command that imece and RQ send, on keys and a channel of the kinds they
+use. `ACL DRYRUN` would need a right that no user of imece should have. A test holds them against
+what a server has recorded."""
 
 
 def of_redis(settings: Settings) -> Iterator[Check]:
     try:
-        with connection.reachable(settings):
-            redis = connection.connect(settings, retries=1, timeout=3.0)
-            try:
-                began = time.time()
-                redis.ping()
-                took = time.time() - began
-                where = connection.address(settings)
-                yield Check("redis", "ok", f"{where} answers in {seconds(took)}")
-                forbidden = _forbidden(redis)
-                yield _redis_rights(forbidden)
-                if "INFO" not in forbidden:
-                    yield from _redis_server(redis.info())
-                if "TIME" not in forbidden:
-                    yield _redis_clock(redis)
-            finally:
-                redis.close()
+        with (
+            connection.reachable(settings),
+            connection.connect(settings, retries=1, timeout=3.0) as redis,
+        ):
+            began = time.time()
+            redis.ping()
+            took = time.time() - began
+            yield ok("redis", f"{connection.address(settings)} answers in {seconds(took)}")
+            forbidden = _forbidden(redis)
+            yield _redis_rights(forbidden)
+            if "INFO" not in forbidden:
+                yield from _redis_server(redis.info())
+            if "TIME" not in forbidden:
+                yield _redis_clock(redis)
     except ImeceError as error:
         yield failed("redis", error)
 
@@ -47,10 +66,9 @@ def of_redis(settings: Settings) -> Iterator[Check]:
 def _forbidden(redis: Redis) -> list[str]:
     """The commands that the ACL does not grant, on the keys they are needed for."""
     token = secrets.token_hex(8)
-    digest = str(redis.register_script(LUA).sha)
     places = {
         "lua": LUA,
-        "digest": digest,
+        "digest": str(redis.register_script(LUA).sha),
         "channel": f"rq:pubsub:doctor-{token}",
         "run": f"imece:run:doctor-{token}",
         "list": f"rq:queue:doctor-{token}",
@@ -84,49 +102,36 @@ def _subscribe(redis: Redis, channel: str) -> None:
 
 
 def _redis_rights(forbidden: list[str]) -> Check:
-    name = "redis rights"
     if not forbidden:
-        return Check(name, "ok", "the user may do what imece needs")
-    return Check(
-        name,
-        "fail",
+        return ok("redis rights", "the user may do what imece needs")
+    return fail(
+        "redis rights",
         f"the user may not {', '.join(forbidden)} on the keys imece:* and rq:*, or on the "
         "channels rq:pubsub:*",
         "grant it in the server's ACL; deploy/redis has one that is enough",
-        3,
     )
 
 
 def _redis_server(info: dict[str, Any]) -> Iterator[Check]:
-    version = str(info.get("valkey_version") or info.get("redis_version", "0"))
-    kind = "Valkey" if "valkey_version" in info else "Redis"
-    if numbers(version) < OLDEST_REDIS:
-        yield Check("redis version", "fail", f"{kind} {version}", "imece needs Redis 7 or later", 3)
+    number = str(info.get("valkey_version") or info.get("redis_version", "0"))
+    version = f"{'Valkey' if 'valkey_version' in info else 'Redis'} {number}"
+    if numbers(number) < OLDEST_REDIS:
+        yield fail("redis version", version, "imece needs Redis 7 or later")
     else:
-        yield Check("redis version", "ok", f"{kind} {version}")
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and info.get("maxmemory"):
-        yield Check(
-            "redis memory",
-            "fail",
-            f"maxmemory-policy is {policy}: a full server would drop parts of a run",
-            "CONFIG SET maxmemory-policy noeviction",
-            3,
-        )
+        yield ok("redis version", version)
+    policy, limit = info.get("maxmemory_policy", "noeviction"), info.get("maxmemory")
+    if policy != "noeviction" and limit:
+        says = f"maxmemory-policy is {policy}: a full server would drop parts of a run"
+        yield fail("redis memory", says, "CONFIG SET maxmemory-policy noeviction")
     else:
-        limit = f"{info['maxmemory'] // 2**20} MiB" if info.get("maxmemory") else "no limit"
-        yield Check("redis memory", "ok", f"{policy}, {limit}")
+        yield ok("redis memory", f"{policy}, {f'{limit // 2**20} MiB' if limit else 'no limit'}")
     if info.get("aof_last_write_status", "ok") != "ok":
-        yield Check("redis persistence", "fail", "the last write failed", "see its disk and log", 3)
+        yield fail("redis persistence", "the last write failed", "see its disk and log")
     elif info.get("aof_enabled"):
-        yield Check("redis persistence", "ok", "append-only file")
+        yield ok("redis persistence", "append-only file")
     else:
-        yield Check(
-            "redis persistence",
-            "warn",
-            "no append-only file: a restart of the server loses the runs",
-            "CONFIG SET appendonly yes",
-        )
+        says = "no append-only file: a restart of the server loses the runs"
+        yield warn("redis persistence", says, "CONFIG SET appendonly yes")
 
 
 def _redis_clock(redis: Redis) -> Check:

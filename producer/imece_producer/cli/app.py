@@ -146,8 +146,7 @@ def find(
 
 def is_server_named(settings: Settings) -> bool:
     """Whether settings say where Redis is, or a cluster."""
-    is_redis_named = "redis_url" in settings.model_fields_set or bool(settings.redis_sentinels)
-    return is_redis_named or kubeconfig.is_named(settings)
+    return settings.names_redis or kubeconfig.is_named(settings)
 
 
 def _has(settings: Settings, run_id: str | None = None, if_away: bool = False) -> bool:

@@ -1,5 +1,6 @@
 """`imece scale`, `pause` and `doctor`: what concerns the workers and what they need."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -95,7 +96,7 @@ def doctor(
     for check in surgery.checks(find(None, context, namespace).settings, source, target):
         checks.append(check)
         if as_json:
-            put_json(check.summary())
+            put_json(asdict(check))
         else:
             put(display.check(check))
     raise typer.Exit(surgery.exit_code(checks))
