@@ -71,21 +71,30 @@ def told(popen: Any, *words: str, **options: Any) -> dict[str, Any]:
     return said
 
 
-@pytest.mark.parametrize("leads", [False, True])
-@pytest.mark.parametrize("folder", [ROOT, None])
+@pytest.mark.parametrize(
+    ("folder", "leads", "options", "encoding"),
+    [(ROOT, False, (), ""), (None, False, (), "ascii"), (None, True, ("-P",), "")],
+)
 def test_a_fork_sees_what_a_process_sees_that_was_started(
-    modules: Path, monkeypatch: pytest.MonkeyPatch, folder: Path | None, leads: bool
+    modules: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path | None,
+    leads: bool,
+    options: tuple[str, ...],
+    encoding: str,
 ) -> None:
+    if encoding:
+        monkeypatch.setenv("PYTHONIOENCODING", encoding)
     monkeypatch.setenv("IMECE_LEASE", "7")
     monkeypatch.setenv("IMECE_TEST\udcff", "\udcff")
     started, forked = (
-        told(popen, *TELLING, cwd=folder or modules, start_new_session=leads)
+        told(popen, *options, *TELLING, cwd=folder or modules, start_new_session=leads)
         for popen in (subprocess.Popen, forks.Popen)
     )
     assert started["leads"] == forked["leads"] == leads
     if leads:
         del started["family"], forked["family"]
-    assert started.pop("command line") == list(TELLING)
+    assert started.pop("command line") == [*options, *TELLING]
     assert forked.pop("command line")[:2] == ["-m", "tests.forks"]
     assert forked == started
 
@@ -111,7 +120,7 @@ def test_its_parent_is_the_process_of_the_tests() -> None:
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
-        (("-P",), {}),
+        (("-B",), {}),
         ((), {"PYTHONWARNINGS": "default"}),
         ((), {"LC_ALL": "C"}),
     ],

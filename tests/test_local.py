@@ -86,8 +86,7 @@ class Call:
 
     def family(self) -> set[int]:
         """The process ids of what it has started: server and workers."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return {int(pid) for pid in children.read_text().split()}
+        return forks.children(self.process.pid)
 
 
 @pytest.fixture
@@ -276,9 +275,8 @@ def test_nothing_outlives_a_killed_call(folder: Folder) -> None:
 
 def descendants(pid: int) -> set[int]:
     found: set[int] = set()
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            found |= {child, *descendants(child)}
+    for child in forks.children(pid):
+        found |= {child, *descendants(child)}
     return found
 
 
