@@ -42,9 +42,10 @@ test: lint workflows $(RENDERER) ## Run lint and the tests
 test-slow: $(INSTALLED) $(RENDERER) ## Run the fault and load tests
 	$(BIN)/python -m pytest -m 'slow and not e2e'
 
+# All that need a server, or those of TESTS=...: .ci/run names the ones in which servers may differ.
 test-redis: $(INSTALLED) $(RENDERER) ## Run the tests against redis-server (Debian's)
 	@command -v redis-server >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends redis-server; }
-	TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -m 'redis and not slow and not e2e'
+	TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -m 'redis and not slow and not e2e' $(TESTS)
 
 test-e2e: $(INSTALLED) ## Run the tests on a cluster: tests/e2e/README.md
 	$(BIN)/python -m pytest -n 0 -m e2e tests/e2e
