@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import forks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, is_running, until
 
 TELL = """
 import json, os, pathlib, resource, signal, sys, threading, warnings
@@ -130,3 +130,19 @@ def test_what_no_fork_can_be_is_started(
 ) -> None:
     seen = told(forks.Popen, *words, *TELLING, cwd=ROOT, env={**os.environ, **settings})
     assert seen["command line"] == [*words, *TELLING]
+
+
+def test_the_workers_of_a_forked_imece_local_are_its_children_and_forks(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_text(f"wait-for {tmp_path / 'release'}")
+    words = ["local", str(tmp_path / "in"), str(tmp_path / "out")]
+    words += ["--processor", "tests.processors:by_content"]
+    with forks.Popen(
+        [sys.executable, "-m", "imece_producer", *words], cwd=ROOT, stdout=subprocess.DEVNULL
+    ) as local:
+        found = until(lambda: len(now := forks.children(local.pid)) == 2 and now, "both children")
+        lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found]
+        assert sum(b"tests.forks" in line for line in lines) == 1  # the other is the server
+        (tmp_path / "release").touch()
+        assert local.wait(60) == 0
+    assert not any(is_running(pid) for pid in found)
