@@ -69,6 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def templates() -> Iterator[None]:
     """Ends those that were made."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test`: workers would heed that, too
     yield
     forks.Template.close_all()
 

@@ -516,7 +516,7 @@ def test_a_producer_whose_run_was_taken_over_does_no_harm(
 
 def out_of_memory(workbench: Workbench, room: int) -> None:
     used = workbench.redis.info("memory")["used_memory"]
-    workbench.redis.config_set("maxmemory", used + room)
+    workbench.redis.config_set("maxmemory", max(1, used + room))
 
 
 @pytest.mark.parametrize(
