@@ -204,10 +204,10 @@ class Template:
         """Forks a template for this process alone, which does not hold these files. Comes back in
         the template, too, with what that has to do."""
         line, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        name_process(TEMPLATE)  # so it bears this name from its first moment on
         if os.fork() == 0:
             for number in (line.detach(), *files):
                 os.close(number)
-            name_process(TEMPLATE)
             return serve(name, far)
         far.close()
         cls._made[name] = cls(line, dict(os.environ))

@@ -333,8 +333,7 @@ def test_a_call_that_is_killed_leaves_its_socket_only_until_the_next_one(
     folder.files(20)
     for _ in range(2):
         call = folder.start(processor="tests.processors:slow")
-        until(folder.on, "the local run to be announced")
-        family = call.family()
+        family = until(call.family, "its server to be started")  # its socket has a place then
         call.process.kill()
         call.process.wait()
         until(lambda: not any(map(is_running, family)), "its server to be gone")  # noqa: B023
