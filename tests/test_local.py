@@ -333,7 +333,9 @@ def test_a_call_that_is_killed_leaves_its_socket_only_until_the_next_one(
     folder.files(20)
     for _ in range(2):
         call = folder.start(processor="tests.processors:slow")
-        family = until(call.family, "its server to be started")  # its socket has a place then
+        until(call.family, "its server to be started")  # what was there is cleared up then
+        until(lambda: list(short.glob("imece-server-*/redis.sock")), "its server to listen")
+        family = call.family()
         call.process.kill()
         call.process.wait()
         until(lambda: not any(map(is_running, family)), "its server to be gone")  # noqa: B023
