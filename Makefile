@@ -19,6 +19,9 @@ VERSION = $(shell $(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproje
 PROSE := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md tests/e2e/README.md docs
 STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
+# Else each process of the tests compiles anew whatever it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-redis test-slow test-e2e test-airflow test-airflow-e2e lint workflows format coverage dist release docs bench lock llms schemas kustomize clean
 
@@ -40,9 +43,10 @@ test: lint workflows $(RENDERER) ## Run lint and the tests
 test-slow: $(INSTALLED) $(RENDERER) ## Run the fault and load tests
 	$(BIN)/python -m pytest -m 'slow and not e2e'
 
+# All that need a server, or those of TESTS=...: .ci/run names the ones in which servers may differ.
 test-redis: $(INSTALLED) $(RENDERER) ## Run the tests against redis-server (Debian's)
 	@command -v redis-server >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends redis-server; }
-	TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -m 'redis and not slow and not e2e'
+	TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -m 'redis and not slow and not e2e' $(TESTS)
 
 test-e2e: $(INSTALLED) ## Run the tests on a cluster: tests/e2e/README.md
 	$(BIN)/python -m pytest -n 0 -m e2e tests/e2e

@@ -1,5 +1,6 @@
 """Real parts for the tests: a server, worker processes, files."""
 
+import gc
 import json
 import os
 import signal
@@ -68,6 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def templates() -> Iterator[None]:
     """Ends those that were made."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test`: workers would heed that, too
     yield
     forks.Template.close_all()
 
@@ -85,10 +87,17 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(f"KUBERNETES_SERVICE_{name}", raising=False)
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported is looked through for garbage no more."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     with Server(tmp_path / "redis") as running:
         yield running
+        running.stop(signal.SIGKILL)  # nobody reads its data: no need to let it end in good order
 
 
 @pytest.fixture

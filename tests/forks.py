@@ -1,17 +1,21 @@
 """Processes that start in some ms: `Popen` and `run` as in subprocess, for `python -m imece_worker`
 and `python -m imece_producer`.
 
-A template, one for each of the two, has imported what they import, and forks. The fork is what the
-process would be that was started: a child of ours, with the files, environment, directory,
-arguments and module path it was given. It differs in two things. /proc shows the template's
-arguments and environment; and a worker is not started anew without its secrets
-(imece_worker/handover.py), for that would be as slow as any start. Where the start itself is what
-is tested, take `subprocess`.
+A template, one for each of the two, has imported what they import, and forks. There is a third for
+commands where KUBECONFIG names a file: the client of Kubernetes takes longer than all else. The
+fork is what the process would be that was started: a child of ours, with the files, environment,
+directory, arguments and module path it was given. It differs in three things. /proc shows the
+template's arguments and environment; `sys.flags` does not show `-P`; and a worker is not started
+anew without its secrets (imece_worker/handover.py), for that would be as slow as any start. Where
+the start itself is what is tested, take `subprocess`.
+
+`imece local` starts its workers the same way: each such fork has a template of its own for them.
 
 As a program (`python -m tests.forks NAME`) this is a template. It has no thread, and opens nothing
 but the line to the tests.
 """
 
+import atexit
 import ctypes
 import gc
 import importlib.util
@@ -24,22 +28,33 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, AnyStr, ClassVar
+from types import SimpleNamespace
+from typing import Any, AnyStr, ClassVar, NamedTuple
 
+from imece.process import follow_parent, name_process
+from imece_producer.local import scaling
+
+WORKER, PRODUCER = "imece_worker", "imece_producer"
+WITH_CLUSTER = "imece_producer with a cluster"
+_OF_WORKERS = (
+    *("imece_worker.command", "imece_worker.static", "imece_worker.worker"),
+    *("imece_worker.deletioncost", "imece.settings"),
+)
+_OF_PRODUCERS = (
+    *("imece_producer.cli", "imece_producer.enqueue", "imece_producer.local.run"),
+    *("imece_producer.cluster.commands", "imece_producer.doctor"),
+    *("imece.run.dead_workers", "rich.live", "rich.table"),
+)
 IMPORTED = {
-    "imece_worker": (
-        *("imece_worker.command", "imece_worker.static", "imece_worker.worker"),
-        *("imece_worker.deletioncost", "imece.settings"),
-    ),
-    "imece_producer": (
-        *(
-            "imece_producer.cli",
-            "imece_producer.enqueue",
-            "imece_producer.local.run",
-            "imece_producer.cluster.commands",
-        ),
-        *("imece_producer.doctor", "imece.run.dead_workers", "rich.live", "rich.table"),
+    WORKER: _OF_WORKERS,
+    PRODUCER: _OF_PRODUCERS + _OF_WORKERS,
+    WITH_CLUSTER: (
+        *_OF_PRODUCERS,
+        *("kubernetes.config", "kubernetes.client.api.core_v1_api"),
+        "kubernetes.client.api.custom_objects_api",
     ),
 }
 """What a template has imported: what the command does, and most of what it imports later."""
@@ -48,8 +63,16 @@ BEFORE_MAIN = ("PYTHON", "LC_", "LANG", "TZ", "LD_", "RQ_")
 """How the names of variables begin that Python, or a library, reads when it starts. A process for
 which they are others than for its template is started."""
 
+ENCODING = "PYTHONIOENCODING"
+"""The exception: a fork opens its streams itself."""
+
 LONGEST_ORDER = 1 << 17
+TEMPLATE = "template"
+"""What `ps` and /proc call the one that `imece local` has."""
+
 SUBREAPER = 36  # linux/prctl.h, PR_SET_CHILD_SUBREAPER
+PR_CAPBSET_DROP = 24
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
 
 
 class Popen(subprocess.Popen[AnyStr]):
@@ -62,10 +85,9 @@ class Popen(subprocess.Popen[AnyStr]):
     ):  # fmt: skip
         """The one step of subprocess.Popen that makes the process: the rest is as it is there."""
         environment = dict(os.environ if env is None else env)
-        template = None
-        if preexec_fn is None and list(args[:2]) == [sys.executable, "-m"]:
-            template = Template.of(args[2], environment)
-        if template is None:
+        call = Call.of(args, preexec_fn)
+        template = Template.of(call.name, environment) if call is not None else None
+        if call is None or template is None:
             super()._execute_child(  # type: ignore[misc]
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,
                 creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite,
@@ -76,8 +98,7 @@ class Popen(subprocess.Popen[AnyStr]):
             number if given == -1 else given
             for number, given in enumerate((p2cread, c2pwrite, errwrite))
         ]
-        words = [os.fsdecode(word) for word in args[3:]]
-        self.pid = template.fork(words, environment, cwd or Path.cwd(), files, start_new_session)
+        self.pid = template.fork(call, environment, cwd or Path.cwd(), files, start_new_session)
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
@@ -101,6 +122,60 @@ def run(
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
+def children(pid: int) -> set[int]:
+    """The process ids of what a process has started: the template that `imece local` has is none
+    of them."""
+    found = set()
+    for there in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in there.read_text().split():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                if Path(f"/proc/{child}/comm").read_text().strip() != TEMPLATE:
+                    found.add(int(child))
+    return found
+
+
+def without_roots_powers() -> None:
+    """In a new process: permissions then hold for root, too, in it and in what it starts. Anybody
+    else has no such powers to begin with."""
+    libc = ctypes.CDLL(None)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # linux/capability.h: the version, and ourselves
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; the same of higher numbers
+    libc.capget(header, sets)
+    for power in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        libc.prctl(PR_CAPBSET_DROP, power, 0, 0, 0)
+        for number in range(3):
+            sets[number] &= ~(1 << power)
+    libc.capset(header, sets)
+
+
+class Call(NamedTuple):
+    """What is to be started, as far as it is in the arguments."""
+
+    name: str
+    words: list[str]
+    safely: bool
+    """-P: without this directory on the module path."""
+    follows: int = 0
+    """The signal that it gets when its parent ends, or 0."""
+    powerless: bool = False
+    """`without_roots_powers`."""
+
+    @classmethod
+    def of(cls, args: Sequence[str | bytes], before: Callable[[], None] | None) -> "Call | None":
+        """None where no fork can be what is asked for."""
+        words = [os.fsdecode(word) for word in args]
+        safely = words[1:2] == ["-P"]
+        options = [sys.executable, "-P", "-m"] if safely else [sys.executable, "-m"]
+        if words[: len(options)] != options:
+            return None
+        name, *rest = words[len(options) :]
+        if before is None or before is without_roots_powers:
+            return cls(name, rest, safely, powerless=before is not None)
+        if isinstance(before, partial) and before.func is follow_parent:
+            return cls(name, rest, safely, int(before.args[1]))
+        return None
+
+
 class Template:
     """Our end of the line to one. It ends when this end is closed."""
 
@@ -108,11 +183,17 @@ class Template:
     _lock: ClassVar[threading.Lock] = threading.Lock()
     """One call at a time: some tests make them in threads."""
 
-    def __init__(self, name: str, environment: dict[str, str]) -> None:
+    def __init__(self, line: socket.socket, environment: Mapping[str, str]) -> None:
+        self._line = line
         self._environment = environment
-        self._line, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def start(cls, name: str, environment: dict[str, str]) -> "Template":
+        line, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        made = cls(line, environment)
         with far:
-            self._process = subprocess.Popen(
+            made._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.forks", name, str(far.fileno())],
                 cwd=Path(__file__).parent.parent,
                 env=environment,
@@ -120,15 +201,32 @@ class Template:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[far.fileno()],
             )
+        return made
+
+    @classmethod
+    def split_off(cls, name: str, files: list[int]) -> Callable[[], None] | None:
+        """Forks a template for this process alone, which does not hold these files. Comes back in
+        the template, too, with what that has to do."""
+        line, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        name_process(TEMPLATE)  # so it bears this name from its first moment on
+        if os.fork() == 0:
+            for number in (line.detach(), *files):
+                os.close(number)
+            return serve(name, far)
+        far.close()
+        cls._made[name] = cls(line, dict(os.environ))
+        return None
 
     @classmethod
     def of(cls, name: str, environment: Mapping[str, str]) -> "Template | None":
         """The one for a module, made when it is first needed; None if there can be none."""
-        if name not in IMPORTED:
+        if name not in (WORKER, PRODUCER):
             return None
+        if name == PRODUCER and Path(environment.get("KUBECONFIG", "")).is_file():
+            name = WITH_CLUSTER
         with cls._lock:
             if name not in cls._made:
-                cls._made[name] = cls(name, _without_path(os.environ))
+                cls._made[name] = cls.start(name, _without_path(os.environ))
             made = cls._made[name]
         same = _before_main(made._environment) == _before_main(_without_path(environment))
         return made if same else None
@@ -138,11 +236,12 @@ class Template:
         while cls._made:
             _, made = cls._made.popitem()
             made._line.close()
-            made._process.wait()
+            if made._process is not None:
+                made._process.wait()
 
     def fork(
         self,
-        words: list[str],
+        call: Call,
         environment: dict[str, str],
         folder: str | bytes | os.PathLike[str],
         files: list[int],
@@ -150,7 +249,8 @@ class Template:
     ) -> int:
         """The process id of a new child of this process."""
         order = {
-            "words": words,
+            **call._asdict(),
+            "parent": os.getpid(),
             "environment": environment,
             "folder": os.fsdecode(folder),
             "as_leader": as_leader,
@@ -172,7 +272,11 @@ def _without_path(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _before_main(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(BEFORE_MAIN)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(BEFORE_MAIN) and name != ENCODING
+    }
 
 
 def serve(name: str, line: socket.socket) -> Callable[[], None]:
@@ -185,38 +289,52 @@ def serve(name: str, line: socket.socket) -> Callable[[], None]:
     while True:
         message, files, _, _ = socket.recv_fds(line, LONGEST_ORDER, 3)
         if not message:
-            return lambda: None
+            return lambda: os._exit(0)
         ours, theirs = os.pipe()
+        adopted, not_yet = os.pipe()
         if (between := os.fork()) == 0:
             if (pid := os.fork()) == 0:
-                line.close()
-                os.close(ours)
-                os.close(theirs)
-                return _become(name, json.loads(message), files)
+                for number in (line.detach(), ours, theirs, not_yet):
+                    os.close(number)
+                os.read(adopted, 1)  # comes back when it is closed
+                os.close(adopted)
+                return _become(json.loads(message), files)
             os.write(theirs, b"%d" % pid)
-            os._exit(0)  # so the fork becomes a child of the tests
+            os._exit(0)  # so the fork becomes a child of who has asked
         os.waitpid(between, 0)
+        os.close(not_yet)
         line.send(os.read(ours, 20))
-        for number in (ours, theirs, *files):
+        for number in (adopted, ours, theirs, *files):
             os.close(number)
 
 
-def _become(name: str, order: dict[str, Any], files: list[int]) -> Callable[[], None]:
+def _become(order: dict[str, Any], files: list[int]) -> Callable[[], None]:
     """Makes this process what `python -m NAME` is when it begins."""
+    name = order["name"]
+    if name == PRODUCER and order["words"][:1] == ["local"]:
+        if (serving := Template.split_off(WORKER, files)) is not None:
+            return serving
+        vars(scaling)["subprocess"] = SimpleNamespace(Popen=Popen, DEVNULL=subprocess.DEVNULL)
+    name_process(Path(sys.executable).name)
+    if order["follows"]:
+        follow_parent(order["parent"], signal.Signals(order["follows"]))
+    if order["powerless"]:
+        without_roots_powers()
     if order["as_leader"]:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, given in enumerate(files):
         os.dup2(given, number)
         os.close(given)
+    encoding = order["environment"].get(ENCODING)
     # The streams there are have looked at the template's files.
     sys.stdin, sys.stdout, sys.stderr = (
         open(  # noqa: SIM115 - open for as long as the process
             number,
             "w" if number else "r",
             buffering=1 if number == 2 else -1,
-            encoding=stream.encoding,
-            errors=stream.errors,
+            encoding=encoding or stream.encoding,
+            errors="strict" if encoding and number < 2 else stream.errors,
             closefd=False,
         )
         for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr))
@@ -229,17 +347,43 @@ def _become(name: str, order: dict[str, Any], files: list[int]) -> Callable[[], 
     assert found is not None
     os.chdir(order["folder"])
     path = os.environ.get("PYTHONPATH")
-    sys.path[:1] = [str(Path.cwd()), *(path.split(os.pathsep) if path else ())]
+    sys.path[:1] = [
+        *(() if order["safely"] else [str(Path.cwd())]),
+        *(path.split(os.pathsep) if path else ()),
+    ]
     sys.argv = [str(found.origin), *order["words"]]
-    sys.orig_argv = [sys.executable, "-m", name, *order["words"]]
+    sys.orig_argv = [
+        *(sys.executable, *(["-P"] if order["safely"] else []), "-m", name),
+        *order["words"],
+    ]
     main: Callable[..., Any]
-    if name == "imece_worker":
+    if name == WORKER:
         from imece_worker.__main__ import main
 
-        return lambda: main(sys.argv[1:])
+        return lambda: _leave(lambda: main(sys.argv[1:]))
     from imece_producer.__main__ import main
 
-    return main
+    return lambda: _leave(main)
+
+
+def _leave(main: Callable[[], Any]) -> None:
+    """Ends as Python does, but takes no module to pieces: of a fork, that is the larger part."""
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code
+    if code is not None and not isinstance(code, int):
+        sys.exit(code)
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # Python has something to say of it
+        sys.exit(code)
+    os._exit(code or 0)
 
 
 if __name__ == "__main__":

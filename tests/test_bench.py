@@ -12,7 +12,10 @@ from tests.conftest import ROOT
 @pytest.mark.parametrize(
     ("bench", "figures"),
     [
-        ("process", ["ratio of the two", "a processor that does nothing"]),
+        pytest.param(
+            *("process", ["ratio of the two", "a processor that does nothing"]),
+            marks=pytest.mark.slow,  # the same command, and seconds of processing
+        ),
         ("enqueue", ["ratio of the two", "memory in Redis a file", "peak memory of the producer"]),
         ("status", ["`imece status`, 10,000 files", "`imece status`, 100 files", "`rq info`"]),
     ],

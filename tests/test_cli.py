@@ -572,12 +572,10 @@ def test_no_terminal_and_no_name_is_too_poor_for_a_path_or_a_name(workbench: Wor
     environment = {**os.environ, **workbench.environment(), "PYTHONIOENCODING": "ascii"}
 
     def call_imece(*arguments: str | bytes) -> str:
-        answer = subprocess.run(
-            [*call, *arguments], env=environment, cwd=ROOT, capture_output=True, check=False
-        )
-        assert b"Traceback" not in answer.stderr, answer.stderr.decode()
-        assert answer.returncode in (0, 1), answer.stderr.decode()
-        return answer.stdout.decode("ascii")
+        answer = forks.run([*call, *arguments], env=environment, cwd=ROOT, encoding="ascii")
+        assert "Traceback" not in answer.stderr, answer.stderr
+        assert answer.returncode in (0, 1), answer.stderr
+        return answer.stdout
 
     call_imece("enqueue", root, str(workbench.target), "--run-id", "run")
     workbench.worker()
@@ -609,6 +607,7 @@ def test_a_reader_that_goes_away_is_no_traceback(failed: Workbench) -> None:
 # Commands that are started, not forked (tests/forks.py)
 
 
+@pytest.mark.slow
 def test_each_command_works_as_a_process_of_its_own(workbench: Workbench) -> None:
     workbench.settings["processor"] = "tests.processors:by_content"
     workbench.file("good.txt")

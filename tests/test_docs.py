@@ -30,9 +30,11 @@ SLOW = {
     "many-to-one.md",
     "nightly-run.md",
     "process-again.md",
+    "run-a-program.md",
     "use-in-a-script.md",
+    "workers-on-machines.md",
 }
-"""Pages with many runs, and little that other pages do not show."""
+"""Pages with many runs, or many starts, and little that other pages do not show."""
 RUNNABLE = [
     pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=str(page.name))
     for page in pages()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import forks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, is_running, until
 
 TELL = """
 import json, os, pathlib, resource, signal, sys, threading, warnings
@@ -71,21 +71,30 @@ def told(popen: Any, *words: str, **options: Any) -> dict[str, Any]:
     return said
 
 
-@pytest.mark.parametrize("leads", [False, True])
-@pytest.mark.parametrize("folder", [ROOT, None])
+@pytest.mark.parametrize(
+    ("folder", "leads", "options", "encoding"),
+    [(ROOT, False, (), ""), (None, False, (), "ascii"), (None, True, ("-P",), "")],
+)
 def test_a_fork_sees_what_a_process_sees_that_was_started(
-    modules: Path, monkeypatch: pytest.MonkeyPatch, folder: Path | None, leads: bool
+    modules: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path | None,
+    leads: bool,
+    options: tuple[str, ...],
+    encoding: str,
 ) -> None:
+    if encoding:
+        monkeypatch.setenv("PYTHONIOENCODING", encoding)
     monkeypatch.setenv("IMECE_LEASE", "7")
     monkeypatch.setenv("IMECE_TEST\udcff", "\udcff")
     started, forked = (
-        told(popen, *TELLING, cwd=folder or modules, start_new_session=leads)
+        told(popen, *options, *TELLING, cwd=folder or modules, start_new_session=leads)
         for popen in (subprocess.Popen, forks.Popen)
     )
     assert started["leads"] == forked["leads"] == leads
     if leads:
         del started["family"], forked["family"]
-    assert started.pop("command line") == list(TELLING)
+    assert started.pop("command line") == [*options, *TELLING]
     assert forked.pop("command line")[:2] == ["-m", "tests.forks"]
     assert forked == started
 
@@ -111,7 +120,7 @@ def test_its_parent_is_the_process_of_the_tests() -> None:
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
-        (("-P",), {}),
+        (("-B",), {}),
         ((), {"PYTHONWARNINGS": "default"}),
         ((), {"LC_ALL": "C"}),
     ],
@@ -121,3 +130,19 @@ def test_what_no_fork_can_be_is_started(
 ) -> None:
     seen = told(forks.Popen, *words, *TELLING, cwd=ROOT, env={**os.environ, **settings})
     assert seen["command line"] == [*words, *TELLING]
+
+
+def test_the_workers_of_a_forked_imece_local_are_its_children_and_forks(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_text(f"wait-for {tmp_path / 'release'}")
+    words = ["local", str(tmp_path / "in"), str(tmp_path / "out")]
+    words += ["--processor", "tests.processors:by_content"]
+    with forks.Popen(
+        [sys.executable, "-m", "imece_producer", *words], cwd=ROOT, stdout=subprocess.DEVNULL
+    ) as local:
+        found = until(lambda: len(now := forks.children(local.pid)) == 2 and now, "both children")
+        lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found]
+        assert sum(b"tests.forks" in line for line in lines) == 1  # the other is the server
+        (tmp_path / "release").touch()
+        assert local.wait(60) == 0
+    assert not any(is_running(pid) for pid in found)

@@ -215,13 +215,10 @@ def seconds_of_an_enqueuing(workbench: Workbench, count: int) -> float:
     return max(0.1, whole - (time.monotonic() - began) / 2)
 
 
-@pytest.mark.parametrize("share", [0.3])
-def test_a_producer_that_is_killed_leaves_a_whole_run_or_none(
-    workbench: Workbench, share: float
-) -> None:
-    count = 1_200
+def test_a_producer_that_is_killed_leaves_a_whole_run_or_none(workbench: Workbench) -> None:
+    count = 400
     seconds = seconds_of_an_enqueuing(workbench, count)
-    whole_or_not_at_all(workbench, count, share, seconds)
+    whole_or_not_at_all(workbench, count, 0.3, seconds)
     every_file_is_through(workbench, count)
 
 
@@ -287,7 +284,7 @@ def test_jobs_taken_out_of_the_queue_while_workers_are_on_come_back_once(
     workbench: Workbench,
 ) -> None:
     """Three look for lost jobs, and each job comes back once."""
-    names = a_run_of_single_files(workbench, 150)
+    names = a_run_of_single_files(workbench, 90)
     for _ in range(3):
         workbench.worker().started()
     for goal in (10, 40):

@@ -17,6 +17,8 @@ from imece_producer.local.server import Server, clear_socket_dirs
 from tests import forks, obstacles
 from tests.conftest import ROOT, is_running, until
 
+ONE = ("--max-replicas", "1")
+
 
 class Folder:
     """An input directory with files, and `imece local` over it."""
@@ -86,8 +88,7 @@ class Call:
 
     def family(self) -> set[int]:
         """The process ids of what it has started: server and workers."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return {int(pid) for pid in children.read_text().split()}
+        return forks.children(self.process.pid)
 
 
 @pytest.fixture
@@ -234,45 +235,61 @@ def test_a_lower_limit_stops_workers_and_loses_nothing(folder: Folder) -> None:
     assert "40 done" in output
 
 
+@pytest.fixture
+def release(folder: Folder, tmp_path: Path) -> Path:
+    """Five files in `folder` wait for it to be there."""
+    path = tmp_path / "release"
+    folder.files(5, f"wait-for {path}")
+    return path
+
+
+def is_attached(call: Call) -> bool:
+    """Waits until it shows the run."""
+    assert call.process.stdout is not None
+    return any("running" in line for line in iter(call.process.stdout.readline, ""))
+
+
 @pytest.mark.parametrize("ending", ["done", "failed"])
-def test_a_second_call_attaches_and_ends_as_the_first(folder: Folder, ending: str) -> None:
-    folder.files(40, "sleep 0.3")
+def test_a_second_call_attaches_and_ends_as_the_first(
+    folder: Folder, release: Path, ending: str
+) -> None:
     if ending == "failed":
         (folder.source / "bad.txt").write_text("raise out of tune")
-    one = ("--max-replicas", "1")
-    first = folder.start(*one, processor="tests.processors:by_content")
+    first = folder.start(*ONE, processor="tests.processors:by_content")
     until(folder.on, "the first to be announced")
-    code, output, errors = folder.start(*one, processor="tests.processors:by_content").ends()
+    second = folder.start(*ONE, processor="tests.processors:by_content")
+    assert is_attached(second)
+    release.touch()
+    code, output, errors = second.ends()
     assert "is on already" in errors
-    assert "40 done" in output
+    assert "5 done" in output
     assert code == first.ends()[0] == (0 if ending == "done" else 1)
-    assert folder.done() == 40
+    assert folder.done() == 5
 
 
-def test_ctrl_c_detaches_and_the_run_goes_on(folder: Folder) -> None:
-    folder.files(30, "sleep 0.2")
-    first = folder.start("--max-replicas", "1", processor="tests.processors:by_content")
-    until(lambda: folder.done() >= 1, "the first output")
-    second = folder.start("--max-replicas", "1", processor="tests.processors:by_content")
-    assert second.process.stdout is not None
-    assert "running" in second.process.stdout.readline()
+def test_ctrl_c_detaches_and_the_run_goes_on(folder: Folder, release: Path) -> None:
+    first = folder.start(*ONE, processor="tests.processors:by_content")
+    until(folder.on, "the first to be announced")
+    second = folder.start(*ONE, processor="tests.processors:by_content")
+    assert is_attached(second)
     second.process.send_signal(signal.SIGINT)
     code, _, errors = second.ends()
     assert code == 130
     assert "continues" in errors
+    release.touch()
     assert first.ends()[0] == 0
-    assert folder.done() == 30
+    assert folder.done() == 5
 
 
-def test_a_second_call_with_other_options_is_refused(folder: Folder) -> None:
-    folder.files(40, "sleep 0.3")
-    named = ("--run-id", "mine", "--max-replicas", "1")
+def test_a_second_call_with_other_options_is_refused(folder: Folder, release: Path) -> None:
+    named = ("--run-id", "mine", *ONE)
     first = folder.start(*named, processor="tests.processors:by_content")
-    until(lambda: folder.done() >= 1, "the first output")
+    until(folder.on, "the first to be announced")
     options = ("--run-id", "mine", "--retries", "7")
     code, _, errors = folder.start(*options, processor="tests.processors:copy").ends()
     assert code == 2
     assert "another processor, another retries" in errors
+    release.touch()
     assert first.ends()[0] == 0
 
 
@@ -293,9 +310,8 @@ def test_nothing_outlives_a_killed_call(folder: Folder) -> None:
 
 def descendants(pid: int) -> set[int]:
     found: set[int] = set()
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            found |= {child, *descendants(child)}
+    for child in forks.children(pid):
+        found |= {child, *descendants(child)}
     return found
 
 
@@ -334,7 +350,8 @@ def test_a_call_that_is_killed_leaves_its_socket_only_until_the_next_one(
     folder.files(20)
     for _ in range(2):
         call = folder.start(processor="tests.processors:slow")
-        until(folder.on, "the local run to be announced")
+        until(call.family, "its server to be started")  # what was there is cleared up then
+        until(lambda: list(short.glob("imece-server-*/redis.sock")), "its server to listen")
         family = call.family()
         call.process.kill()
         call.process.wait()

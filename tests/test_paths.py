@@ -1,7 +1,6 @@
 """The promise: nothing is read or written outside the run's two directories; a place that cannot be
 used is a reason that is told, and the work waits for it."""
 
-import ctypes
 import os
 import resource
 import shutil
@@ -14,18 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Workbench, WorkerProcess, until
+from tests.forks import without_roots_powers
 
-PR_CAPBSET_DROP = 24  # linux/prctl.h
-CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
 MIB = 2**20
-
-
-def without_roots_powers() -> None:
-    """In the worker's process: permissions then hold for root, too. Anybody else has no such powers
-    to begin with."""
-    libc = ctypes.CDLL(None)
-    for power in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-        libc.prctl(PR_CAPBSET_DROP, power, 0, 0, 0)
 
 
 @pytest.fixture

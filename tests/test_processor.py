@@ -190,7 +190,7 @@ def test_a_processor_that_cannot_be_had_is_told_at_the_start_with_exit_code_2(
     workbench.files(1)
     workbench.enqueue()
     del workbench.settings["processor"]
-    worker = workbench.worker(fresh=True, **settings)
+    worker = workbench.worker(**settings)
     assert worker.wait() == 2
     assert message in worker.log()
     assert worker.log().startswith("imece-worker: ")

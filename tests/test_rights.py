@@ -6,6 +6,7 @@ recorded is held against imece_producer/redis_checks.py.
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from imece.run import keys
 from imece_producer.redis_checks import PROBES
@@ -98,6 +99,15 @@ def ended(workbench: Workbench) -> bool:
     return workbench.status().has_ended
 
 
+def known(admin: Redis, command: str) -> bool:
+    """Redis before 7.2 has no CLIENT SETINFO, and redis-py minds no refusal of it."""
+    try:
+        admin.execute_command("ACL", "SETUSER", "nobody", f"+{command}")  # type: ignore[no-untyped-call]
+    except ResponseError:
+        return False
+    return True
+
+
 def recorded(admin: Redis) -> set[str]:
     """The commands that have been sent, also by scripts."""
     sent = {name.removeprefix("cmdstat_") for name in admin.info("commandstats")}
@@ -108,7 +118,8 @@ def recorded(admin: Redis) -> set[str]:
 def test_what_is_recorded_is_what_the_rights_name(workbench: Workbench, admin: Redis) -> None:
     become(workbench, admin, ALL)
     whole_life(workbench, admin)
-    sent, named = recorded(admin), probed()
+    sent = recorded(admin)
+    named = {command for command in probed() if known(admin, command)}
     missing, superfluous = sorted(sent - named), sorted(named - sent - ONLY_AFTER_A_WHILE)
     assert not missing, f"imece_producer/redis_checks.py has no probe for {missing}"
     assert not superfluous, (
@@ -119,7 +130,8 @@ def test_what_is_recorded_is_what_the_rights_name(workbench: Workbench, admin: R
 def test_a_user_with_these_rights_alone_is_never_refused(
     workbench: Workbench, admin: Redis
 ) -> None:
-    become(workbench, admin, acl())
+    rules = [rule for rule in acl() if rule[0] != "+" or known(admin, rule[1:])]
+    become(workbench, admin, rules)
     whole_life(workbench, admin)
     log = admin.execute_command("ACL", "LOG")  # type: ignore[no-untyped-call]
     assert log == []

@@ -228,11 +228,10 @@ def test_a_function_goes_on_when_all_processes_of_its_worker_get_the_signal(
     """As from systemd, whose default is KillMode=control-group."""
     workbench.file("a", "sleep 1")
     workbench.file("b", "sleep 1")
-    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.settings["processor"] = "tests.processors:by_content_traced"
     workbench.enqueue(buckets=1, files_per_job=10, retries=0)
-    worker = workbench.worker().took()
-    worker.runner()
-    time.sleep(0.3)  # the first file is in hand; had it not begun, nothing would be done at all
+    worker = workbench.worker()
+    until(lambda: workbench.begun() == {"a": 1}, "the first file to be in hand")
     for _ in range(3):
         signal_all(family(worker.pid), number)
     assert worker.wait() == 0
