@@ -25,6 +25,7 @@ from imece.settings import Settings
 from imece_producer import grouping
 from imece_producer.grouping import Bucket
 from imece_producer.outcomes import done, not_done, open_files
+from imece_producer.overlap import Overlap
 from imece_producer.plan import Plan, group, plan
 
 STAGED_TTL = 3600
@@ -90,7 +91,8 @@ class Producer:
         again.
 
         Raises:
-            RunError: the id is in use with other parameters, or the run went away meanwhile.
+            RunError: the id is in use with other parameters, the run went away meanwhile, or
+                another run makes one of the outputs of another input.
             ListingError: the files cannot be listed or grouped, or there are none.
         """
         run = Run(self.redis, run_id)
@@ -231,6 +233,7 @@ class Producer:
     ) -> tuple[str | None, int]:
         """Stages and commits; what the run's state was, and how many files are not in the plan's
         jobs because they are in hand, or known to be done."""
+        overlap = Overlap(run, parameters, made.listing.files)
         for _ in range(MOST_LOOKS):
             before = run.snapshot()
             sorted_out = self._sort_out(run, before, parameters, made, only_these)
@@ -256,7 +259,12 @@ class Producer:
                 "links_refused": made.listing.links_refused,
             }
             jobs = grouping.jobs(buckets, shape.files_per_job)
-            answer = self._commit(run, token, before, sorted_out.kept, jobs, fields)
+            answer = "overtaken"
+            while answer == "overtaken":
+                overlap.compare()
+                answer = self._commit(
+                    run, token, before, sorted_out.kept, jobs, fields, overlap.seen
+                )
             if answer == "committed":
                 return before.state, len(sorted_out.finished) + sorted_out.in_hand
             if answer != "changed":
@@ -334,6 +342,7 @@ class Producer:
         kept: set[bytes],
         jobs: int,
         fields: dict[str, str | int],
+        seen: float,
     ) -> str:
         queue = self.settings.queue
         where = [
@@ -354,6 +363,7 @@ class Producer:
             self.settings.run_ttl,
             self.settings.result_ttl,
             jobs,
+            repr(seen),
             len(before.held),
             *held,
             *chain.from_iterable(fields.items()),
