@@ -101,7 +101,6 @@ with DAG(
         ca_config_map="{{ params.ca_config_map }}",
         pull_secret="{{ params.pull_secret }}",
         startup_timeout="{{ params.startup_timeout }}",
-        deferrable=True,
     )
     roll_out = ImeceRolloutOperator(
         task_id="roll_out",

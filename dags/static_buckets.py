@@ -93,5 +93,4 @@ with DAG(
             )
         ],
         volume_mounts=[k8s.V1VolumeMount(name="data", mount_path="/data")],
-        deferrable=True,
     ).expand_kwargs(pods)

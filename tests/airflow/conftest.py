@@ -61,14 +61,15 @@ def connected(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator
     yield workbench
 
 
-def dag_named(name: str) -> Any:
-    """A DAG of ours, or of the tests. No task is tried again, which would take minutes."""
+def dag_named(name: str, dag_id: str = "") -> Any:
+    """A DAG of ours, or of the tests, by its file and its id, if that is another. No task is tried
+    again, which would take minutes."""
     from airflow.dag_processing.dagbag import DagBag
 
     folder = TEST_DAGS if (TEST_DAGS / f"{name}.py").exists() else DAGS
     bag = DagBag(dag_folder=str(folder / f"{name}.py"))
     assert bag.import_errors == {}
-    dag = bag.dags[name]
+    dag = bag.dags[dag_id or name]
     for task in dag.tasks:
         if not task.is_mapped:
             task.retries = 0

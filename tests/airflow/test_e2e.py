@@ -26,7 +26,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def airflow(store: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    connection = {"conn_type": "redis", "host": str(store.socket)}
+    extra = {"run_url": "https://imece.example/{run}"}
+    connection = {"conn_type": "redis", "host": str(store.socket), "extra": extra}
     made = Deployment(
         tmp_path_factory.mktemp("airflow"),
         {"imece": DAGS, "tests": TEST_DAGS},
@@ -86,6 +87,9 @@ def test_a_form_s_run_ends_with_an_asset_event_and_the_dag_that_waits_for_it(
     events = airflow.ask("GET", "/api/v2/assets/events")["asset_events"]
     [mine] = [event for event in events if event["source_run_id"] == run.id]
     assert (mine["extra"]["done"], mine["extra"]["files"]) == (400, 400)
+    assert mine["uri"] == bench.target.as_uri()
+    links = airflow.ask("GET", f"{run.path}/taskInstances/run/links")["extra_links"]
+    assert links == {"imece run": f"https://imece.example/{mine['extra']['run']}"}
 
     def followers() -> Any:
         return airflow.ask("GET", "/api/v2/dags/follow_up/dagRuns")["dag_runs"]

@@ -8,6 +8,7 @@ from kubernetes.client import models as k8s
 
 from imece_producer.airflow import fields
 from imece_producer.airflow.connection import airflow_errors
+from imece_producer.airflow.deferring import is_deferrable
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -28,6 +29,7 @@ class ImecePodOperator(KubernetesPodOperator):
     Args:
         pull_secret: the Secret to pull the image with; empty: none.
         startup_timeout: seconds until the pod must have started.
+        deferrable: wait in the triggerer; see `is_deferrable`.
     """
 
     template_fields: Sequence[str] = (
@@ -42,6 +44,7 @@ class ImecePodOperator(KubernetesPodOperator):
         kubernetes_conn_id: str | None = "imece_kubernetes",
         pull_secret: str | None = None,
         startup_timeout: int | str = 300,
+        deferrable: bool | None = None,
         volumes: list[k8s.V1Volume] | None = None,
         volume_mounts: list[k8s.V1VolumeMount] | None = None,
         **kwargs: Any,
@@ -64,6 +67,7 @@ class ImecePodOperator(KubernetesPodOperator):
         scratch = k8s.V1Volume(name="tmp", empty_dir=k8s.V1EmptyDirVolumeSource())
         super().__init__(
             kubernetes_conn_id=kubernetes_conn_id,
+            deferrable=is_deferrable(deferrable),
             volumes=[scratch, *(volumes or [])],
             volume_mounts=[
                 k8s.V1VolumeMount(name="tmp", mount_path="/tmp"),  # noqa: S108
