@@ -90,3 +90,19 @@ def rendered(
 def listed(file: Path) -> list[str]:
     """The files in a list of failures."""
     return [json.loads(line)["file"] for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection imece_kubernetes, to nowhere: only the pods' specs are looked at."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "none",
+        "clusters": [{"name": "none", "cluster": {"server": "https://cluster.invalid"}}],
+        "users": [{"name": "none", "user": {"token": "none"}}],
+        "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+    }
+    extra = {"namespace": "imece", "kube_config": json.dumps(config)}
+    connection = {"conn_type": "kubernetes", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_IMECE_KUBERNETES", json.dumps(connection))

@@ -11,8 +11,9 @@ from imece_producer.airflow.cluster import (
     ImeceScaleOperator,
 )
 from imece_producer.airflow.hook import ImeceHook
+from imece_producer.airflow.image import ImeceImageOperator
 from imece_producer.airflow.links import ImeceRunLink
-from imece_producer.airflow.pod import ImeceImageOperator, ImecePodOperator, bucket_pods
+from imece_producer.airflow.pod import ImecePodOperator, bucket_pods
 from imece_producer.airflow.run import ImeceRunOperator
 from imece_producer.airflow.trigger import ImeceRunTrigger
 
