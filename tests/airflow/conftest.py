@@ -18,6 +18,8 @@ TEST_DAGS = ROOT / "tests" / "airflow" / "dags"
 
 # Airflow reads its settings when it is first imported.
 HOME = tempfile.TemporaryDirectory(prefix="imece-airflow-")
+EXAMPLES = Path(HOME.name) / "examples"
+EXAMPLES.mkdir()
 os.environ |= {
     "AIRFLOW_HOME": HOME.name,
     "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
@@ -28,7 +30,7 @@ os.environ |= {
                 "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
                 "kwargs": {"path": str(folder)},
             }
-            for name, folder in {"imece": DAGS, "tests": TEST_DAGS}.items()
+            for name, folder in {"imece": DAGS, "tests": TEST_DAGS, "docs": EXAMPLES}.items()
         ]
     ),
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
