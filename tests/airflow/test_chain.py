@@ -64,7 +64,7 @@ def test_mapped_inputs_with_a_common_name_never_share_an_output(
         (folder / "same.txt").write_text(folder.name)
         folders.append(str(folder))
     connected.worker()
-    tasks = run("mapped", connected, inputs=folders)
+    tasks = run("mapped_folders", connected, inputs=folders)
     states = [tasks["run", index].state for index in range(3)]
     assert states.count("success") == 1
     won = states.index("success")
@@ -73,7 +73,7 @@ def test_mapped_inputs_with_a_common_name_never_share_an_output(
 
     for number in {0, 1, 2} - {won}:
         Path(folders[number], "same.txt").unlink()
-    tasks = run("mapped", connected, inputs=folders)
+    tasks = run("mapped_folders", connected, inputs=folders)
     assert {task.state for task in tasks.values()} == {"success"}
     assert connected.outputs() == ["own-0.txt", "own-1.txt", "own-2.txt", "same.txt"]
 

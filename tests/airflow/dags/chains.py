@@ -30,7 +30,7 @@ with DAG("chain", schedule=None, params=PARAMS):
         outlets=[AssetAlias("imece-output")],
     )
 
-with DAG("mapped", schedule=None, params=PARAMS):
+with DAG("mapped_folders", schedule=None, params=PARAMS):
 
     @task
     def folders(params: dict[str, list[str]]) -> list[str]:
