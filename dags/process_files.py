@@ -1,6 +1,6 @@
 """Processes a folder: preflight → scale → run → report."""
 
-from airflow.sdk import DAG, Asset, Param
+from airflow.sdk import DAG, AssetAlias, Param
 
 from imece_producer.airflow import (
     ImecePreflightOperator,
@@ -138,7 +138,7 @@ with DAG(
         buckets="{{ params.buckets }}",
         file_retries="{{ params.retries }}",
         allow_failed="{{ params.allow_failed }}",
-        outlets=[Asset("imece-output")],
+        outlets=[AssetAlias("imece-output")],
     )
     report = ImeceReportOperator(
         task_id="report", imece_run="{{ ti.xcom_pull(task_ids='run')['run'] }}"

@@ -64,6 +64,22 @@ with DAG(
             title="PersistentVolumeClaim",
             description="Mounted at /data.",
         ),
+        "namespace": Param(
+            None,
+            type=["null", "string"],
+            title="Namespace",
+            description="Empty: the connection's.",
+            section="Pods",
+        ),
+        "service_account": Param(
+            None,
+            type=["null", "string"],
+            title="Service account",
+            description="Empty: the namespace's default.",
+            section="Pods",
+        ),
+        "cpu": Param("1", type="string", minLength=1, title="CPUs of each", section="Pods"),
+        "memory": Param("1Gi", type="string", minLength=1, title="Memory of each", section="Pods"),
         "pull_secret": Param(None, type=["null", "string"], title="Pull secret", section="Pods"),
         "startup_timeout": Param(
             300,
@@ -81,6 +97,10 @@ with DAG(
         name="imece-bucket",
         image="{{ params.image }}",
         cmds=["imece-worker"],
+        namespace="{{ params.namespace }}",
+        service_account="{{ params.service_account }}",
+        cpu="{{ params.cpu }}",
+        memory="{{ params.memory }}",
         pull_secret="{{ params.pull_secret }}",
         startup_timeout="{{ params.startup_timeout }}",
         labels={"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": "bucket"},
@@ -93,5 +113,4 @@ with DAG(
             )
         ],
         volume_mounts=[k8s.V1VolumeMount(name="data", mount_path="/data")],
-        deferrable=True,
     ).expand_kwargs(pods)

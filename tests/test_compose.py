@@ -1,8 +1,14 @@
 """docker-compose.yaml is right by the Compose specification, and means what deploy/ means."""
 
+import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +140,104 @@ def test_airflow_s_parts_share_one_key_each_and_none_is_in_the_repository(
     assert {"/secrets/", "/.env"} <= set(ignored)
 
 
-def test_airflow_refuses_to_start_without_its_secrets(project: Project) -> None:
+def migrate(project: Project, secrets: Path, **values: str) -> subprocess.CompletedProcess[str]:
+    """Runs the script of airflow-migrate, not as root, with a stand-in for Airflow."""
     service = project["services"]["airflow-migrate"]
     [script] = service["command"]
-    done = subprocess.run(
-        ["sh", "-euc", script.replace("$$", "$")],
-        env={**service["environment"], "PATH": "/usr/bin:/bin"},
+    program = secrets / "airflow"
+    program.write_text('#!/bin/sh\necho "airflow $*"\n')
+    program.chmod(0o755)
+    return subprocess.run(
+        ["sh", "-euc", script.replace("$$", "$").replace("/run/secrets", str(secrets))],
+        env={**service["environment"], "PATH": f"{secrets}:/usr/bin:/bin"} | values,
+        user=1000 if os.getuid() == 0 else None,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.fixture
+def secrets() -> Iterator[Path]:
+    """A directory that another user may enter, as those of pytest are not; two files in it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for file in ("kubeconfig", "kube-ca"):
+            (folder / file).touch(0o644)
+        yield folder
+
+
+GIVEN = dict.fromkeys(
+    ("AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY", "POSTGRES_PASSWORD"), "given"
+)
+
+
+def test_airflow_refuses_to_start_without_its_secrets(project: Project, secrets: Path) -> None:
+    done = migrate(project, secrets)
     assert done.returncode == 2
     assert "AIRFLOW_JWT_SECRET" in done.stderr
+
+
+def test_a_kubeconfig_that_the_container_cannot_read_is_said_with_its_remedy(
+    project: Project, secrets: Path
+) -> None:
+    assert migrate(project, secrets, **GIVEN).stdout == "airflow db migrate\n"
+    (secrets / "kubeconfig").chmod(0o600 if os.getuid() == 0 else 0)
+    done = migrate(project, secrets, **GIVEN)
+    assert done.returncode == 2
+    assert f"cannot read {secrets}/kubeconfig" in done.stderr
+    assert "Set USER_ID in .env" in done.stderr
+    assert "rootless engine: 0" in done.stderr
+
+
+# Health
+
+PARTS = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
+
+
+@pytest.mark.parametrize("status", ["healthy", "unhealthy", None])
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_a_part_of_airflow_is_healthy_if_the_api_server_says_so(
+    part: str, status: str | None, project: Project
+) -> None:
+    parts = {name: {"status": "healthy"} for name in PARTS.values()}
+    health = json.dumps(parts | {PARTS[part]: {"status": status}}).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/api/v2/monitor/health"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(health)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        kind, _, *arguments = project["services"][f"airflow-{part}"]["healthcheck"]["test"]
+        assert kind == "CMD"
+        address = f"127.0.0.1:{server.server_port}"
+        code = [one.replace("airflow-api-server:8080", address) for one in arguments]
+        done = subprocess.run([sys.executable, *code], check=False, timeout=60)
+    assert done.returncode == (0 if status == "healthy" else 1)
+
+
+def test_every_part_that_stays_has_a_health_check(project: Project) -> None:
+    for name, service in project["services"].items():
+        if name not in ("airflow-migrate", "producer"):
+            assert service["healthcheck"]["test"], name
+
+
+# SELinux
+
+
+def test_what_is_mounted_of_this_machine_gets_the_label_of_containers(project: Project) -> None:
+    for name, service in project["services"].items():
+        for volume in service.get("volumes", []):
+            source, _, options = volume.split(":", 2) if volume.count(":") > 1 else (volume, "", "")
+            if source.startswith((".", "/")):
+                assert "z" in options.split(","), (name, volume)
+    for secret in project["secrets"].values():
+        assert secret["x-podman.relabel"] == "z"

@@ -24,7 +24,7 @@ from tests import schemas
 from tests.conftest import ROOT, Workbench, WorkerProcess, until
 from tests.manifests import DEPLOY, Manifest, every_key, one, pod, pods, rendered
 
-KUSTOMIZATIONS = ["base", "redis", "producer"] + [
+KUSTOMIZATIONS = ["base", "redis", "producer", "build/plain"] + [
     f"overlays/{name}" for name in ("plain", "openshift", "example")
 ]
 OVERLAYS = [name for name in KUSTOMIZATIONS if name.startswith("overlays/")]
@@ -71,6 +71,17 @@ def test_a_field_that_keda_does_not_know_is_found(render: Render) -> None:
     schema = schemas.read("keda-scaledobject")["properties"]["spec"]
     with pytest.raises(jsonschema.ValidationError, match="maxReplicas"):
         jsonschema.validate(scaled, schema)
+
+
+def test_what_openshift_adds_for_builds_is_the_scc_and_its_use(render: Render) -> None:
+    """The cluster's own kind has no schema here; tests/airflow/test_image.py compares it."""
+    added = [one for one in render("build/openshift") if one not in render("build/plain")]
+    assert [one["kind"] for one in added if "openshift" in one["apiVersion"]] == [
+        "SecurityContextConstraints"
+    ]
+    for manifest in added:
+        if "openshift" not in manifest["apiVersion"]:
+            kubernetes_validate.validate(manifest, NEWEST, strict=True)
 
 
 # Safety

@@ -22,6 +22,7 @@ from imece.run.store import CLAIM_TTL, LOST_NAMES, ON, STEP, Run, Snapshot
 from imece.settings import Settings
 from imece_producer import grouping
 from imece_producer.grouping import Bucket, Plan
+from imece_producer.overlap import Overlap
 from imece_producer.rounds import not_done, sort_out
 
 STAGED_TTL = 3600
@@ -73,7 +74,8 @@ class Producer:
         again.
 
         Raises:
-            RunError: the id is in use with other parameters, or the run went away in between.
+            RunError: the id is in use with other parameters, the run went away in between, or
+                another run makes one of the outputs from another input.
             ListingError: the files cannot be listed or grouped.
         """
         run = Run(self.redis, run_id)
@@ -196,6 +198,7 @@ class Producer:
     ) -> tuple[str | None, int]:
         """Stages and commits; what the run's state was, and how many files are not in the plan's
         jobs because a worker has them, or because they are known to be done."""
+        overlap = Overlap(run, parameters, made.listing.files)
         look_for_finished = parameters.output is None and not only_these
         for _ in range(MOST_LOOKS):
             before = run.snapshot()
@@ -221,7 +224,12 @@ class Producer:
                 "links_refused": made.listing.links_refused,
             }
             jobs = grouping.jobs(buckets, shape.files_per_job)
-            answer = self._commit(run, token, parameters.queue, before, found.kept, jobs, fields)
+            answer = "overtaken"
+            while answer == "overtaken":
+                overlap.compare()
+                answer = self._commit(
+                    run, token, parameters.queue, before, found.kept, jobs, fields, overlap.seen
+                )
             if answer == "committed":
                 return before.state, len(found.finished) + found.in_hand
             if answer != "changed":
@@ -271,6 +279,7 @@ class Producer:
         kept: Iterable[bytes],
         jobs: int,
         fields: dict[str, str | int],
+        seen: float,
     ) -> str:
         """See lua/commit.lua."""
         where = [
@@ -279,6 +288,7 @@ class Producer:
         ]
         arguments: scripts.Arguments = [
             *(token, before.generation, self.settings.run_ttl, self.settings.result_ttl, jobs),
+            repr(seen),
             len(before.held),
         ]
         for field, cursor in before.held.items():

@@ -18,6 +18,8 @@ TEST_DAGS = ROOT / "tests" / "airflow" / "dags"
 
 # Airflow reads its settings when it is first imported.
 HOME = tempfile.TemporaryDirectory(prefix="imece-airflow-")
+EXAMPLES = Path(HOME.name) / "examples"
+EXAMPLES.mkdir()
 os.environ |= {
     "AIRFLOW_HOME": HOME.name,
     "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
@@ -28,7 +30,7 @@ os.environ |= {
                 "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
                 "kwargs": {"path": str(folder)},
             }
-            for name, folder in {"imece": DAGS, "tests": TEST_DAGS}.items()
+            for name, folder in {"imece": DAGS, "tests": TEST_DAGS, "docs": EXAMPLES}.items()
         ]
     ),
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -61,14 +63,15 @@ def connected(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator
     yield workbench
 
 
-def dag_named(name: str) -> Any:
-    """A DAG of ours, or of the tests. No task is tried again, which would take minutes."""
+def dag_named(name: str, dag_id: str = "") -> Any:
+    """A DAG of ours, or of the tests, by its file and its id, if that is another. No task is tried
+    again, which would take minutes."""
     from airflow.dag_processing.dagbag import DagBag
 
     folder = TEST_DAGS if (TEST_DAGS / f"{name}.py").exists() else DAGS
     bag = DagBag(dag_folder=str(folder / f"{name}.py"))
     assert bag.import_errors == {}
-    dag = bag.dags[name]
+    dag = bag.dags[dag_id or name]
     for task in dag.tasks:
         if not task.is_mapped:
             task.retries = 0
@@ -89,3 +92,19 @@ def rendered(
 def listed(file: Path) -> list[str]:
     """The files in a list of failures."""
     return [json.loads(line)["file"] for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection imece_kubernetes, to nowhere: only the pods' specs are looked at."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "none",
+        "clusters": [{"name": "none", "cluster": {"server": "https://cluster.invalid"}}],
+        "users": [{"name": "none", "user": {"token": "none"}}],
+        "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+    }
+    extra = {"namespace": "imece", "kube_config": json.dumps(config)}
+    connection = {"conn_type": "kubernetes", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_IMECE_KUBERNETES", json.dumps(connection))

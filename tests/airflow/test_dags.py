@@ -1,6 +1,5 @@
 """The DAG files: they import without a word, run, and ask for pods as they should."""
 
-import json
 from importlib import metadata
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 from packaging.requirements import Requirement
 
-from imece_producer.airflow import ImeceImageOperator, bucket_pods
+from imece_producer.airflow import bucket_pods
 from tests.airflow.conftest import DAGS, dag_named, rendered
 from tests.conftest import Workbench
 
@@ -97,27 +96,12 @@ def test_preflight_says_what_to_mend(
     connected.server.start()
 
 
-@pytest.fixture
-def kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection imece_kubernetes, to nowhere: only the pods' specs are looked at."""
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "none",
-        "clusters": [{"name": "none", "cluster": {"server": "https://cluster.invalid"}}],
-        "users": [{"name": "none", "user": {"token": "none"}}],
-        "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
-    }
-    extra = {"namespace": "imece", "kube_config": json.dumps(config)}
-    connection = {"conn_type": "kubernetes", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_IMECE_KUBERNETES", json.dumps(connection))
-
-
 def bucket_task() -> Any:
     """A static bucket's task, as it is after mapping and templating."""
     dag = dag_named("static_buckets")
     params = {name: param.value for name, param in dag.params.items()}
     params |= {"pull_secret": "pull", "image": "registry.example.com/imece:1", "claim": "files"}
+    params |= {"namespace": "pods", "service_account": "pods", "memory": "2Gi"}
     params |= {"buckets": 2, "retries": 1, "include": ["*.csv", "/x/**"], "suffix": ".5"}
     [_, second] = bucket_pods({**params, "processor": "m:f"})
     return rendered(dag, "bucket", params, mapped=second)
@@ -152,6 +136,10 @@ def test_a_static_bucket_s_pod_is_told_its_share_and_has_no_rights() -> None:
     assert mounts == {"tmp": "/tmp", "data": "/data"}
     claims = [one["persistent_volume_claim"] for one in spec["volumes"]]
     assert claims[1]["claim_name"] == "files"
+    assert pod["metadata"]["namespace"] == spec["service_account_name"] == "pods"
+    # So that no ResourceQuota refuses it.
+    resources = {"cpu": "1", "memory": "2Gi"}
+    assert container["resources"]["requests"] == container["resources"]["limits"] == resources
 
 
 @pytest.mark.usefixtures("airflow_database", "kubernetes")
@@ -165,54 +153,3 @@ def test_there_are_as_many_pods_as_the_form_says() -> None:
     pods = buckets.xcom_pull(task_ids="buckets")
     assert [pod["env_vars"]["bucket_id"] for pod in pods] == ["0", "1", "2"]
     assert all(pod["arguments"][-1] == ".5" for pod in pods)
-
-
-def image_task(**params: Any) -> ImeceImageOperator:
-    dag = dag_named("build_worker_image")
-    values = {name: param.value for name, param in dag.params.items()}
-    task: ImeceImageOperator = rendered(dag, "build", values | params)
-    return task
-
-
-@pytest.mark.usefixtures("kubernetes")
-def test_an_image_is_built_without_root_with_credentials_from_secrets() -> None:
-    task = image_task(git_secret="git", ca_config_map="our-ca", pull_secret="pull", ref="1.10")
-    spec = task.build_pod_request_obj().to_dict()["spec"]
-    [clone], [build] = spec["init_containers"], spec["containers"]
-    assert clone["command"][:2] == ["git", "-c"]
-    assert clone["command"][-3:] == [
-        "--",
-        "https://git.example.com/team/processor.git",
-        "/workspace/source",
-    ]
-    assert "1.10" in clone["command"]
-    secrets = [one["value_from"] for one in clone["env"] if one["value_from"]]
-    assert {one["secret_key_ref"]["name"] for one in secrets} == {"git"}
-    assert {"name": "GIT_SSL_CAINFO", "value": "/ca/ca.crt", "value_from": None} in clone["env"]
-    assert build["command"] == ["buildctl-daemonless.sh"]
-    assert build["args"][-1] == (
-        "type=image,name=registry.example.com/team/imece-worker:latest,push=true"
-    )
-    assert "id=ca,src=/ca/ca.crt" in build["args"]
-    env = {one["name"]: one["value"] for one in build["env"]}
-    assert env["DOCKER_CONFIG"] == "/run/secrets/registry"
-    assert env["SSL_CERT_DIR"] == "/ca"
-    volumes = {one["name"]: one for one in spec["volumes"]}
-    assert volumes["registry"]["secret"]["secret_name"] == "registry-credentials"
-    assert volumes["ca"]["config_map"]["name"] == "our-ca"
-    assert spec["image_pull_secrets"] == [{"name": "pull"}]
-    assert spec["security_context"]["run_as_user"] == 1000
-    assert not any(one["security_context"].get("privileged") for one in (clone, build))
-
-
-@pytest.mark.usefixtures("kubernetes")
-def test_an_image_without_credentials_or_ca_asks_for_none() -> None:
-    task = image_task(registry_secret=None)
-    spec = task.build_pod_request_obj().to_dict()["spec"]
-    assert {one["name"] for one in spec["volumes"]} == {"tmp", "workspace", "buildkit"}
-    assert spec["init_containers"][0]["command"][:2] == ["git", "clone"]
-    assert "--secret" not in spec["containers"][0]["args"]
-
-
-def test_the_start_up_timeout_is_a_param() -> None:
-    assert image_task(startup_timeout=42).startup_timeout == "42"

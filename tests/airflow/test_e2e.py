@@ -1,19 +1,22 @@
 """A run in a whole Airflow: what its users do to it, and what dies under it."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from redis import Redis
 
 from imece.run.store import Run, recent
 from imece_producer.local.server import Server
 from tests.airflow.conftest import DAGS, TEST_DAGS
 from tests.airflow.deployment import Deployment
-from tests.conftest import Workbench, until
+from tests.conftest import ROOT, Workbench, until
 
 pytestmark = [pytest.mark.airflow_e2e, pytest.mark.timeout(240)]
 
@@ -26,7 +29,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def airflow(store: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    connection = {"conn_type": "redis", "host": str(store.socket)}
+    extra = {"run_url": "https://imece.example/{run}"}
+    connection = {"conn_type": "redis", "host": str(store.socket), "extra": extra}
     made = Deployment(
         tmp_path_factory.mktemp("airflow"),
         {"imece": DAGS, "tests": TEST_DAGS},
@@ -86,6 +90,9 @@ def test_a_form_s_run_ends_with_an_asset_event_and_the_dag_that_waits_for_it(
     events = airflow.ask("GET", "/api/v2/assets/events")["asset_events"]
     [mine] = [event for event in events if event["source_run_id"] == run.id]
     assert (mine["extra"]["done"], mine["extra"]["files"]) == (400, 400)
+    assert mine["uri"] == bench.target.as_uri()
+    links = airflow.ask("GET", f"{run.path}/taskInstances/run/links")["extra_links"]
+    assert links == {"imece run": f"https://imece.example/{mine['extra']['run']}"}
 
     def followers() -> Any:
         return airflow.ask("GET", "/api/v2/dags/follow_up/dagRuns")["dag_runs"]
@@ -208,3 +215,15 @@ def test_a_dag_run_that_times_out_takes_its_run_with_it(
     assert run.ended() == "failed"
     until(lambda: Run(bench.redis, "late").state() == "cancelled", "the cancel", 40)
     assert set(bench.begun().values()) == {1}
+
+
+@pytest.mark.parametrize("part", ["scheduler", "dag-processor", "triggerer"])
+def test_the_health_checks_of_compose_find_each_part_alive(airflow: Deployment, part: str) -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())["services"]
+    [_, _, *arguments] = services[f"airflow-{part}"]["healthcheck"]["test"]
+    code = [one.replace("http://airflow-api-server:8080", airflow.address) for one in arguments]
+
+    def is_healthy() -> bool:
+        return subprocess.run([sys.executable, *code], check=False).returncode == 0
+
+    until(is_healthy, f"{part} to be healthy", 60)

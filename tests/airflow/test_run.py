@@ -134,7 +134,6 @@ def test_a_held_run_fails_the_task_with_its_reason_and_goes_on_when_that_is_clea
     [
         ({"input": "/no/such"}, "the input directory /no/such does not exist"),
         ({"allow_failed": "many"}, "allow_failed 'many': takes a number of files, or a share"),
-        ({"include": "/nothing"}, "there are no files to process"),
     ],
 )
 def test_what_no_retry_mends_fails_at_once_in_a_sentence(

@@ -18,6 +18,6 @@ local time = now()
 redis.call('HSET', claim, 'token', ARGV[2], 'parameters', ARGV[4],
   'created', string.format('%.6f', time))
 redis.call('EXPIRE', claim, ARGV[3])
-redis.call('ZADD', 'imece:runs', time, ARGV[1])
+redis.call('ZADD', 'imece:runs', string.format('%.6f', time), ARGV[1])
 at_least('imece:runs', tonumber(ARGV[5]))
 return 'claimed'

@@ -7,10 +7,12 @@
 -- KEYS 1 run  2 claim  3 queue  4 leases (rq:wip)  5 RQ's set of queues
 --      6 staged cursors {field: cursor}  7 their order, a list of fields
 -- ARGV 1 token of the producer  2 generation the run must be in ('': there must be no run)
---      3 run TTL, s  4 result TTL, s  5 count of staged jobs  6 count of held jobs, then of each
---      field, cursor and '1' if it is kept, '0' if it is dropped; then pairs of field and value, set
+--      3 run TTL, s  4 result TTL, s  5 count of staged jobs  6 score in the list of runs
+--      up to which the producer has compared outputs  7 count of held jobs, then of each field,
+--      cursor and '1' if it is kept, '0' if it is dropped; then pairs of field and value, set
 --      in the run's hash; `parts` among them
--- Returns 'committed'; 'changed': a kept job has moved, look again; 'withdrawn': the claim is gone.
+-- Returns 'committed'; 'changed': a kept job has moved, look again; 'overtaken': a run has come that
+--      the producer has not compared outputs with; 'withdrawn': the claim is gone.
 local run, claim, queue, leases, token = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
 must_fit(run, {'generation', 'round'})
 local owner, state, generation, parts =
@@ -25,11 +27,11 @@ if (generation or '') ~= ARGV[2] then
   return 'changed'
 end
 
-local looked, kept, count = {}, {}, tonumber(ARGV[6])
+local looked, kept, count = {}, {}, tonumber(ARGV[7])
 for index = 1, count do
-  local field, cursor = ARGV[4 + 3 * index], ARGV[5 + 3 * index]
+  local field, cursor = ARGV[5 + 3 * index], ARGV[6 + 3 * index]
   looked[field] = cursor
-  kept[field] = ARGV[6 + 3 * index] == '1' and cursor or nil
+  kept[field] = ARGV[7 + 3 * index] == '1' and cursor or nil
 end
 local holders = redis.call('HGETALL', run .. ':holders')
 local held = {}
@@ -48,6 +50,9 @@ for field, cursor in pairs(kept) do
     return 'changed'
   end
 end
+if redis.call('ZCOUNT', 'imece:runs', '(' .. ARGV[6], '+inf') > 0 then
+  return 'overtaken'
+end
 if redis.call('HLEN', KEYS[6]) ~= tonumber(ARGV[5]) then
   return 'withdrawn' -- what was staged has expired
 end
@@ -57,7 +62,7 @@ redis.call('UNLINK', run .. ':jobs', run .. ':waiting', run .. ':failures', run 
 redis.call('HDEL', run, 'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out', 'shortest',
   'started', 'ended', 'untouched', 'pauses', 'not_before', 'blocking_reason', 'blocked_at', 'window')
 local fields = {}
-for index = 7 + 3 * count, #ARGV do
+for index = 8 + 3 * count, #ARGV do
   fields[#fields + 1] = ARGV[index]
 end
 redis.call('HSET', run, unpack(fields))
@@ -92,7 +97,7 @@ for part in string.gmatch(parts or '', '[^,]+') do
   end
 end
 redis.call('DEL', claim)
-redis.call('ZADD', 'imece:runs', time, run_id(run))
+redis.call('ZADD', 'imece:runs', string.format('%.6f', time), run_id(run))
 redis.call('SADD', KEYS[5], queue)
 at_least(KEYS[5], tonumber(ARGV[3]))
 if redis.call('EXISTS', run .. ':jobs') == 0 then -- there is nothing to do

@@ -10,16 +10,21 @@ from imece_producer.airflow.cluster import (
     ImeceRolloutOperator,
     ImeceScaleOperator,
 )
-from imece_producer.airflow.pod import ImeceImageOperator, ImecePodOperator, bucket_pods
+from imece_producer.airflow.hook import ImeceHook
+from imece_producer.airflow.image import ImeceImageOperator
+from imece_producer.airflow.links import ImeceRunLink
+from imece_producer.airflow.pod import ImecePodOperator, bucket_pods
 from imece_producer.airflow.run import ImeceRunOperator
 from imece_producer.airflow.trigger import ImeceRunTrigger
 
 __all__ = [
+    "ImeceHook",
     "ImeceImageOperator",
     "ImecePodOperator",
     "ImecePreflightOperator",
     "ImeceReportOperator",
     "ImeceRolloutOperator",
+    "ImeceRunLink",
     "ImeceRunOperator",
     "ImeceRunTrigger",
     "ImeceScaleOperator",

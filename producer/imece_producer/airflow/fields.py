@@ -65,3 +65,10 @@ def switch(given: bool | str | None, field: str) -> bool:
     if text not in ("true", "false"):
         raise UsageError(f"{field} {given!r}: takes true or false")
     return text == "true"
+
+
+def one_of(given: str, field: str, known: Sequence[str]) -> str:
+    """Raises UsageError if it is none of the words that a field takes."""
+    if given not in known:
+        raise UsageError(f"{field} {given!r}: takes {', '.join(known[:-1])} or {known[-1]}")
+    return given

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
+    AirflowSkipException,
     TaskDeferred,
 )
-from airflow.sdk import Asset
 
 from imece import names
 from imece.connection import connect
@@ -22,9 +22,11 @@ from imece.run.status import Backlog, Status
 from imece.run.store import Run
 from imece.settings import Settings
 from imece_producer import display
-from imece_producer.airflow import fields
+from imece_producer.airflow import assets, fields
 from imece_producer.airflow.cluster import ImeceOperator, connected
 from imece_producer.airflow.connection import airflow_errors
+from imece_producer.airflow.deferring import is_deferrable, wait_here
+from imece_producer.airflow.links import ImeceRunLink
 from imece_producer.airflow.trigger import ImeceRunTrigger
 from imece_producer.cluster import scaling
 from imece_producer.enqueue import Producer
@@ -34,12 +36,17 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from redis import Redis
 
+    from imece.files.listing import Listing
+
 RUN_ID = (
     "{{ dag.dag_id }}/{{ run_id }}/{{ task.task_id }}"
     "{% if ti.map_index >= 0 %}/{{ ti.map_index }}{% endif %}"
 )
 """The same for each try of a task, so that a later one finds what an earlier one has begun. The ids
 of Airflow have no slash in them: with a dash between them those of two tasks could become one."""
+
+EMPTY = ("succeed", "skip", "fail")
+"""What a task may do if there are no files."""
 
 TIMED_OUT = "Trigger timeout"
 """What Airflow resumes a task with that has waited for too long (TriggerFailureReason)."""
@@ -56,8 +63,9 @@ class ImeceRunOperator(ImeceOperator):
     (clear, mark as failed, a timeout of the DAG run) cancels the run. A cleared task goes on with
     it, and begins no file a second time; with `overwrite`, none of those in hand.
 
-    The XCom is `{"run", "output", "files", "done", "failed", "skipped"}`; each Asset among the
-    outlets gets the run's figures as extra.
+    The XCom is `{"run", "output", "files", "done", "failed", "skipped"}`, and each of these by
+    itself: `task.output["output"]` is the next task's input. An AssetAlias among the outlets gets
+    the Asset of the output directory; each event has the run's figures as extra.
 
     Args:
         input_dir, output_dir: as the workers see them too (or map them by IMECE_INPUT and
@@ -70,20 +78,23 @@ class ImeceRunOperator(ImeceOperator):
             task's own.
         run_queue: the RQ queue; None: IMECE_QUEUE. (`queue` is that of the Airflow executor.)
         max_replicas: the limit of replicas to set before; None: as it is.
+        empty: what to do if there are no files: "succeed", "skip" or "fail".
         allow_failed: how many files may fail before the task does: a number, or a share of all
             files below 1 (0.01, or "1%").
         failures_file: where the list of failed files goes, as JSON lines; None: below the output
             directory.
         redis_conn_id, kubernetes_conn_id: see `ImeceOperator`; the second for `max_replicas` only.
         poll_interval: seconds; see `ImeceRunTrigger`.
+        deferrable: wait in the triggerer; see `is_deferrable`.
     """
 
     template_fields: Sequence[str] = (
         "input_dir", "output_dir", "run_id", "include", "exclude", "hidden", "from_file", "null",
         "suffix", "overwrite", "buckets", "files_per_job", "file_retries", "file_timeout",
-        "run_queue", "max_replicas", "allow_failed", "failures_file", "redis_conn_id",
+        "run_queue", "max_replicas", "empty", "allow_failed", "failures_file", "redis_conn_id",
         "kubernetes_conn_id",
     )  # fmt: skip
+    operator_extra_links = (ImeceRunLink(),)
     ui_color = "#f4e3c1"
 
     def __init__(
@@ -105,12 +116,14 @@ class ImeceRunOperator(ImeceOperator):
         file_timeout: float | str | None = None,
         run_queue: str | None = None,
         max_replicas: int | str | None = None,
+        empty: str = "succeed",
         allow_failed: float | str = 0,
         failures_file: str | None = None,
         poll_interval: float = 2.0,
+        deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"multiple_outputs": True, **kwargs})
         self.input_dir = input_dir
         self.output_dir = output_dir
         self.run_id = run_id
@@ -127,10 +140,13 @@ class ImeceRunOperator(ImeceOperator):
         self.file_timeout = file_timeout
         self.run_queue = run_queue
         self.max_replicas = max_replicas
+        self.empty = empty
         self.allow_failed = allow_failed
         self.failures_file = failures_file
         self.poll_interval = poll_interval
+        self.deferrable = is_deferrable(deferrable)
         self._held: tuple[Settings, str] | None = None
+        self._here: ImeceRunTrigger | None = None
 
     def execute(self, context: "Context") -> dict[str, Any]:
         """Enqueues or attaches, and defers; returns at once if the run has ended already."""
@@ -139,6 +155,7 @@ class ImeceRunOperator(ImeceOperator):
             parameters = self._parameters(settings)
             limit = fields.whole(self.max_replicas, "max_replicas")
             fields.allowed_failures(self.allow_failed, 0)  # a wrong one is said before, not after
+            fields.one_of(self.empty, "empty", EMPTY)
         with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
             generation = self._enqueue(redis, settings, parameters)
             if generation is None:
@@ -146,14 +163,19 @@ class ImeceRunOperator(ImeceOperator):
             self._held = (settings, generation)
             if limit is not None:
                 self._scale(settings, limit, status.backlog(redis, parameters.queue))
+        trigger = ImeceRunTrigger(
+            run_id=self._id,
+            queue=parameters.queue,
+            redis_conn_id=self.redis_conn_id,
+            generation=generation,
+            poll_interval=self.poll_interval,
+        )
+        if not self.deferrable:
+            self._here = trigger
+            trigger._settings = settings
+            return self.resume(context, wait_here(trigger))
         raise TaskDeferred(
-            trigger=ImeceRunTrigger(
-                run_id=self._id,
-                queue=parameters.queue,
-                redis_conn_id=self.redis_conn_id,
-                generation=generation,
-                poll_interval=self.poll_interval,
-            ),
+            trigger=trigger,
             method_name=self.resume.__name__,
             timeout=self.execution_timeout,
         )
@@ -180,6 +202,8 @@ class ImeceRunOperator(ImeceOperator):
         if self._held is None:
             return
         settings, generation = self._held
+        if self._here is not None:  # it has attached once more
+            generation = self._here.generation
         self._cancel(settings, generation)
 
     def _cancel(self, settings: Settings, generation: str = "") -> None:
@@ -213,17 +237,25 @@ class ImeceRunOperator(ImeceOperator):
     def _enqueue(self, redis: "Redis", settings: Settings, parameters: Parameters) -> str | None:
         """Makes the run, or attaches to it; the generation that is ours, None if it has ended."""
         producer = Producer(redis, settings, self.log.info)
-        null, from_file = fields.switch(self.null, "null"), fields.words(self.from_file)
         while True:
-            enqueued = producer.enqueue(
-                self._id, parameters, lambda: list_files(parameters, from_file, null)
-            )
+            enqueued = producer.enqueue(self._id, parameters, lambda: self._list_files(parameters))
             self.log.info("%s", display.enqueued(enqueued))
             if (generation := enqueued.run.attach()) is not None:
                 return generation
             if enqueued.run.state() in ("done", "failed", "held"):
                 return None
             # Cancelled just now, or expired: once more.
+
+    def _list_files(self, parameters: Parameters) -> "Listing":
+        null = fields.switch(self.null, "null")
+        found = list_files(parameters, fields.words(self.from_file), null)
+        if not found.files and self.empty != "succeed":
+            left_out = "; ".join(found.omissions())
+            raise (AirflowSkipException if self.empty == "skip" else AirflowFailException)(
+                f"there are no files to process in {parameters.input}"
+                + (f" ({left_out})" if left_out else "")
+            )
+        return found
 
     def _scale(self, settings: Settings, limit: int, backlog: Backlog) -> None:
         with connected(self.kubernetes_conn_id, settings) as cluster:
@@ -260,9 +292,7 @@ class ImeceRunOperator(ImeceOperator):
         if told:
             self.log.warning("%s", "\n".join(["these failed, which is allowed", *told]))
         figures = last.summary()
-        for outlet in self.outlets:
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra.update(figures)
+        assets.announce(self.outlets, context["outlet_events"], figures)
         return {
             name: figures[name] for name in ("run", "output", "files", "done", "failed", "skipped")
         }

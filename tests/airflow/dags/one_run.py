@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Asset, Param
+from airflow.sdk import DAG, Asset, AssetAlias, Param
 
 from imece_producer.airflow import ImeceReportOperator, ImeceRunOperator
 
@@ -61,7 +61,7 @@ with DAG("dies_once", schedule=None, params=PARAMS):
 with DAG("times_out", schedule=None, params=PARAMS, dagrun_timeout=timedelta(seconds=8)):
     run_in(ImeceRunOperator, run_id="{{ params.run_id }}")
 
-with DAG("follow_up", schedule=[Asset("imece-output")]):
+with DAG("follow_up", schedule=[AssetAlias("imece-output")]):
     ImeceReportOperator(
         task_id="report",
         imece_run="{{ triggering_asset_events.values() | first | first | attr('extra') "

@@ -1,0 +1,103 @@
+"""No output of another input counts as current: two runs do not make one file of one directory."""
+
+import json
+import os
+from typing import Any
+
+from redis import Redis
+
+from imece import names
+from imece.connection import raw, text
+from imece.errors import RunError
+from imece.run import keys
+from imece.run.parameters import Parameters
+from imece.run.records import RecordError
+from imece.run.store import SOUND_ID, STEP, Run
+
+
+class Overlap:
+    """Compares the outputs of a round with those of the other runs in Redis, name by name.
+
+    A worker sees at an output whether it is newer than its input, not which input that was. So a
+    run is refused if one of its outputs is another run's, which has another input or suffix.
+    Several inputs go into one directory as long as their names differ.
+
+    It knows what Redis knows: the runs that have not expired, with the files of their last round.
+    It compares directories by their paths, so that a link to one is another one.
+
+    Attributes:
+        seen: the place in the list of runs up to which they were compared.
+    """
+
+    def __init__(self, run: Run, parameters: Parameters, files: list[bytes]) -> None:
+        self.seen = float("-inf") if parameters.output is not None else float("inf")
+        self._run = run
+        self._redis: Redis = run.redis
+        self._parameters = parameters
+        self._files = files
+        self._outputs: set[int] = set()
+
+    def compare(self) -> None:
+        """Looks at the runs that have come since the last time.
+
+        Raises:
+            RunError: another run makes, or has made, one of the outputs.
+        """
+        since = f"({self.seen!r}"
+        found: list[Any] = self._redis.zrangebyscore(keys.RUNS, since, "+inf", withscores=True)
+        others = [raw(run_id) for run_id, _ in found if SOUND_ID.fullmatch(raw(run_id))]
+        for start in range(0, len(others), STEP):
+            self._compare_with([text(one) for one in others[start : start + STEP]])
+        if found:
+            self.seen = found[-1][1]
+
+    def _compare_with(self, others: list[str]) -> None:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for other in others:
+                pipeline.hmget(keys.run(other), "parameters", "parts", "state")
+            answers = pipeline.execute(raise_on_error=False)
+        output = json.dumps(self._parameters.output).encode()  # as `Parameters.encode` has it
+        for other, answer in zip(others, answers, strict=True):
+            if other == self._run.id or isinstance(answer, Exception) or None in answer:
+                continue
+            parameters, parts, state = answer
+            if output in raw(parameters):
+                self._compare_files(Run(self._redis, other), raw(parameters), parts, text(state))
+
+    def _compare_files(self, other: Run, encoded: bytes, parts: bytes, state: str) -> None:
+        try:
+            theirs, mine = Parameters.decode(encoded), self._parameters
+            same_input = (theirs.input, theirs.suffix) == (mine.input, mine.suffix)
+            is_over = state not in ("queued", "running", "held")
+            if theirs.output != mine.output or same_input or (mine.overwrite and is_over):
+                return
+            for part in filter(None, text(parts).split(",")):
+                for _, files in other.buckets(part):
+                    self._refuse_common(other.id, theirs, files, is_over)
+        except RecordError:
+            return  # a run whose records are damaged makes nothing until it is enqueued again
+
+    def _refuse_common(
+        self, run_id: str, theirs: Parameters, files: list[bytes], is_over: bool
+    ) -> None:
+        mine, suffix = _suffix(self._parameters), _suffix(theirs)
+        if not self._outputs:
+            self._outputs = {hash(names.with_suffix(name, mine)) for name in self._files}
+        for name in files:
+            output = names.with_suffix(name, suffix)
+            if hash(output) not in self._outputs:
+                continue
+            for own in self._files:
+                if names.with_suffix(own, mine) == output:
+                    raise RunError(
+                        f"the output of '{names.shown(own)}' would be '{names.shown(output)}' in "
+                        f"{names.printable(str(theirs.output))}, where run {run_id} "
+                        f"{'has made' if is_over else 'makes'} that file of "
+                        f"'{names.shown(name)}' in {names.printable(theirs.input)}",
+                        "take another output directory"
+                        + (", or overwrite what is there: --overwrite" if is_over else ""),
+                    )
+
+
+def _suffix(parameters: Parameters) -> bytes | None:
+    return os.fsencode(parameters.suffix) if parameters.suffix is not None else None
