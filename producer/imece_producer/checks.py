@@ -20,6 +20,7 @@ class Check:
         says: what was found.
         hint: what to do about it; empty if nothing.
         exit_code: 0, or for a failure the exit code it leads to: 2 settings, 3 a service.
+        may_pass: whether waiting may fix it.
     """
 
     name: str
@@ -27,14 +28,17 @@ class Check:
     says: str
     hint: str = ""
     exit_code: int = 0
+    may_pass: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return asdict(self)
+        told = asdict(self)
+        del told["may_pass"]
+        return told
 
 
 def failed(name: str, error: ImeceError) -> Check:
-    return Check(name, "fail", error.what, error.hint, error.exit_code)
+    return Check(name, "fail", error.what, error.hint, error.exit_code, error.may_pass)
 
 
 def clock(name: str, whose: str, theirs: float, ours: float) -> Check:
