@@ -6,12 +6,8 @@ from a DAG file or bundle.
 
 from typing import TYPE_CHECKING, Any
 
-from imece_producer.airflow.cluster import (
-    ImecePreflightOperator,
-    ImeceReportOperator,
-    ImeceRolloutOperator,
-    ImeceScaleOperator,
-)
+from imece_producer.airflow.cluster import ImeceRolloutOperator, ImeceScaleOperator
+from imece_producer.airflow.preflight import ImecePreflightOperator
 from imece_producer.airflow.run import ImeceRunOperator
 from imece_producer.airflow.trigger import ImeceRunTrigger
 
@@ -22,7 +18,6 @@ __all__ = [
     "ImeceImageOperator",
     "ImecePodOperator",
     "ImecePreflightOperator",
-    "ImeceReportOperator",
     "ImeceRolloutOperator",
     "ImeceRunOperator",
     "ImeceRunTrigger",
