@@ -94,7 +94,7 @@ class ImecePreflightOperator(ImeceOperator):
             try:
                 check_directories(Path(source), output)
             except ImeceError as error:
-                yield failed("input" if "the input" in error.what else "output", error)
+                yield failed("directories", error)
                 return
         yield from doctor.of_directories(Path(source) if source is not None else None, None)
         yield from doctor.softened(doctor.of_directories(None, output), True)

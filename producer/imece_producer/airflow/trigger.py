@@ -10,7 +10,7 @@ from airflow.sdk import Connection
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from imece.connection import connect_async, reachable
-from imece.errors import ImeceError, LoginError, ServiceError
+from imece.errors import ImeceError, LoginError, ServiceError, SettingsError
 from imece.run import status
 from imece.run.status import Status
 from imece.run.store import ON, attach_async, cancel_async
@@ -75,6 +75,7 @@ class ImeceRunTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self._settings: Settings | None = None
         self._over = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """No credential is in it."""
@@ -117,7 +118,7 @@ class ImeceRunTrigger(BaseTrigger):
     async def _follow(self) -> Status:
         settings = await self._find_settings()
         report, quiet = Report(self.log.info), Quiet()
-        attached, looking = False, None
+        attached = False
         async with aclosing(connect_async(settings, retries=0)) as redis:
             while not self._over.is_set():
                 try:
@@ -137,10 +138,9 @@ class ImeceRunTrigger(BaseTrigger):
                     if now.has_stopped:
                         return now
                     if (lasted := quiet.lasted(now)) is not None:
-                        looking = asyncio.create_task(self._say_why(settings, now, lasted))
+                        # Kept, so that it is not collected before it is through.
+                        self._looking = asyncio.create_task(self._say_why(settings, now, lasted))
                 await self._pause()
-            if looking is not None:
-                looking.cancel()
         raise asyncio.CancelledError
 
     async def _pause(self) -> None:
@@ -152,10 +152,10 @@ class ImeceRunTrigger(BaseTrigger):
     async def _say_why(self, settings: Settings, now: Status, lasted: float) -> None:
         """Says what `imece status` would. It only looks: whatever goes wrong is part of the log."""
         try:
-            connection = await find_async(self.kubernetes_conn_id)
-        except ImeceError:
-            connection = None
-        try:
+            try:
+                connection = await find_async(self.kubernetes_conn_id)
+            except SettingsError:
+                connection = None
             lines = await asyncio.to_thread(
                 lambda: list(reasons(settings, now, connection, self.kubernetes_conn_id))
             )
