@@ -66,11 +66,11 @@ format: $(INSTALLED) ## Sort imports, fix what ruff can fix, format
 	$(BIN)/ruff format .
 
 test-airflow: $(INSTALLED_AIRFLOW) ## Run the tests of operators and DAGs
-	$(PYTEST_AIRFLOW) -m 'not airflow_e2e'
+	$(PYTEST_AIRFLOW) -m 'not airflow_e2e and not slow'
 
 test-airflow-e2e: $(INSTALLED_AIRFLOW) ## Run the tests on a whole Airflow with PostgreSQL
 	@ls $(POSTGRES) >/dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y postgresql; }
-	$(PYTEST_AIRFLOW) -m airflow_e2e
+	$(PYTEST_AIRFLOW) -m 'airflow_e2e or slow'
 
 coverage: $(INSTALLED) $(RENDERER) ## Run the tests and show which lines they run
 	@rm -rf build/coverage && mkdir -p build/coverage

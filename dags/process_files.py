@@ -1,13 +1,8 @@
-"""Processes a folder: preflight → scale → run → report."""
+"""Processes a folder: preflight → scale → run."""
 
 from airflow.sdk import DAG, AssetAlias, Param
 
-from imece_producer.airflow import (
-    ImecePreflightOperator,
-    ImeceReportOperator,
-    ImeceRunOperator,
-    ImeceScaleOperator,
-)
+from imece_producer.airflow import ImecePreflightOperator, ImeceRunOperator, ImeceScaleOperator
 
 DOCS = """
 ### Process a folder
@@ -18,10 +13,9 @@ says how far the run is.
 
 | task | does |
 |---|---|
-| `preflight` | looks at Redis and the cluster, and says what to fix |
+| `preflight` | looks at Redis, the directories and the cluster, and says what to fix |
 | `scale` | sets the limit of replicas and the processor, where they are given |
-| `run` | lists the files, enqueues them, waits |
-| `report` | writes the run's figures into its log |
+| `run` | lists the files, enqueues them, waits, and writes the run's figures into its log |
 
 **Some files failed?** The log of `run` says which and why. Fix the cause and clear `run`: what is
 current is skipped; what failed, is new or is newer than its output is processed. **Stop a run**:
@@ -50,8 +44,8 @@ with DAG(
             type="string",
             minLength=1,
             title="Output directory",
-            description="Files get their inputs' relative paths. "
-            "- if the processor keeps what it makes elsewhere: then a task that is cleared after "
+            description="Outputs get the relative paths of their inputs. If the processor keeps "
+            "what it makes elsewhere, enter a single dash (-): then a task that is cleared after "
             "success processes all files again.",
         ),
         "include": Param(
@@ -61,12 +55,19 @@ with DAG(
             title="Take only",
             description="Globs as in .gitignore, one a line: *.csv or /2026/**. Empty: all files.",
         ),
+        "exclude": Param(
+            None,
+            type=["null", "array"],
+            items={"type": "string"},
+            title="Leave out",
+            description="Globs as above. Of what is taken, these files are left out.",
+        ),
         "suffix": Param(
             None,
             type=["null", "string"],
-            pattern=r"^\.[^/]+$",
             title="Ending of the outputs",
-            description="In place of the inputs': .json",
+            description="In place of the ending of the inputs, with its dot: .json. "
+            "Empty: outputs have the names of their inputs.",
         ),
         "max_replicas": Param(
             None,
@@ -80,10 +81,9 @@ with DAG(
         "processor": Param(
             None,
             type=["null", "string"],
-            pattern=r"^[\w.]+:[\w.]+$",
             title="Processor",
             description="package.module:function in the workers' image. Another one than now "
-            "restarts the workers. Empty: as it is.",
+            "restarts the workers; while a run is on, it is refused. Empty: as it is.",
         ),
         "retries": Param(
             2,
@@ -93,10 +93,17 @@ with DAG(
             title="Retries of a file",
             description="Tries after the first, before a file is given up.",
         ),
+        "timeout": Param(
+            None,
+            type=["null", "number"],
+            exclusiveMinimum=0,
+            title="Time limit of a file",
+            description="Seconds one try of one file may take. Empty: as the setting "
+            "IMECE_FILE_TIMEOUT has it.",
+        ),
         "allow_failed": Param(
             "0",
             type="string",
-            pattern=r"^\d+(\.\d+)?%?$",
             title="Files that may fail",
             description="A number, or a share: 0.01 or 1%. With more, the task fails.",
         ),
@@ -107,6 +114,20 @@ with DAG(
             maximum=65536,
             title="Buckets",
             description="Empty: chosen from the number of files. Does not limit the parallelism.",
+            section="More",
+        ),
+        "hidden": Param(
+            False,
+            type="boolean",
+            title="Hidden files",
+            description="Process also files whose name, or whose directory's, begins with a dot.",
+            section="More",
+        ),
+        "queue": Param(
+            None,
+            type=["null", "string"],
+            title="Queue",
+            description="The RQ queue of the workers. Empty: as the setting IMECE_QUEUE has it.",
             section="More",
         ),
         "overwrite": Param(
@@ -120,6 +141,9 @@ with DAG(
 ):
     preflight = ImecePreflightOperator(
         task_id="preflight",
+        input_dir="{{ params.input }}",
+        output_dir="{{ params.output }}",
+        run_queue="{{ params.queue }}",
         max_replicas="{{ params.max_replicas }}",
         processor="{{ params.processor }}",
     )
@@ -127,21 +151,23 @@ with DAG(
         task_id="scale",
         max_replicas="{{ params.max_replicas }}",
         processor="{{ params.processor }}",
+        run_queue="{{ params.queue }}",
     )
     run = ImeceRunOperator(
         task_id="run",
         input_dir="{{ params.input }}",
         output_dir="{{ params.output }}",
         include="{{ (params.include or []) | join('\n') }}",
+        exclude="{{ (params.exclude or []) | join('\n') }}",
+        hidden="{{ params.hidden }}",
         suffix="{{ params.suffix }}",
         overwrite="{{ params.overwrite }}",
         buckets="{{ params.buckets }}",
         file_retries="{{ params.retries }}",
+        file_timeout="{{ params.timeout }}",
+        run_queue="{{ params.queue }}",
         allow_failed="{{ params.allow_failed }}",
         outlets=[AssetAlias("imece-output")],
     )
-    report = ImeceReportOperator(
-        task_id="report", imece_run="{{ ti.xcom_pull(task_ids='run')['run'] }}"
-    )
 
-    preflight >> scale >> run >> report
+    preflight >> scale >> run

@@ -17,6 +17,8 @@ class ImeceError(Exception):
     """
 
     exit_code = 2
+    may_pass = False
+    """Whether waiting may fix it."""
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(f"{what}: {hint}" if hint else what)
@@ -44,7 +46,10 @@ class ServiceError(ImeceError):
     """A service imece needs is out of reach, or refuses us."""
 
     exit_code = 3
+    may_pass = True
 
 
 class LoginError(ServiceError):
     """A service does not accept who we are, or forbids what we need. Waiting does not fix it."""
+
+    may_pass = False

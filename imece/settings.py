@@ -143,6 +143,10 @@ class Settings(BaseSettings):
     service_account_dir: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
     """Where a pod finds its token and the CA of its cluster."""
 
+    kubeconfig: str | None = None
+    """The kubeconfig to go by. Unset: the service account, in a pod; else what `KUBECONFIG` names,
+    or `~/.kube/config`."""
+
     kube_context: str | None = None
     """The context of the kubeconfig to use. Unset: the service account, in a pod; else the
     kubeconfig's current context."""

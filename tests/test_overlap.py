@@ -109,9 +109,8 @@ def test_of_several_enqueued_at_one_moment_one_wins(workbench: Workbench, other:
     start, results = threading.Barrier(len(folders)), []
 
     def produce(folder: Path) -> None:
-        from imece_producer.request import list_files, parameters_of
-
         from imece_producer.enqueue import Producer
+        from imece_producer.request import list_files, parameters_of
 
         settings = workbench.load()
         parameters = parameters_of(

@@ -18,7 +18,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": "imece",
         "description": "Turns a folder of files into outputs, in parallel.",
         "integrations": [{"integration-name": "imece", "tags": ["software"]}],
-        "operators": modules("run", "cluster", "pod", "image"),
+        "operators": modules("run", "preflight", "cluster", "pod", "image"),
         "hooks": modules("hook"),
         "triggers": modules("trigger"),
         "extra-links": [f"{PACKAGE}.links.ImeceRunLink"],

@@ -1,7 +1,7 @@
 """What one look of imece doctor has found."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from imece.errors import ImeceError
 from imece_producer.display import seconds
@@ -20,6 +20,7 @@ class Check:
         says: what was found.
         hint: what to do about it; empty if nothing.
         exit_code: 0, or for a failure the exit code it leads to: 2 settings, 3 a service.
+        may_pass: whether waiting may fix it.
     """
 
     name: str
@@ -27,6 +28,13 @@ class Check:
     says: str
     hint: str = ""
     exit_code: int = 0
+    may_pass: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        told = asdict(self)
+        del told["may_pass"]
+        return told
 
 
 def ok(name: str, says: str) -> Check:
@@ -42,7 +50,7 @@ def fail(name: str, says: str, hint: str, exit_code: int = 3) -> Check:
 
 
 def failed(name: str, error: ImeceError) -> Check:
-    return fail(name, error.what, error.hint, error.exit_code)
+    return Check(name, "fail", error.what, error.hint, error.exit_code, error.may_pass)
 
 
 def clock(name: str, whose: str, theirs: float, ours: float) -> Check:

@@ -42,8 +42,8 @@ def checks(
         source, target: a run's input and output directory; in place of those in the settings.
     """
     named = kubeconfig.is_named(settings)
-    yield from _softened(of_redis(settings), not settings.names_redis)
-    yield from _softened(of_cluster(settings), not named)
+    yield from softened(of_redis(settings), not settings.names_redis)
+    yield from softened(of_cluster(settings), not named)
     yield from of_processor(settings)
     yield from of_directories(source or settings.input, target or settings.output)
 
@@ -53,7 +53,7 @@ def exit_code(made: list[Check]) -> int:
     return max((check.exit_code for check in made), default=0)
 
 
-def _softened(made: Iterator[Check], soften: bool) -> Iterator[Check]:
+def softened(made: Iterator[Check], soften: bool) -> Iterator[Check]:
     """With failures as warnings: what is wrong there may not be what is meant."""
     for check in made:
         may_be_meant = soften and check.verdict == "fail"

@@ -1,21 +1,27 @@
 """The tasks that speak to a cluster, and a stand-in for its API server."""
 
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 
+from imece.run.store import Run
 from imece_producer.airflow import (
     ImecePreflightOperator,
     ImeceRolloutOperator,
+    ImeceRunOperator,
     ImeceScaleOperator,
     cluster,
 )
 from imece_producer.airflow.connection import settings_of
 from tests.conftest import Workbench, until
 from tests.kubernetes_stand_in import StandIn, deployment
+from tests.test_cluster import jwt
+from tests.test_doctor import HPA
 
 IMAGE = "registry.example.com/imece:2"
 
@@ -115,16 +121,153 @@ def test_a_cluster_that_forbids_it_says_so(api: StandIn) -> None:
         ImeceRolloutOperator(task_id="roll_out", image=IMAGE).execute({})
 
 
-def test_preflight_looks_at_both(
-    api: StandIn, connected: Workbench, monkeypatch: pytest.MonkeyPatch
+def limited(workbench: Workbench) -> ImeceRunOperator:
+    workbench.files(40)
+    return ImeceRunOperator(
+        task_id="run",
+        run_id="run",
+        input_dir=str(workbench.source),
+        output_dir=str(workbench.target),
+        max_replicas=7,
+        buckets=40,
+    )
+
+
+def test_a_limit_is_set_before_the_run_and_its_workers_are_started_at_once(
+    api: StandIn, connected: Workbench
+) -> None:
+    task = limited(connected)
+    states = []
+    api.before = lambda: states.append(Run(connected.redis, "run").state())
+    with pytest.raises(TaskDeferred):
+        task.execute({})
+    assert api.scaled["spec"]["maxReplicaCount"] == 7
+    assert api.deployed["spec"]["replicas"] == 7
+    assert states[0] is None
+    assert states[-1] == "queued"
+
+
+def test_workers_that_cannot_be_started_at_once_do_not_fail_the_task(
+    api: StandIn, connected: Workbench
+) -> None:
+    task = limited(connected)
+    api.forbidden.add("patch deployments/scale.apps")
+    with pytest.raises(TaskDeferred):
+        task.execute({})
+
+
+def test_another_processor_is_refused_while_a_run_is_on(api: StandIn, connected: Workbench) -> None:
+    ImeceScaleOperator(task_id="scale", processor="mine:convert").execute({})
+    connected.files(1)
+    connected.enqueue()
+    ImeceScaleOperator(task_id="scale", processor="mine:convert").execute({})  # it is so already
+    before = len(api.changed())
+    other = ImeceScaleOperator(task_id="scale", processor="mine:other")
+    with pytest.raises(
+        AirflowFailException, match=r"run run of the queue imece is on.*imece cancel"
+    ):
+        other.execute({})
+    assert len(api.changed()) == before
+    other.run_queue = "another"
+    other.execute({})
+    Run(connected.redis, "run").cancel(600)
+    ImeceScaleOperator(task_id="scale", processor="mine:third").execute({})
+    assert containers(api)[1]["env"][0]["value"] == "mine:third"
+
+
+def test_a_token_that_has_expired_fails_at_once_and_says_how_to_make_one(
+    api: StandIn, connected: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expired = {"token": jwt(time.time() - 3600)}
+    api.kubeconfig(tmp_path / "kubeconfig", user=expired)
+    connect_by({"kube_config_path": str(tmp_path / "kubeconfig")}, monkeypatch)
+    with pytest.raises(
+        AirflowFailException, match=r"expired.*oc create token.*Airflow connection imece_kubernetes"
+    ):
+        ImeceScaleOperator(task_id="scale", max_replicas=3).execute({})
+
+
+# Preflight
+
+
+def preflight(**fields: Any) -> str:
+    """What it fails with; nothing if it is green."""
+    try:
+        ImecePreflightOperator(task_id="preflight", **fields).execute({})
+    except AirflowFailException as error:
+        return str(error)
+    return ""
+
+
+def test_preflight_looks_at_what_the_run_will_use(
+    api: StandIn, connected: Workbench, tmp_path: Path
 ) -> None:
     connected.worker()
     until(lambda: connected.redis.scard("rq:workers:imece"), "a worker")
-    ImecePreflightOperator(task_id="preflight", max_replicas=3).execute({})
+    autoscaler = {"metadata": {"name": "keda-hpa-imece-worker"}, "status": {}}
+    api.put(HPA, autoscaler)
+    directories = {"input_dir": str(connected.source), "output_dir": str(connected.target)}
+    assert preflight(max_replicas=3, **directories) == ""
     assert any("scaledobjects" in path for _, path in api.asked)
-    connect_by({"kube_config_path": "/no/such/config", "namespace": "imece"}, monkeypatch)
-    with pytest.raises(AirflowFailException, match="there is no kubeconfig at /no/such/config"):
-        ImecePreflightOperator(task_id="preflight", max_replicas=3).execute({})
+    assert "does not exist" in preflight(input_dir=str(tmp_path / "none"))
+    inside = str(connected.source / "out")
+    assert "lies inside the input directory" in preflight(
+        input_dir=str(connected.source), output_dir=inside
+    )
+    assert "takes package.module:function" in preflight(processor="p.py")
+
+
+@pytest.mark.parametrize("how", ["expired", "wrong CA", "empty", "missing"])
+def test_preflight_fails_with_a_cluster_that_cannot_be_used_as_compose_names_it(
+    api: StandIn, connected: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    file = tmp_path / "kubeconfig"
+    if how == "expired":
+        api.kubeconfig(file, user={"token": jwt(time.time() - 3600)})
+    elif how == "wrong CA":
+        api.kubeconfig(file, trusted=False)
+    elif how == "empty":
+        file.write_text("")
+    else:
+        file.unlink()
+    connect_by({"kube_config_path": str(file)}, monkeypatch)
+    task = ImecePreflightOperator(task_id="preflight", max_replicas="3")
+    with pytest.raises(AirflowException) as raised:
+        task.execute({})
+    said = {
+        "expired": r"has expired .* ago .*oc create token.* Airflow connection imece_kubernetes",
+        "wrong CA": "certificate verify failed",
+        "empty": "has no current context",
+        "missing": "there is no kubeconfig at",
+    }
+    assert re.search(said[how], str(raised.value))
+    assert isinstance(raised.value, AirflowFailException) or how == "wrong CA"
+
+
+@pytest.mark.parametrize("extra", [None, "empty"])
+def test_preflight_has_no_word_of_a_cluster_where_none_is_named(
+    connected: Workbench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    extra: str | None,
+) -> None:
+    if extra:
+        (tmp_path / "kubeconfig").touch()
+        connect_by({"kube_config_path": str(tmp_path / "kubeconfig")}, monkeypatch)
+    task = ImecePreflightOperator(task_id="preflight", max_replicas="None")
+    task.execute({})
+    said = capfd.readouterr().out
+    assert "ok redis: " in said
+    assert "cluster" not in said
+
+
+def test_preflight_fails_at_once_with_a_wrong_password(connected: Workbench) -> None:
+    connected.redis.config_set("requirepass", "right")
+    try:
+        assert "login and password of the Airflow connection imece_redis" in preflight()
+    finally:
+        connected.redis.config_set("requirepass", "")
 
 
 def test_a_connection_that_says_two_things_is_refused(

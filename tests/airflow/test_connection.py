@@ -1,18 +1,27 @@
 """Airflow's connections as imece's settings; what a task does that is killed or waits too long."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.redis.hooks.redis import RedisHook
 from airflow.sdk import Connection
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferralTimeout
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    TaskDeferralTimeout,
+    TaskDeferred,
+)
 
-from imece.connection import address
-from imece.errors import UsageError
+import imece.connection
+from imece.connection import address, connect
+from imece.errors import SettingsError, UsageError
 from imece.run.store import Run
 from imece_producer.airflow import ImeceRunOperator
-from imece_producer.airflow.connection import settings_of
-from imece_producer.airflow.fields import allowed_failures, globs, switch, whole
+from imece_producer.airflow.connection import in_airflow, settings_of
+from imece_producer.airflow.fields import allowed_failures, globs, processor, switch, whole
 from tests.conftest import Workbench
 
 
@@ -28,6 +37,8 @@ def connection(**fields: Any) -> Connection:
         (connection(host="r", port=1234, extra={"db": 3}), "redis://r:1234/3"),
         (connection(host="r", extra={"ssl": True}), "rediss://r:6379/0"),
         (connection(host="/run/redis.sock"), "unix:///run/redis.sock"),
+        (Connection(conn_id="c", uri="redis://me:p%2Fw@r:1/2"), "redis://r:1/2"),
+        (Connection(conn_id="c", uri="redis://r/?ssl=false"), "redis://r:6379/0"),
     ],
 )
 def test_where_redis_is(given: Connection, where: str) -> None:
@@ -50,6 +61,51 @@ def test_a_private_ca_goes_with_tls() -> None:
     assert url == "rediss://r:6379/0?ssl_ca_certs=%2Fca.crt&ssl_check_hostname=False"
 
 
+FORM = {
+    "db": 0, "cluster": False, "startup_nodes": None, "ssl": True, "ssl_cert_reqs": "required",
+    "ssl_ca_certs": "", "ssl_keyfile": None, "ssl_certfile": None, "ssl_check_hostname": False,
+}  # fmt: skip
+"""What Airflow's form saves for a connection with "Enable SSL" and nothing else."""
+
+
+def test_a_connection_that_the_form_saved_connects_as_airflow_s_own_hook(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"conn_type": "redis", "host": "r", "password": "", "extra": FORM}
+    monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps(given))
+    theirs = RedisHook("c").get_conn().connection_pool.connection_kwargs
+    saved = connection(host="r", password="", extra=FORM)
+    ours = connect(settings_of(saved)).connection_pool.connection_kwargs
+    wanted = {name: theirs[name] for name in FORM if name.startswith("ssl_") and theirs[name]}
+    assert {name: ours[name] for name in wanted} == wanted
+    assert [ours.get(name) for name in ("ssl_keyfile", "ssl_certfile", "password")] == [None] * 3
+    assert not ours["ssl_check_hostname"]
+
+
+def test_a_redis_cluster_is_refused_in_a_sentence() -> None:
+    with pytest.raises(SettingsError, match="connection c: imece does not work with Redis Cluster"):
+        settings_of(connection(host="r", extra={"cluster": True}))
+
+
+def test_messages_about_redis_name_the_connection_s_fields() -> None:
+    source = Path(imece.connection.__file__).read_text()
+    messages = [line for line in source.splitlines() if "IMECE_REDIS_" in line and '"' in line]
+    without_sentinels = [
+        line for line in messages if "SENTINEL" not in line and "takes" not in line
+    ]
+    assert len(without_sentinels) >= 4
+    for line in without_sentinels:
+        told = in_airflow(line, "imece_redis")
+        assert "IMECE_REDIS" not in told or "there is no file" in line
+        assert "of the Airflow connection imece_redis" in told
+    assert "IMECE" not in in_airflow(SAID, "imece_redis", "imece_kubernetes")
+    assert re.search("oc create token.*of the Airflow connection imece_kubernetes",
+                     in_airflow(SAID, "imece_redis", "imece_kubernetes"))  # fmt: skip
+
+
+SAID = "log in again, as you did when you got the kubeconfig; --namespace or IMECE_KUBE_NAMESPACE"
+
+
 @pytest.mark.parametrize(
     ("given", "allowed"),
     [(0, 0), ("0", 0), (3, 3), ("7", 7), ("1%", 10), (0.005, 5), ("100%", 1000), ("None", -1)],
@@ -68,6 +124,10 @@ def test_fields_are_read_as_templates_leave_them() -> None:
     assert globs("*.csv\n\n /x \n") == globs(["*.csv", "/x"]) == ["*.csv", "/x"]
     assert switch("True", "hidden") is switch(True, "hidden") is True
     assert switch("None", "hidden") is False
+    assert processor("None") is None
+    assert processor(" a.b:c ") == "a.b:c"
+    with pytest.raises(UsageError, match=r"processor 'p\.py': takes package\.module:function"):
+        processor("p.py")
     for wrong in ("0", "many", "1.5"):
         with pytest.raises(UsageError, match="buckets"):
             whole(wrong, "buckets")
@@ -92,6 +152,70 @@ def test_a_wait_that_takes_too_long_takes_the_run_with_it(connected: Workbench) 
     assert connected.status().state == "cancelled"
     with pytest.raises(AirflowFailException, match="cancelled with 1 file left: clear this task"):
         task(connected).resume({}, {"run": "run", "state": "cancelled"})
+
+
+def test_a_connection_that_is_missing_fails_the_task_at_once(connected: Workbench) -> None:
+    missing = task(connected)
+    missing.redis_conn_id = "nobody"
+    with pytest.raises(
+        AirflowFailException, match="there is no Airflow connection nobody: make it"
+    ):
+        missing.execute({})
+
+
+def test_a_wrong_password_fails_the_task_at_once_and_names_the_field(connected: Workbench) -> None:
+    connected.redis.config_set("requirepass", "right")
+    try:
+        with pytest.raises(
+            AirflowFailException, match="login and password of the Airflow connection imece_redis"
+        ):
+            task(connected).execute({})
+    finally:
+        connected.redis.config_set("requirepass", "")
+
+
+def test_what_the_trigger_could_not_wait_for_is_tried_again_only_if_it_may_pass(
+    connected: Workbench,
+) -> None:
+    event = {"run": "run", "error": "why"}
+    with pytest.raises(AirflowFailException, match="why"):
+        task(connected).resume({}, {**event, "may_pass": False})
+    for older_version in ({}, {"may_pass": True}):
+        with pytest.raises(AirflowException, match="why") as raised:
+            task(connected).resume({}, {**event, **older_version})
+        assert not isinstance(raised.value, AirflowFailException)
+
+
+def test_a_run_that_ended_is_not_failed_by_a_redis_that_is_away_at_the_resume(
+    connected: Workbench,
+) -> None:
+    connected.files(2)
+    connected.enqueue()
+    connected.worker()
+    connected.ended()
+    connected.server.stop()
+    with pytest.raises(TaskDeferred) as waits:
+        task(connected).resume({}, {"run": "run", "state": "done"})
+    connected.server.start()
+    assert waits.value.method_name == "resume"
+    assert waits.value.trigger.serialize()[1]["generation"] == "0"
+    assert task(connected).resume({}, {"run": "run", "state": "done"})["done"] == 2
+
+
+def test_a_limit_that_cannot_be_set_is_found_before_anything_is_enqueued(
+    connected: Workbench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    connected.files(1)
+    extra = {"kube_config_path": str(tmp_path / "none")}
+    given = {"conn_type": "kubernetes", "extra": extra}
+    limited = task(connected)
+    limited.max_replicas = 5
+    with pytest.raises(AirflowFailException, match="no Airflow connection imece_kubernetes"):
+        limited.execute({})
+    monkeypatch.setenv("AIRFLOW_CONN_IMECE_KUBERNETES", json.dumps(given))
+    with pytest.raises(AirflowFailException, match="there is no kubeconfig at"):
+        limited.execute({})
+    assert Run(connected.redis, "run").state() is None
 
 
 def test_a_process_told_to_end_cancels_its_run(connected: Workbench) -> None:

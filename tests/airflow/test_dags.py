@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.exceptions import AirflowFailException
 from packaging.requirements import Requirement
 
 from imece_producer.airflow import bucket_pods
@@ -54,17 +55,23 @@ def test_the_extra_installs_together_with_no_conflict() -> None:
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_process_files_runs_from_preflight_to_report(
+def test_process_files_runs_from_preflight_to_the_figures(
     connected: Workbench, capfd: pytest.CaptureFixture[str]
 ) -> None:
     connected.files(12)
     connected.file("left-out.csv")
-    connected.worker()
+    connected.file("f-not-this.txt")
+    connected.file("g/.hidden.txt")
+    connected.worker(queue="forms")
     dag_run = dag_named("process_files").test(
         run_conf={
             "input": str(connected.source),
             "output": str(connected.target),
             "include": ["f-*", "/g/**"],
+            "exclude": ["f-not-*"],
+            "hidden": True,
+            "timeout": 30,
+            "queue": "forms",
             "suffix": ".out",
             "buckets": 3,
             "retries": 0,
@@ -74,11 +81,50 @@ def test_process_files_runs_from_preflight_to_report(
     assert dag_run.state == "success", said
     tasks = {task.task_id: task for task in dag_run.get_task_instances()}
     assert {task.state for task in tasks.values()} == {"success"}
-    assert connected.outputs() == [f"f-{number:04d}.out" for number in range(12)]
-    figures = tasks["report"].xcom_pull(task_ids="report")
-    assert (figures["done"], figures["buckets"]) == (12, 3)
+    names = [f"f-{number:04d}.out" for number in range(12)]
+    assert connected.outputs() == [*names, "g/.hidden.out"]
+    figures = tasks["run"].xcom_pull(task_ids="run")
+    assert figures["done"] == 13
     assert figures["run"].startswith("process_files-manual__")
+    now = connected.status(figures["run"])
+    assert (now.buckets, now.parameters.timeout, now.parameters.queue) == (3, 30, "forms")
+    assert "bytes     " in said
+    assert "cluster" not in said.partition("neither")[0]
     assert "neither max_replicas nor processor is given" in said
+
+
+@pytest.mark.parametrize(
+    ("param", "value", "said"),
+    [
+        ("suffix", "json", "suffix 'json': takes an ending like .json"),
+        ("processor", "p.py", "processor 'p.py': takes package.module:function"),
+        ("allow_failed", "many", "allow_failed 'many': takes a number of files, or a share"),
+        ("queue", "a queue", "IMECE_QUEUE: "),
+    ],
+)
+def test_a_wrong_word_in_the_form_is_answered_by_a_sentence(
+    connected: Workbench, param: str, value: str, said: str
+) -> None:
+    """A pattern in the form would be answered by the form's JSON schema."""
+    dag = dag_named("process_files")
+    params = {name: one.value for name, one in dag.params.items()}
+    params |= {"input": str(connected.source), "output": str(connected.target), param: value}
+    dag.get_task("run").run_id = "run"
+    dag.params.update({param: value})
+    dag.params.validate()
+    connected.files(1)
+    task_id = "scale" if param == "processor" else "run"
+    with pytest.raises(AirflowFailException) as raised:
+        rendered(dag, task_id, params).execute({})
+    assert said in str(raised.value)
+    assert "schema" not in str(raised.value)
+
+
+def test_no_help_in_a_form_begins_with_a_dash() -> None:
+    for name in NAMES:
+        for param in dag_named(name).params.values():
+            sentences = (param.schema.get("description") or "x").split(". ")
+            assert all(sentence[0].isalnum() for sentence in sentences), sentences
 
 
 @pytest.mark.usefixtures("airflow_database")

@@ -191,6 +191,21 @@ def test_a_task_killed_after_it_enqueued_is_tried_again_and_attaches(
     assert len(recent(bench.redis)) == 1
 
 
+def test_mapped_tasks_whose_runs_are_done_at_once_are_green_at_the_first_try(
+    airflow: Deployment, bench: Workbench
+) -> None:
+    """A task that comes back before the scheduler has heard that it was deferred is marked as
+    failed ("reported success, state is queued")."""
+    names = bench.files(3)
+    bench.worker()
+    bench.worker()
+    run = airflow.trigger("mapped", conf(bench))
+    assert run.ended(150) == "success"
+    found = airflow.ask("GET", f"{run.path}/taskInstances")["task_instances"]
+    assert [(one["state"], one["try_number"]) for one in found] == [("success", 1)] * 10
+    assert bench.outputs() == names
+
+
 def test_a_killed_triggerer_s_runs_go_on_under_the_next(
     airflow: Deployment, bench: Workbench
 ) -> None:

@@ -155,3 +155,26 @@ def test_a_redis_out_of_reach_is_said_with_the_connection_to_look_at(
     assert "is out of reach" in said
     assert "the Airflow connection imece_redis" in said
     connected.server.start()
+
+
+def test_a_connection_that_was_made_in_the_browser_works_in_dag_test(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in Airflow's database, not in the environment."""
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+
+    monkeypatch.delenv("AIRFLOW_CONN_IMECE_REDIS", raising=False)
+    made = Connection(
+        conn_id="imece_redis", conn_type="redis", host=str(workbench.server.socket), extra="{}"
+    )
+    with create_session() as session:
+        session.add(made)
+    try:
+        names = workbench.files(3)
+        workbench.worker()
+        assert run(workbench).state == "success"
+        assert workbench.outputs() == names
+    finally:
+        with create_session() as session:
+            session.delete(made)

@@ -1,9 +1,12 @@
 """The trigger alone, in an event loop of the test's own."""
 
 import asyncio
+import json
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,9 @@ from airflow.triggers.base import TriggerEvent
 
 from imece.run.store import Run
 from imece_producer.airflow import ImeceRunTrigger
-from imece_producer.airflow.trigger import Report
+from imece_producer.airflow.trigger import Quiet, Report
 from tests.conftest import Workbench, until
+from tests.kubernetes_stand_in import StandIn, pod
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +81,7 @@ def test_one_that_an_older_version_has_stored_is_loaded_and_waits(workbench: Wor
     }
     loaded = ImeceRunTrigger(**stored)
     del stored["cancel_grace"]
-    assert loaded.serialize()[1] == stored
+    assert loaded.serialize()[1] == {**stored, "kubernetes_conn_id": None}
     assert within(first(loaded)) == {"run": "run", "state": "done"}
 
 
@@ -138,7 +142,83 @@ def test_a_wrong_password_is_not_waited_for(
 ) -> None:
     workbench.redis.config_set("requirepass", "right")
     monkeypatch.setenv("IMECE_REDIS_PASSWORD", "wrong")
-    assert "does not accept the user or password" in within(first(trigger()))["error"]
+    event = within(first(trigger()))
+    assert "does not accept the user or password" in event["error"]
+    assert not event["may_pass"]
+
+
+def test_a_connection_that_is_missing_is_not_waited_for(workbench: Workbench) -> None:
+    event = within(first(trigger(redis_conn_id="nobody")))
+    assert "there is no Airflow connection nobody" in event["error"]
+    assert not event["may_pass"]
+
+
+async def heard(waiting: ImeceRunTrigger, words: str, caplog: pytest.LogCaptureFixture) -> str:
+    """Waits until the log has some words; all of it."""
+    task = asyncio.create_task(first(waiting))
+    while words not in caplog.text:
+        assert not task.done()
+        await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.wait({task})
+    return caplog.text
+
+
+def test_the_log_says_what_to_look_at_when_no_worker_comes(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("imece_producer.airflow.trigger.QUIET", 0.1)
+    workbench.files(1)
+    workbench.enqueue()
+    with caplog.at_level("INFO"):
+        said = within(heard(trigger(kubernetes_conn_id="nobody"), "no worker has had", caplog))
+    assert "no worker has had a bucket job of the queue imece for" in said
+    assert "workers must run with IMECE_QUEUE and IMECE_REDIS_URL as here" in said
+    assert "name it in the Airflow connection nobody" in said
+
+
+def test_the_log_says_what_keeps_workers_from_coming_a_wrong_processor_too(
+    workbench: Workbench,
+    cluster: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("imece_producer.airflow.trigger.QUIET", 0.1)
+    monkeypatch.delenv("KUBECONFIG")
+    extra = {"kube_config": (tmp_path / "kubeconfig").read_text()}
+    connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
+    monkeypatch.setenv("AIRFLOW_CONN_IMECE_KUBERNETES", connection)
+    crashed = {"terminated": {"exitCode": 2}}
+    waits = {"waiting": {"reason": "CrashLoopBackOff"}}
+    container = {"name": "worker", "image": "i", "state": waits, "lastState": crashed}
+    cluster.add_pods(pod("one", containerStatuses=[container]))
+    cluster.logs["one"] = "imece-worker: IMECE_PROCESSOR a:b: there is no module a\n"
+    workbench.files(1)
+    workbench.enqueue()
+    waiting = trigger(kubernetes_conn_id="imece_kubernetes")
+    with caplog.at_level("INFO"):
+        said = within(heard(waiting, "no worker has had", caplog), 40)
+    assert "0 workers ready, 0 wanted, limit 20" in said
+    assert "IMECE_PROCESSOR a:b: there is no module a" in said
+
+
+def test_a_run_with_a_job_in_hand_is_not_called_quiet(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imece_producer.airflow.trigger.QUIET", 0.0)
+    quiet = Quiet()
+    workbench.settings["processor"] = "tests.processors:by_content"
+    go = workbench.folder / "go"
+    workbench.files(1, f"wait-for {go}\n".encode())
+    workbench.enqueue()
+    assert quiet.lasted(workbench.status()) is not None
+    workbench.worker()
+    until(lambda: workbench.status().backlog.in_flight, "a job in hand")
+    monkeypatch.setattr("imece_producer.airflow.trigger.QUIET", 60.0)
+    assert quiet.lasted(workbench.status()) is None
+    go.touch()
+    assert quiet.lasted(workbench.ended()) is None
 
 
 def test_a_killed_task_s_run_is_cancelled_at_once_without_any_worker(workbench: Workbench) -> None:
@@ -194,6 +274,41 @@ def test_a_late_kill_does_not_touch_the_next_round_of_a_cancelled_run(workbench:
     kill_once(trigger(), is_in_its_next_round)
     assert run.state() == "queued"
     assert workbench.status().round == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_no_kill_is_lost_wherever_it_meets_the_trigger(workbench: Workbench) -> None:
+    """Under Python 3.11 redis-py's awaits swallow a cancel at times; and a kill that comes while
+    the trigger attaches must cancel the generation that it attaches to."""
+    workbench.files(1)
+    run = Run(workbench.redis, "run")
+    dice = random.Random(9)
+    user_action = "who acted is in the cancel's message"
+
+    async def kill() -> Any:
+        waiting = trigger(generation=run.attach())
+        waiting.poll_interval = 0.0
+        task = asyncio.create_task(first(waiting))
+        for _ in range(dice.randrange(150)):
+            await asyncio.sleep(0)
+        task.cancel(user_action)
+        await asyncio.wait({task}, timeout=2)
+        if not task.cancelled():
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0.01)
+            return ("it goes on",)
+        try:
+            await task
+        except asyncio.CancelledError as error:
+            await waiting.on_kill()
+            return error.args
+
+    for number in range(300):
+        workbench.enqueue()
+        said = asyncio.run(kill())
+        assert (number, said, run.state()) == (number, (user_action,), "cancelled")
 
 
 def test_progress_is_told_on_change_and_not_too_often(workbench: Workbench) -> None:

@@ -1,6 +1,7 @@
 """What is written into an operator's fields, which after templating may be text, as values."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,14 @@ def words(given: Any) -> str | None:
     """Text, or None for a field left empty: a template without a value renders as text."""
     text = "" if given is None else str(given).strip()
     return None if text in ("", "None") else text
+
+
+def processor(given: str | None) -> str | None:
+    """Raises UsageError if it is no function's place, and not nothing."""
+    text = words(given)
+    if text is not None and not re.fullmatch(r"[\w.]+:[\w.]+", text):
+        raise UsageError(f"processor {text!r}: takes package.module:function")
+    return text
 
 
 def whole(given: int | str | None, field: str, least: int = 1) -> int | None:

@@ -18,7 +18,7 @@ from imece.errors import RunError
 from imece.names import TEMPORARY_PREFIX
 from imece.run import status
 from imece.run.parameters import Parameters
-from imece.run.status import Backlog, Status
+from imece.run.status import Status
 from imece.run.store import Run
 from imece.settings import Settings
 from imece_producer import display
@@ -50,6 +50,9 @@ EMPTY = ("succeed", "skip", "fail")
 
 TIMED_OUT = "Trigger timeout"
 """What Airflow resumes a task with that has waited for too long (TriggerFailureReason)."""
+
+NOTHING_TO_CANCEL = "0"
+"""The generation of no run: for a trigger whose run has ended."""
 
 FAILURES_DIR = TEMPORARY_PREFIX.decode() + "failures"
 """Where in the output directory lists of failed files go; imece never lists it as input."""
@@ -156,17 +159,24 @@ class ImeceRunOperator(ImeceOperator):
             limit = fields.whole(self.max_replicas, "max_replicas")
             fields.allowed_failures(self.allow_failed, 0)  # a wrong one is said before, not after
             fields.one_of(self.empty, "empty", EMPTY)
+            if limit is not None:  # one that cannot be set is said before, too
+                self._scale(settings, limit)
         with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
             generation = self._enqueue(redis, settings, parameters)
             if generation is None:
                 return self._finish(redis, context)
             self._held = (settings, generation)
             if limit is not None:
-                self._scale(settings, limit, status.backlog(redis, parameters.queue))
+                self._start(settings, limit, redis)
+        return self._wait(context, settings, generation)
+
+    def _wait(self, context: "Context", settings: Settings, generation: str) -> dict[str, Any]:
+        """In the triggerer; here, if the task is not deferrable."""
         trigger = ImeceRunTrigger(
             run_id=self._id,
-            queue=parameters.queue,
+            queue=settings.queue,
             redis_conn_id=self.redis_conn_id,
+            kubernetes_conn_id=self.kubernetes_conn_id,
             generation=generation,
             poll_interval=self.poll_interval,
         )
@@ -175,18 +185,23 @@ class ImeceRunOperator(ImeceOperator):
             trigger._settings = settings
             return self.resume(context, wait_here(trigger))
         raise TaskDeferred(
-            trigger=trigger,
-            method_name=self.resume.__name__,
-            timeout=self.execution_timeout,
+            trigger=trigger, method_name=self.resume.__name__, timeout=self.execution_timeout
         )
 
     def resume(self, context: "Context", event: dict[str, Any]) -> dict[str, Any]:
         """The run has ended, or cannot be waited for."""
         if "error" in event:
-            raise AirflowException(event["error"])
+            kind = AirflowException if event.get("may_pass", True) else AirflowFailException
+            raise kind(event["error"])
         settings = self._settings(queue=fields.words(self.run_queue))
-        with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
-            return self._finish(redis, context)
+        try:
+            with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
+                return self._finish(redis, context)
+        except AirflowFailException:
+            raise
+        except AirflowException as error:  # Redis has just gone; the trigger waits until it is back
+            self.log.warning("%s", f"{error}. Waiting for it: the run has ended")
+        return self._wait(context, settings, NOTHING_TO_CANCEL)
 
     def resume_execution(
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: "Context"
@@ -257,10 +272,19 @@ class ImeceRunOperator(ImeceOperator):
             )
         return found
 
-    def _scale(self, settings: Settings, limit: int, backlog: Backlog) -> None:
+    def _scale(self, settings: Settings, limit: int) -> None:
         with connected(self.kubernetes_conn_id, settings) as cluster:
-            before, after = scaling.change(cluster, limit, backlog=backlog)
+            before, after = scaling.change(cluster, limit)
         self.log.info("at most %d replicas (it was %d)", after.limit, before.limit)
+
+    def _start(self, settings: Settings, limit: int, redis: "Redis") -> None:
+        """Starts at once what the queue needs. If that fails, KEDA does so in a moment."""
+        backlog = status.backlog(redis, settings.queue)
+        try:
+            with connected(self.kubernetes_conn_id, settings) as cluster:
+                scaling.change(cluster, limit, backlog=backlog)
+        except AirflowException as error:
+            self.log.warning("%s", f"that workers start is left to KEDA: {error}")
 
     def _finish(self, redis: "Redis", context: "Context") -> dict[str, Any]:
         """What the task says of an ended run."""

@@ -2,21 +2,29 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from airflow.sdk import BaseHook
+from airflow.sdk import Connection
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from imece.connection import connect_async, reachable
-from imece.errors import ImeceError, LoginError, ServiceError
+from imece.errors import ImeceError, LoginError, ServiceError, SettingsError
 from imece.run import status
 from imece.run.status import Status
-from imece.run.store import attach_async, cancel_async
+from imece.run.store import ON, attach_async, cancel_async
 from imece.settings import Settings
 from imece_producer import display
-from imece_producer.airflow.connection import settings_of
+from imece_producer.airflow.connection import (
+    cluster_settings,
+    find_async,
+    in_airflow,
+    names_cluster,
+    settings_of,
+)
+from imece_producer.cluster import commands
+from imece_producer.display import seconds
 
 LOG_PAUSE = 5.0
 """Seconds between two lines of progress at least; or a hundredth of the time waited, if more."""
@@ -26,6 +34,9 @@ SHORTEST_WAIT = 5.0
 Else it marks the task as failed when it goes on ("finished with state success, but the task
 instance's state attribute is running"), and the next try is one more round."""
 
+QUIET = 120.0
+"""Seconds without a bucket job in hand after which the log says why; doubled each time."""
+
 KILL_TIMEOUT = 1.0
 """Seconds the write of a cancel may take: a triggerer has not much longer for it."""
 
@@ -33,11 +44,13 @@ KILL_TIMEOUT = 1.0
 class ImeceRunTrigger(BaseTrigger):
     """Ends when a run has ended or waits for a person:
     `{"run": id, "state": "done" | "failed" | "cancelled" | "held"}`, or
-    `{"run": id, "error": why}`.
+    `{"run": id, "error": why, "may_pass": whether another try may help}`.
 
     Args:
         run_id, queue: the run's, and its queue.
         redis_conn_id: the Airflow connection; None: Redis as the environment names it.
+        kubernetes_conn_id: the Airflow connection of the workers' cluster, which is asked why
+            nothing moves; None: no cluster is asked.
         generation: the run's, as the task attached to it; see `imece.run.Run.attach`.
         poll_interval: seconds between two looks at the run.
         unknown: what another version of imece would say; both run while one is rolled out.
@@ -48,6 +61,7 @@ class ImeceRunTrigger(BaseTrigger):
         run_id: str,
         queue: str,
         redis_conn_id: str | None = None,
+        kubernetes_conn_id: str | None = None,
         generation: str = "",
         poll_interval: float = 2.0,
         **unknown: Any,
@@ -56,9 +70,12 @@ class ImeceRunTrigger(BaseTrigger):
         self.run_id = run_id
         self.queue = queue
         self.redis_conn_id = redis_conn_id
+        self.kubernetes_conn_id = kubernetes_conn_id
         self.generation = generation
         self.poll_interval = poll_interval
         self._settings: Settings | None = None
+        self._over = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """No credential is in it."""
@@ -66,6 +83,7 @@ class ImeceRunTrigger(BaseTrigger):
             "run_id": self.run_id,
             "queue": self.queue,
             "redis_conn_id": self.redis_conn_id,
+            "kubernetes_conn_id": self.kubernetes_conn_id,
             "generation": self.generation,
             "poll_interval": self.poll_interval,
         }
@@ -74,21 +92,35 @@ class ImeceRunTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Looks at the run until it has ended, however long Redis is away."""
         earliest = time.monotonic() + SHORTEST_WAIT
+        # In a task of its own, because a kill is a cancel of this one. Redis-py's awaits can
+        # swallow a cancel (Python 3.11), and one in the middle of attaching would leave unknown
+        # which generation the kill has to name.
+        waiting = asyncio.create_task(self._wait())
         try:
-            last = await self._wait()
-        except ImeceError as error:
-            event = {"run": self.run_id, "error": str(error)}
-        else:
-            event = {"run": self.run_id, "state": last.state}
+            await asyncio.wait({waiting})
+        except asyncio.CancelledError:
+            self._over.set()
+            await asyncio.wait({waiting}, timeout=KILL_TIMEOUT)
+            raise
+        finally:
+            waiting.cancel()
         await asyncio.sleep(max(0.0, earliest - time.monotonic()))
-        yield TriggerEvent(event)
+        yield TriggerEvent(waiting.result())
 
-    async def _wait(self) -> Status:
+    async def _wait(self) -> dict[str, Any]:
+        try:
+            last = await self._follow()
+        except ImeceError as error:
+            told = in_airflow(str(error), self.redis_conn_id)
+            return {"run": self.run_id, "error": told, "may_pass": error.may_pass}
+        return {"run": self.run_id, "state": last.state}
+
+    async def _follow(self) -> Status:
         settings = await self._find_settings()
-        report = Report(self.log.info)
+        report, quiet = Report(self.log.info), Quiet()
         attached = False
         async with aclosing(connect_async(settings, retries=0)) as redis:
-            while True:
+            while not self._over.is_set():
                 try:
                     with reachable(settings):
                         if not attached:
@@ -100,19 +132,41 @@ class ImeceRunTrigger(BaseTrigger):
                 except LoginError:
                     raise
                 except ServiceError as error:
-                    report.outage(error)
+                    report.outage(in_airflow(str(error), self.redis_conn_id))
                 else:
                     report.progress(now)
                     if now.has_stopped:
                         return now
-                await asyncio.sleep(self.poll_interval)
+                    if (lasted := quiet.lasted(now)) is not None:
+                        # Kept, so that it is not collected before it is through.
+                        self._looking = asyncio.create_task(self._say_why(settings, now, lasted))
+                await self._pause()
+        raise asyncio.CancelledError
+
+    async def _pause(self) -> None:
+        try:
+            await asyncio.wait_for(self._over.wait(), self.poll_interval)
+        except TimeoutError:
+            pass
+
+    async def _say_why(self, settings: Settings, now: Status, lasted: float) -> None:
+        """Says what `imece status` would. It only looks: whatever goes wrong is part of the log."""
+        try:
+            try:
+                connection = await find_async(self.kubernetes_conn_id)
+            except SettingsError:
+                connection = None
+            lines = await asyncio.to_thread(
+                lambda: list(reasons(settings, now, connection, self.kubernetes_conn_id))
+            )
+        except Exception as error:  # the wait goes on
+            lines = [f"  what keeps them cannot be said: {error}"]
+        head = f"no worker has had a bucket job of the queue {self.queue} for {seconds(lasted)}"
+        self.log.warning("%s", "\n".join([head, *lines]))
 
     async def _find_settings(self) -> Settings:
         if self._settings is None:
-            connection = None
-            if self.redis_conn_id is not None:
-                connection = await BaseHook.aget_connection(self.redis_conn_id)
-            self._settings = settings_of(connection)
+            self._settings = settings_of(await find_async(self.redis_conn_id))
         return self._settings
 
     async def on_kill(self) -> None:
@@ -132,6 +186,49 @@ class ImeceRunTrigger(BaseTrigger):
             self.log.info(
                 "run %s is cancelled; a task that is cleared goes on with it", self.run_id
             )
+
+
+def reasons(
+    settings: Settings, now: Status, connection: Connection | None, conn_id: str | None
+) -> Iterator[str]:
+    """Why no worker has a bucket job, line by line, as far as it can be seen from here.
+
+    Args:
+        connection: to the workers' cluster, if there is one; `conn_id` is its id.
+    """
+    if not names_cluster(connection):
+        yield (
+            "  workers must run with IMECE_QUEUE and IMECE_REDIS_URL as here, and their processor "
+            "must load: see the worker's log, or `imece doctor` where the workers are"
+        )
+        if conn_id is not None:
+            yield f"  if they are in a cluster: name it in the Airflow connection {conn_id}"
+        return
+    try:
+        with cluster_settings(connection, settings) as named:
+            found = commands.look(named, now)
+    except ImeceError as error:
+        found = {"error": str(error)}
+    for line in display.workers(found):
+        yield in_airflow(line, kubernetes_conn_id=conn_id)
+
+
+class Quiet:
+    """Notices that a run is on and no worker has a bucket job; less and less often."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._next = QUIET
+
+    def lasted(self, now: Status) -> float | None:
+        """Seconds it has lasted, when that is to be said."""
+        moment = time.monotonic()
+        if now.backlog.in_flight or now.state not in ON:
+            self._since, self._next = moment, QUIET
+        if moment - self._since < self._next:
+            return None
+        self._next *= 2
+        return moment - self._since
 
 
 class Report:
@@ -160,7 +257,7 @@ class Report:
             self._say("%s", line)
             self._said = (line, time_now)
 
-    def outage(self, error: Exception) -> None:
+    def outage(self, error: str) -> None:
         if not self._away:
             self._say("%s", f"{error}. Waiting for it; workers go on meanwhile")
             self._away = True

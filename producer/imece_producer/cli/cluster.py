@@ -1,6 +1,5 @@
 """`imece scale`, `pause` and `doctor`: what concerns the workers and what they need."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -96,7 +95,7 @@ def doctor(
     for check in surgery.checks(find(None, context, namespace).settings, source, target):
         checks.append(check)
         if as_json:
-            put_json(asdict(check))
+            put_json(check.summary())
         else:
             put(display.check(check))
     raise typer.Exit(surgery.exit_code(checks))

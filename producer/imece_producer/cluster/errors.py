@@ -15,6 +15,9 @@ from imece_producer.cluster.rights import Right
 BUSY = (429, 502, 503, 504)
 """The statuses of a server that may answer in a moment."""
 
+REFUSALS = (401, 403, 404)
+"""The statuses of a server that will not do what was asked, however often."""
+
 NO_SUCH_PATH = "404 page not found"
 """What an API server says of a kind of object it does not know, in plain text."""
 
@@ -30,6 +33,7 @@ class ClusterError(ServiceError):
     def __init__(self, what: str, hint: str, status: int = 0, known: bool = True) -> None:
         super().__init__(what, hint)
         self.status = status
+        self.may_pass = status not in REFUSALS
         self.known = known
 
 

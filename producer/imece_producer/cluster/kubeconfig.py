@@ -62,7 +62,8 @@ def is_named(settings: Settings) -> bool:
 
     A kubeconfig alone says nothing: many a laptop has one that has nothing to do with imece.
     """
-    return in_pod(settings) or bool(settings.kube_context or settings.kube_namespace)
+    named = settings.kubeconfig or settings.kube_context or settings.kube_namespace
+    return in_pod(settings) or bool(named)
 
 
 def in_pod(settings: Settings) -> bool:
@@ -70,8 +71,8 @@ def in_pod(settings: Settings) -> bool:
 
 
 def find(settings: Settings) -> Access:
-    """The way to the cluster: the context the settings name, else the pod's service account, else
-    the kubeconfig's current context.
+    """The way to the cluster: the kubeconfig or the context the settings name, else the pod's
+    service account, else the kubeconfig's current context.
 
     Raises:
         SettingsError: there is none, or it cannot be used; says what to do.
@@ -81,7 +82,7 @@ def find(settings: Settings) -> Access:
             "the package kubernetes is not installed, by which the cluster is asked",
             "pip install 'imece[cluster]'",
         )
-    if in_pod(settings) and not settings.kube_context:
+    if in_pod(settings) and not (settings.kubeconfig or settings.kube_context):
         access = _of_pod(settings)
     else:
         access = _of_kubeconfig(settings)
@@ -139,7 +140,7 @@ def _of_kubeconfig(settings: Settings) -> Access:
     from kubernetes.config import load_kube_config_from_dict
     from kubernetes.config.config_exception import ConfigException
 
-    given = os.environ.get("KUBECONFIG") or DEFAULT_FILE
+    given = settings.kubeconfig or os.environ.get("KUBECONFIG") or DEFAULT_FILE
     if not any(file.exists() for file in _files(given)):
         raise _nothing_found(settings, given)
     merged = _merged(given)

@@ -1,5 +1,6 @@
 """Another image, or another processor, for the workers of a cluster."""
 
+from collections.abc import Callable
 from typing import Any
 
 from imece.errors import UsageError
@@ -9,10 +10,16 @@ CONTAINER = "worker"
 
 
 def change(
-    cluster: Cluster, image: str | None = None, processor: str | None = None
+    cluster: Cluster,
+    image: str | None = None,
+    processor: str | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Gives the Deployment's worker another image or processor, which replaces all pods: each
     finishes its file and hands back.
+
+    Args:
+        check: called before something is changed; raises if it must not be.
 
     Returns:
         The Deployment as it is then; None if it was so already.
@@ -36,6 +43,7 @@ def change(
         wanted["env"] = env
     if wanted == worker:
         return None
+    check()
     containers[index] = wanted
     return cluster.change_deployment(
         {

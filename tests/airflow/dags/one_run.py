@@ -6,9 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Asset, AssetAlias, Param
+from airflow.sdk import DAG, Asset, AssetAlias, BaseOperator, Param
 
-from imece_producer.airflow import ImeceReportOperator, ImeceRunOperator
+from imece_producer.airflow import ImeceRunOperator
 
 PARAMS = {
     "input": Param("", type="string"),
@@ -61,9 +61,24 @@ with DAG("dies_once", schedule=None, params=PARAMS):
 with DAG("times_out", schedule=None, params=PARAMS, dagrun_timeout=timedelta(seconds=8)):
     run_in(ImeceRunOperator, run_id="{{ params.run_id }}")
 
+with DAG("mapped", schedule=None, params=PARAMS):
+    # Ten runs that have nothing to do: each is over before its task waits.
+    ImeceRunOperator.partial(
+        task_id="run",
+        input_dir="{{ params.input }}",
+        output_dir="{{ params.output }}",
+        poll_interval=0.2,
+        retries=0,
+    ).expand(run_id=[f"mapped-{number}" for number in range(10)])
+
+
+class Follow(BaseOperator):  # type: ignore[misc]
+    """Gives back the run of the event it follows."""
+
+    def execute(self, context: Any) -> Any:
+        [[event]] = context["triggering_asset_events"].values()
+        return event.extra["run"]
+
+
 with DAG("follow_up", schedule=[AssetAlias("imece-output")]):
-    ImeceReportOperator(
-        task_id="report",
-        imece_run="{{ triggering_asset_events.values() | first | first | attr('extra') "
-        "| attr('get')('run') }}",
-    )
+    Follow(task_id="follow")
