@@ -72,7 +72,7 @@ with DAG("mapped", schedule=None, params=PARAMS):
     ).expand(run_id=[f"mapped-{number}" for number in range(10)])
 
 
-class Follow(BaseOperator):  # type: ignore[misc]
+class Follow(BaseOperator):
     """Gives back the run of the event it follows."""
 
     def execute(self, context: Any) -> Any:
