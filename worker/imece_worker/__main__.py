@@ -5,13 +5,15 @@ The first process of a container would otherwise not hear them, and would take a
 asked to stop. Any other process would end with what looks like a failure.
 """
 
+import os
 import sys
+from typing import NoReturn
 
 from imece_worker import handover, stops
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """See imece_worker/command.py. Does not come back.
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line in imece_worker/command.py.
 
     Args:
         arguments: given by tests, for a process that is not to start anew.
@@ -20,11 +22,24 @@ def main(arguments: list[str] | None = None) -> None:
     # A static bucket that is not done must not look like one that is.
     is_static = any(word.partition("=")[0] == "--bucket-id" for word in words)
     stops.leave_with(None if is_static else 0)
+    _open_standard_files()
     if arguments is None:
         handover.start_anew()
-    from imece_worker import command
+    from imece import commandline
+    from imece_worker.command import app
 
-    command.main(words)
+    commandline.run(app, "imece-worker", words)
+
+
+def _open_standard_files() -> None:
+    """Opens those among 0, 1 and 2 that whoever started us has closed. Otherwise sockets and files
+    get these numbers, and a runner takes them for where it prints."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - open for as long as the process
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """`imece-worker`: one worker process. What comes before is in imece_worker/__main__.py."""
 
 import gc
-import os
-import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -109,20 +107,3 @@ def take_jobs(settings: "Settings") -> None:
     gc.freeze()  # forked runners then share what has been imported
     with reachable(settings):
         Worker(settings, function, cost, statistics).work()
-
-
-def main(arguments: list[str]) -> NoReturn:
-    """The command line; does not come back."""
-    _open_standard_files()
-    commandline.run(app, "imece-worker", arguments)
-
-
-def _open_standard_files() -> None:
-    """Opens those among 0, 1 and 2 that whoever started us has closed. Otherwise sockets and files
-    get these numbers, and a runner takes them for where it prints."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(number)
-    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - open for as long as the process
-    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
