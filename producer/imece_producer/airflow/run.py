@@ -1,5 +1,6 @@
 """One task for one run, whatever the number of files."""
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -137,6 +138,7 @@ class ImeceRunOperator(ImeceOperator):
 
     def execute(self, context: "Context") -> dict[str, Any]:
         """Enqueues or attaches, and defers; returns at once if the run has ended already."""
+        started_in = _age(context)
         settings = self._settings(queue=fields.words(self.run_queue))
         with airflow_errors():
             parameters = self._parameters(settings)
@@ -151,9 +153,9 @@ class ImeceRunOperator(ImeceOperator):
             self._held = (settings, generation)
             if limit is not None:
                 self._start(settings, limit, redis)
-        raise self._deferral(settings, generation)
+        raise self._deferral(settings, generation, started_in)
 
-    def _deferral(self, settings: Settings, generation: str) -> TaskDeferred:
+    def _deferral(self, settings: Settings, generation: str, shortest_wait: float) -> TaskDeferred:
         return TaskDeferred(
             trigger=ImeceRunTrigger(
                 run_id=self._id,
@@ -162,6 +164,7 @@ class ImeceRunOperator(ImeceOperator):
                 kubernetes_conn_id=self.kubernetes_conn_id,
                 generation=generation,
                 poll_interval=self.poll_interval,
+                shortest_wait=shortest_wait,
             ),
             method_name=self.resume.__name__,
             timeout=self.execution_timeout,
@@ -180,7 +183,7 @@ class ImeceRunOperator(ImeceOperator):
             raise
         except AirflowException as error:  # Redis has just gone; the trigger waits until it is back
             self.log.warning("%s", f"{error}. Waiting for it: the run has ended")
-        raise self._deferral(settings, NOTHING_TO_CANCEL)
+        raise self._deferral(settings, NOTHING_TO_CANCEL, _age(context))
 
     def resume_execution(
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: "Context"
@@ -309,3 +312,9 @@ class ImeceRunOperator(ImeceOperator):
                 where = f" ({file} cannot be written: {error.strerror})"
         found = sorted(run.failures(), key=lambda item: item[0])
         return [*display.first_failures(found), f"  all of them: imece failures {run.id}{where}"]
+
+
+def _age(context: "Context") -> float:
+    """Seconds since Airflow has called the task running."""
+    began = getattr(context.get("ti"), "start_date", None)
+    return max(0.0, time.time() - began.timestamp()) if began is not None else 0.0
