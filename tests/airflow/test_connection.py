@@ -2,7 +2,9 @@
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -200,6 +202,17 @@ def test_a_run_that_ended_is_not_failed_by_a_redis_that_is_away_at_the_resume(
     assert waits.value.method_name == "resume"
     assert waits.value.trigger.serialize()[1]["generation"] == "0"
     assert task(connected).resume({}, {"run": "run", "state": "done"})["done"] == 2
+
+
+def test_a_task_that_was_slow_to_start_does_not_come_back_sooner_than_that(
+    connected: Workbench,
+) -> None:
+    """A busy scheduler hears late that the task's process has ended."""
+    connected.files(1)
+    began = datetime.now(UTC) - timedelta(seconds=24)
+    with pytest.raises(TaskDeferred) as waits:
+        task(connected).execute({"ti": SimpleNamespace(start_date=began)})
+    assert 24 <= waits.value.trigger.serialize()[1]["shortest_wait"] < 60
 
 
 def test_a_limit_that_cannot_be_set_is_found_before_anything_is_enqueued(

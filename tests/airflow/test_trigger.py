@@ -81,7 +81,11 @@ def test_one_that_an_older_version_has_stored_is_loaded_and_waits(workbench: Wor
     }
     loaded = ImeceRunTrigger(**stored)
     del stored["cancel_grace"]
-    assert loaded.serialize()[1] == {**stored, "kubernetes_conn_id": None}
+    assert loaded.serialize()[1] == {
+        **stored,
+        "kubernetes_conn_id": None,
+        "shortest_wait": 0.0,
+    }
     assert within(first(loaded)) == {"run": "run", "state": "done"}
 
 
@@ -110,6 +114,9 @@ def test_it_gives_the_scheduler_time_to_hear_that_the_task_was_deferred(
     began = time.monotonic()
     assert within(first(trigger())) == {"run": "run", "state": "cancelled"}
     assert time.monotonic() - began >= 1.0
+    began = time.monotonic()
+    within(first(trigger(shortest_wait=1.5)))
+    assert time.monotonic() - began >= 1.5
 
 
 def test_a_run_that_is_not_there_is_an_error_not_an_exception(workbench: Workbench) -> None:

@@ -1,5 +1,6 @@
 """One task for one run, whatever the number of files."""
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -153,6 +154,7 @@ class ImeceRunOperator(ImeceOperator):
 
     def execute(self, context: "Context") -> dict[str, Any]:
         """Enqueues or attaches, and defers; returns at once if the run has ended already."""
+        started_in = _age(context)
         settings = self._settings(queue=fields.words(self.run_queue))
         with airflow_errors():
             parameters = self._parameters(settings)
@@ -168,10 +170,12 @@ class ImeceRunOperator(ImeceOperator):
             self._held = (settings, generation)
             if limit is not None:
                 self._start(settings, limit, redis)
-        return self._wait(context, settings, generation)
+        return self._wait(context, settings, generation, started_in)
 
-    def _wait(self, context: "Context", settings: Settings, generation: str) -> dict[str, Any]:
-        """In the triggerer; here, if the task is not deferrable."""
+    def _wait(
+        self, context: "Context", settings: Settings, generation: str, shortest: float
+    ) -> dict[str, Any]:
+        """In the triggerer, for at least so many seconds; here, if the task is not deferrable."""
         trigger = ImeceRunTrigger(
             run_id=self._id,
             queue=settings.queue,
@@ -179,6 +183,7 @@ class ImeceRunOperator(ImeceOperator):
             kubernetes_conn_id=self.kubernetes_conn_id,
             generation=generation,
             poll_interval=self.poll_interval,
+            shortest_wait=shortest,
         )
         if not self.deferrable:
             self._here = trigger
@@ -201,7 +206,7 @@ class ImeceRunOperator(ImeceOperator):
             raise
         except AirflowException as error:  # Redis has just gone; the trigger waits until it is back
             self.log.warning("%s", f"{error}. Waiting for it: the run has ended")
-        return self._wait(context, settings, NOTHING_TO_CANCEL)
+        return self._wait(context, settings, NOTHING_TO_CANCEL, _age(context))
 
     def resume_execution(
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: "Context"
@@ -338,3 +343,9 @@ class ImeceRunOperator(ImeceOperator):
                 where = f" ({file} cannot be written: {error.strerror})"
         found = sorted(run.failures(), key=lambda item: item[0])
         return [*display.first_failures(found), f"  all of them: imece failures {run.id}{where}"]
+
+
+def _age(context: "Context") -> float:
+    """Seconds since Airflow has called the task running."""
+    began = getattr(context.get("ti"), "start_date", None)
+    return max(0.0, time.time() - began.timestamp()) if began is not None else 0.0

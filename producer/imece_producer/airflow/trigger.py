@@ -29,10 +29,12 @@ from imece_producer.display import seconds
 LOG_PAUSE = 5.0
 """Seconds between two lines of progress at least; or a hundredth of the time waited, if more."""
 
-SHORTEST_WAIT = 5.0
-"""Seconds a trigger waits at least. Airflow's scheduler must first hear that its task was deferred.
-Else it marks the task as failed when it goes on ("finished with state success, but the task
-instance's state attribute is running"), and the next try is one more round."""
+SHORTEST_WAIT, LONGEST_WAIT = 5.0, 60.0
+"""Seconds a trigger waits at least; the second on a machine however busy. Airflow's scheduler must
+first hear that the process of the deferred task has ended. Else it marks the task as failed when it
+goes on ("finished with state success, but the task instance's state attribute is queued"), and the
+next try is one more round. The busier the machine, the later the scheduler hears it: so the trigger
+waits no shorter than the task took to start."""
 
 QUIET = 120.0
 """Seconds without a bucket job in hand after which the log says why; doubled each time."""
@@ -53,6 +55,7 @@ class ImeceRunTrigger(BaseTrigger):
             nothing moves; None: no cluster is asked.
         generation: the run's, as the task attached to it; see `imece.run.Run.attach`.
         poll_interval: seconds between two looks at the run.
+        shortest_wait: seconds it waits at least; within SHORTEST_WAIT and LONGEST_WAIT.
         unknown: what another version of imece would say; both run while one is rolled out.
     """
 
@@ -64,6 +67,7 @@ class ImeceRunTrigger(BaseTrigger):
         kubernetes_conn_id: str | None = None,
         generation: str = "",
         poll_interval: float = 2.0,
+        shortest_wait: float = 0.0,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -73,6 +77,7 @@ class ImeceRunTrigger(BaseTrigger):
         self.kubernetes_conn_id = kubernetes_conn_id
         self.generation = generation
         self.poll_interval = poll_interval
+        self.shortest_wait = shortest_wait
         self._settings: Settings | None = None
         self._over = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
@@ -86,12 +91,14 @@ class ImeceRunTrigger(BaseTrigger):
             "kubernetes_conn_id": self.kubernetes_conn_id,
             "generation": self.generation,
             "poll_interval": self.poll_interval,
+            "shortest_wait": self.shortest_wait,
         }
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Looks at the run until it has ended, however long Redis is away."""
-        earliest = time.monotonic() + SHORTEST_WAIT
+        wait = min(max(SHORTEST_WAIT, self.shortest_wait), LONGEST_WAIT)
+        earliest = time.monotonic() + wait
         # In a task of its own, because a kill is a cancel of this one. Redis-py's awaits can
         # swallow a cancel (Python 3.11), and one in the middle of attaching would leave unknown
         # which generation the kill has to name.
