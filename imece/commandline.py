@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+from importlib.metadata import version
 from typing import Annotated, NoReturn
 
 import typer
@@ -22,6 +23,11 @@ def new(text: str) -> typer.Typer:
     )
 
 
+def examples(*calls: str) -> str:
+    """The end of a command's help, to copy: click breaks no line anew after its mark \\b."""
+    return "Examples:\n\n\b\n" + "\n".join(calls)
+
+
 def given(text: str) -> str:
     """What somebody has written. It is not empty, as an unset variable of a shell is."""
     if not text.strip():
@@ -29,6 +35,18 @@ def given(text: str) -> str:
     return text
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"imece {version('imece')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+]
 Include = Annotated[
     list[str] | None,
     typer.Option(

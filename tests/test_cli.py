@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,17 @@ def test_runs_are_listed_newest_first(workbench: Workbench) -> None:
     for run_id in ("first", "second", "third"):
         workbench.enqueue(run_id)
     header, *rows = told(workbench, "runs").splitlines()
-    assert header.split() == ["RUN", "STATE", "FILES", "DONE", "FAILED", "SKIPPED", "LEFT", "MADE"]
+    assert header.split() == [
+        "RUN",
+        "STATE",
+        "FILES",
+        "DONE",
+        "FAILED",
+        "SKIPPED",
+        "LEFT",
+        "MADE",
+        "WHERE",
+    ]
     assert [row.split()[:7] for row in rows] == [
         [run_id, "queued", "2", "0", "0", "0", "2"] for run_id in ("third", "second", "first")
     ]
@@ -661,10 +672,38 @@ def test_every_command_and_every_option_has_a_help_text() -> None:
             assert text, f"{name} {parameter.name}"
 
 
-def test_help_comes_with_examples() -> None:
+def test_help_comes_with_examples_that_can_be_copied(workbench: Workbench) -> None:
     for name in ("enqueue", "status", "failures", "scale", "doctor", "local"):
-        _, _, examples = (commands()[name].epilog or "").partition("Examples:")
-        assert f"imece {name} " in examples
+        lines = told(workbench, name, "--help").splitlines()
+        assert max(map(len, lines)) <= 80, name
+        examples = lines[lines.index("  Examples:") + 2 :]
+        assert all(line.startswith("  ") for line in examples)
+        calls = (commands()[name].epilog or "").split("\n")[3:]
+        assert [line.strip() for line in examples] == calls
+        assert any(f"imece {name}" in call for call in calls)
+
+
+def test_the_list_of_commands_has_whole_sentences(workbench: Workbench) -> None:
+    text = told(workbench, "--help")
+    assert "..." not in text.partition("Commands:")[2]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_version_is_shown(workbench: Workbench) -> None:
+    assert told(workbench, "--version") == f"imece {version('imece')}\n"
+    worker = [sys.executable, "-m", "imece_worker", "--version"]
+    assert subprocess.check_output(worker, text=True, cwd=ROOT) == f"imece {version('imece')}\n"
+
+
+def test_a_variable_that_is_no_setting_is_named(workbench: Workbench) -> None:
+    answer = workbench.imece("runs", redis_ulr="redis://elsewhere")
+    assert answer.returncode == 0
+    assert answer.stderr == (
+        "(warning: IMECE_REDIS_ULR is not a setting of imece: do you mean IMECE_REDIS_URL?)\n"
+    )
+    worker = workbench.worker(redis_ulr="redis://elsewhere")
+    worker.started()
+    assert "do you mean IMECE_REDIS_URL?" in worker.log()
 
 
 def test_help_names_every_command_and_the_exit_codes(workbench: Workbench) -> None:

@@ -97,7 +97,7 @@ def test_the_command_prints_a_line_for_each_check_and_its_exit_code(
 def test_a_redis_that_is_not_there() -> None:
     check = made(redis_url="unix:///nowhere/redis.sock")["redis"]
     assert (check.verdict, check.exit_code) == ("fail", 3)
-    assert check.hint.startswith("check IMECE_REDIS_URL")
+    assert check.hint.startswith("start it, or correct IMECE_REDIS_URL")
 
 
 @pytest.mark.parametrize(

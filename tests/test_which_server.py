@@ -23,25 +23,32 @@ from tests.test_local import Folder
 NOWHERE = "imece: Redis at redis://localhost:6379/0 is out of reach"
 """Where the settings say, in these tests."""
 
-WAITING = "sh -c 'while test -e {input}; do sleep 0.1; done; exit 1'"
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Folder]:
-    """The folder of the local runs, whose files are not done as long as they are there."""
+    """The folder of the local runs, whose files wait to be released."""
     base = tmp_path / "local"
     base.mkdir()
     made = Folder(base)
     made.files(2)
     yield made
-    for file in made.source.iterdir():
-        file.unlink()
+    release(made)
     made.close()
+
+
+def release(folder: Folder) -> None:
+    """Lets the files of all local runs come to their end: they fail."""
+    (folder.state.parent / "release").touch()
+
+
+def waiting(folder: Folder) -> str:
+    end = folder.state.parent / "release"
+    return f"sh -c 'until test -e {end}; do sleep 0.1; done; exit 1' {{input}}"
 
 
 def start(folder: Folder, run_id: str) -> None:
     """Starts a local run, and waits until it is on."""
-    folder.start("--run-id", run_id, "--max-replicas", "1", "--command", WAITING)
+    folder.start("--run-id", run_id, "--max-replicas", "1", "--command", waiting(folder))
     made = names.slug(run_id)
     until(lambda: made in folder.on(), "the local run to be announced")
     until(lambda: runs_of(folder, made) == [made], "its run to be made")
@@ -190,8 +197,7 @@ def test_who_watches_a_local_run_sees_its_end(folder: Folder) -> None:
         assert process.stdout is not None
         assert process.stdout.readline()
     folder.calls[0].send_signal(signal.SIGTERM)
-    for file in folder.source.iterdir():
-        file.unlink()
+    release(folder)
     for process, code in zip(watching, (0, 1), strict=True):
         output, errors = process.communicate(timeout=60)
         assert process.returncode == code, errors

@@ -33,6 +33,7 @@ PROBES = tuple(
     LTRIM {list} 0 9 | LREM {list} 0 b | BLMOVE {list} {list} LEFT LEFT 1 | DEL {list}
     SADD {set} a | SMEMBERS {set} | SREM {set} a
     ZADD {sorted} 1 a | ZCARD {sorted} | ZSCORE {sorted} a | ZRANGE {sorted} 0 -1
+    ZRANGEBYSCORE {sorted} 0 1 | ZCOUNT {sorted} 0 1
     ZREVRANGE {sorted} 0 -1 | ZREM {sorted} a | ZREMRANGEBYRANK {sorted} 0 0
     HSET {job} f 1 | EXPIRE {job} 1 | DEL {job}
     """.replace("\n", "|").split("|")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imece import commandline
-from imece.commandline import Include, Suffix, given
+from imece.commandline import Include, Suffix, Version, given
 from imece.errors import UsageError
 from imece_worker import handover
 
@@ -17,13 +17,12 @@ app = commandline.new("")
 
 
 @app.command(
-    epilog="""Examples:
-
-\b
-IMECE_PROCESSOR=examples.metrics:measure imece-worker
-imece-worker --command 'convert {input} -resize 50% {output}'
-IMECE_INPUT=/data/in IMECE_OUTPUT=/data/out \\
-  imece-worker --bucket-id 0 --bucket-count 8"""
+    epilog=commandline.examples(
+        "IMECE_PROCESSOR=examples.metrics:measure imece-worker",
+        "imece-worker --command 'convert {input} -resize 50% {output}'",
+        "IMECE_INPUT=/data/in IMECE_OUTPUT=/data/out \\",
+        "  imece-worker --bucket-id 0 --bucket-count 8",
+    )
 )
 def work(
     processor: Annotated[
@@ -57,6 +56,7 @@ def work(
     ] = None,
     include: Include = None,
     suffix: Suffix = None,
+    asked_for_version: Version = False,
 ) -> None:
     """Take bucket jobs from the queue and process their files, until stopped.
 

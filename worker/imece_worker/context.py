@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from imece.errors import SettingsError
 from imece.run.claim import Trouble
-from imece.settings import Settings
+from imece.settings import Settings, unknown
 from imece_worker import log
 from imece_worker.processor import Processor
 from imece_worker.statistics import WorkerStatistics
@@ -123,6 +123,8 @@ def prepare(settings: Settings) -> None:
         SettingsError: the heartbeat file cannot be touched.
     """
     log.set_up(settings)
+    for sentence in unknown():
+        log.event("unknown setting", logging.WARNING, reason=sentence)
     if (path := settings.heartbeat_file) is not None:
         try:
             path.touch()

@@ -6,7 +6,6 @@ What one command needs for itself is imported in it: `imece status` has to answe
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,7 @@ from imece.errors import ImeceError, RunError, ServiceError
 from imece.run.store import Run, recent
 from imece.settings import Settings, load, unknown
 from imece_producer.cluster import kubeconfig
-from imece_producer.display import put, say
+from imece_producer.display import say
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -33,21 +32,8 @@ app = commandline.new(
 )
 
 
-def show_version(wanted: bool) -> None:
-    if wanted:
-        put(f"imece {version('imece')}")
-        raise typer.Exit
-
-
 @app.callback()
-def common(
-    asked_for_version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
+def common(asked_for_version: commandline.Version = False) -> None:
     for sentence in unknown():
         say(f"(warning: {sentence})")
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from imece import commandline
 from imece.errors import UsageError
 from imece.settings import load
 from imece_producer import display
@@ -13,7 +14,7 @@ from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
 
 
-@app.command(epilog="Examples:\n\n  imece scale 50\n\n  imece scale 50 --min 2 -n imece")
+@app.command(epilog=commandline.examples("imece scale 50", "imece scale 50 --min 2 -n imece"))
 def scale(
     replicas: Annotated[int, typer.Argument(metavar="N", min=0, help="Most workers at a time.")],
     minimum: Annotated[
@@ -63,7 +64,9 @@ def pause(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Stop the cluster's workers for a time: they finish the current file and give the rest back.
+    """Stop the workers of a cluster for a time.
+
+    They finish the current file and give the rest back.
 
     The jobs in the queue stay there until `imece resume`.
     """
@@ -72,7 +75,7 @@ def pause(
     commands.pause(load(kube_context=context, kube_namespace=namespace), scale_in, as_json)
 
 
-@app.command(epilog="Examples:\n\n  imece doctor /data/in /data/out -n imece")
+@app.command(epilog=commandline.examples("imece doctor /data/in /data/out -n imece"))
 def doctor(
     source: Annotated[
         Path | None, typer.Argument(metavar="[IN]", help="[IMECE_INPUT]", show_default=False)
@@ -84,7 +87,7 @@ def doctor(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Check everything that a run needs, and say how to fix what is wrong.
+    """Check all that a run needs, and say what to do.
 
     Redis, the cluster, KEDA, the volume claim, clocks, the processor, the directories. Exit code
     0: it works (there may be warnings); 2: settings; 3: a service.

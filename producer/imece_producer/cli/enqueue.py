@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imece import names
+from imece import commandline, names
 from imece.commandline import Include, Suffix, given
 from imece.errors import UsageError
 from imece.run import status
@@ -143,8 +143,10 @@ def run_id_of(told: str) -> str:
 
 
 @app.command(
-    epilog="Examples:\n\n  imece enqueue /data/in /data/out --suffix .json\n\n"
-    "  find . -name '*.csv' -print0 | imece enqueue . /data/out --from-file - -0"
+    epilog=commandline.examples(
+        "imece enqueue /data/in /data/out --suffix .json",
+        "find . -name '*.csv' -print0 | imece enqueue . /data/out --from-file - -0",
+    )
 )
 @with_files
 def enqueue(
@@ -153,7 +155,7 @@ def enqueue(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """List a folder, group its files into bucket jobs, put them into the queue."""
+    """List a folder, group its files, put them into the queue."""
     settings = load()
     parameters = files.parameters(settings)
     name = run_id_of(run_id) if run_id else made_run_id(files.source)
@@ -185,8 +187,10 @@ def show_plan(files: Files, parameters: Parameters, as_json: bool) -> None:
 
 
 @app.command(
-    epilog="Examples:\n\n  imece local in/ out/ --processor mymodule:convert --suffix .json\n\n"
-    "  imece local in/ out/ --command 'convert {input} -resize 50% {output}' --max-replicas 8"
+    epilog=commandline.examples(
+        "imece local in/ out/ --processor mymodule:convert --suffix .json",
+        "imece local in/ out/ -j 8 --command 'convert {input} -resize 50% {output}'",
+    )
 )
 @with_files
 def local(
@@ -207,7 +211,9 @@ def local(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Process a folder on this machine, with an embedded server and its own workers.
+    """Process a folder on this machine.
+
+    With an embedded server, and workers of its own.
 
     Ctrl-C gives back what is not done; the same call again continues there.
     """

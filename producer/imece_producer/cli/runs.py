@@ -9,6 +9,7 @@ import typer
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
+from imece import commandline
 from imece.connection import OUTAGES
 from imece.errors import ImeceError, RunError, ServiceError, UsageError
 from imece.run import status
@@ -35,7 +36,7 @@ from imece_producer.display import put, put_json, say
 from imece_producer.follow import follow
 
 
-@app.command("status", epilog="Examples:\n\n  imece status\n\n  imece status nightly --watch")
+@app.command("status", epilog=commandline.examples("imece status", "imece status nightly --watch"))
 def show_status(
     run_id: Annotated[
         str | None,
@@ -46,7 +47,9 @@ def show_status(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Show how far a run is: files done, failed, left; rate; time left; workers; queue.
+    """Show how far a run is.
+
+    Files done, failed and left; the rate and the time left; the workers and the queue.
 
     In a pod, or with --context, --namespace or their settings, it also shows the cluster's
     workers and what keeps them from working, even if Redis is out of reach.
@@ -71,12 +74,12 @@ def show_status(
     try:
         with run_of(settings, run_id) as run:
             if watch and not as_json:
-                show(follow(run, lambda: patient_read(run, place)))
+                show(follow(run, lambda: read(run, place)))
                 return
             show(now := status.read(run))
             while watch and not now.has_stopped:
                 time.sleep(1.0)
-                show(now := patient_read(run, place))
+                show(now := read(run, place))
     except ImeceError:
         if named:  # the cluster may say why; and Redis is rarely reached from outside it
             show(None)
@@ -144,7 +147,10 @@ def local_runs(settings: Settings) -> Iterator[Status]:
 
 @app.command()
 def wait(run_id: RunId, as_json: Json = False) -> None:
-    """Wait until a run ends; the exit code says how: 0 done, 1 failed, cancelled or held."""
+    """Wait until a run ends; the exit code says how.
+
+    0: done. 1: some files failed, or the run was cancelled or is held.
+    """
     place = find(run_id)
     if place.record is not None:
         last = place.record.status
@@ -159,21 +165,28 @@ def wait(run_id: RunId, as_json: Json = False) -> None:
     raise typer.Exit(last.exit_code)
 
 
-def patient_read(run: Run, place: Place) -> Status:
-    """A run's status, however long Redis is away; that of a local run from what it has left, when
-    its server has gone with it."""
-    since = None
+def read(run: Run, place: Place) -> Status:
+    """A run's status; of a local run whose server has gone with its call, what that has left."""
     while True:
         try:
             return status.read(run)
+        except OUTAGES:
+            if place.local is None:
+                raise
+            if left := place.last_words():
+                return left.status
+            time.sleep(0.1)
+
+
+def patient_read(run: Run, place: Place) -> Status:
+    """The same, however long Redis is away."""
+    since = None
+    while True:
+        try:
+            return read(run, place)
         except AuthenticationError:
             raise  # no waiting fixes that
         except OUTAGES:
-            if place.local is not None:
-                if left := place.last_words():
-                    return left.status
-                time.sleep(0.1)
-                continue
             if since is None:
                 since = time.monotonic()
                 say("Redis is out of reach: waiting for it")
@@ -181,8 +194,9 @@ def patient_read(run: Run, place: Place) -> Status:
 
 
 @app.command(
-    epilog="Examples:\n\n  imece failures nightly --full\n\n"
-    "  imece failures nightly --json | jq .file"
+    epilog=commandline.examples(
+        "imece failures nightly --full", "imece failures nightly --json | jq .file"
+    )
 )
 def failures(
     run_id: RunId,
@@ -220,7 +234,7 @@ def retry(run_id: RunId, as_json: Json = False) -> None:
     go_on(run_id, as_json)
 
 
-@app.command(epilog="Examples:\n\n  imece resume nightly\n\n  imece resume -n imece")
+@app.command(epilog=commandline.examples("imece resume nightly", "imece resume -n imece"))
 def resume(
     run_id: Annotated[
         str | None,
@@ -230,7 +244,9 @@ def resume(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a run that is held or cancelled; without RUN, end every pause of the workers.
+    """Continue a held or cancelled run, or end a pause.
+
+    Without RUN it ends every pause of the workers of a cluster.
 
     The run's next round has the files that are left and those that failed. The workers are those
     of a cluster.
@@ -264,7 +280,10 @@ def go_on(run_id: str, as_json: bool) -> None:
 
 @app.command()
 def cancel(run_id: RunId, as_json: Json = False) -> None:
-    """Start no new files; what is done stays. `imece resume RUN` continues the run."""
+    """Start no new files of a run; what is done stays.
+
+    `imece resume RUN` continues it.
+    """
     from imece.run import dead_workers
 
     settings = on_server(run_id)
@@ -278,7 +297,7 @@ def cancel(run_id: RunId, as_json: Json = False) -> None:
             put(f"run {run_id} is cancelled: files in hand are finished, no other is started")
 
 
-@app.command(epilog="Examples:\n\n  imece delete nightly\n\n  imece delete --ended-here")
+@app.command(epilog=commandline.examples("imece delete nightly", "imece delete --ended-here"))
 def delete(
     run_id: Annotated[
         str | None,
@@ -288,7 +307,10 @@ def delete(
         bool, typer.Option("--ended-here", help="Every local run that is not on.")
     ] = False,
 ) -> None:
-    """Remove an ended run from Redis, or what is left of a local one. Its outputs stay."""
+    """Remove an ended run; its outputs stay.
+
+    From Redis; or of a local run, what it has left in IMECE_STATE_DIR.
+    """
     from imece.run import dead_workers
 
     if (run_id is None) != ended_here:
