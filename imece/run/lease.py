@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from redis import Redis
 from redis.exceptions import RedisError
 
-from imece.connection import is_outage, is_wrong_type, raw, text
+from imece.connection import is_outage, is_wrong_type, raw, said, text
 from imece.run import keys, manifest, scripts
 from imece.run.claim import Action, Batch, Claimed, Trouble, Verdict
 from imece.run.job import Cursor, Reference
@@ -100,6 +100,11 @@ class Lease:
         return verdict.decode(), pending
 
     def trouble(self, error: Exception) -> Trouble | None:
+        try:
+            if is_wrong_type(error) and self.run.damage() is not None:
+                return None  # the key is the run's own
+        except RedisError as another:
+            error = another
         return trouble(error, self.redis, keys.shared(self.settings.queue))
 
     def is_remembered(self) -> bool:
@@ -114,20 +119,18 @@ class Lease:
 
 def trouble(error: Exception, redis: Redis, kinds: Mapping[str, str]) -> Trouble | None:
     """Why a command has failed, if the same one may succeed later: Redis is away, or somebody has
-    spoilt a key that no run can do without.
+    spoilt a key that no run can do without. That key may have been repaired since.
 
     Args:
         kinds: such keys -> the type of value that each has to hold; see `keys.shared`.
     """
-    if is_outage(error):
-        return Trouble("redis out of reach", str(error))
-    if not is_wrong_type(error):
-        return None
-    try:
-        spoilt = misfits(redis, kinds)
-    except RedisError as another:
-        return trouble(another, redis, kinds) if is_outage(another) else None
-    return Trouble("key in redis has the wrong type", "; ".join(spoilt)) if spoilt else None
+    if is_wrong_type(error):
+        try:
+            spoilt = misfits(redis, kinds) or [said(error)]
+            return Trouble("key in redis has the wrong type", "; ".join(spoilt))
+        except RedisError as another:
+            error = another
+    return Trouble("redis out of reach", str(error)) if is_outage(error) else None
 
 
 def misfits(redis: Redis, kinds: Mapping[str, str]) -> list[str]:
