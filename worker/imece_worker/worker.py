@@ -122,8 +122,8 @@ class Worker(rq.Worker):
         """One look at the queue, and one job if there is one."""
         now = time.monotonic()
         if now - self._beat_at >= self.settings.heartbeat:
-            self._beat_at = now
             self._keep_up()
+            self._beat_at = now
         reference = self.pop()
         if reference is None:
             self.supervisor.dismiss()
