@@ -230,7 +230,10 @@ def show_failures(found: Iterable[tuple[bytes, Failure]], full: bool, as_json: b
 
 @app.command()
 def retry(run_id: RunId, as_json: Json = False) -> None:
-    """Process the failed files of an ended run again, as its next round."""
+    """Process the failed files of an ended run again.
+
+    They are the run's next round.
+    """
     go_on(run_id, as_json)
 
 
