@@ -201,7 +201,9 @@ def test_a_run_that_ended_is_not_failed_by_a_redis_that_is_away_at_the_resume(
     connected.server.start()
     assert waits.value.method_name == "resume"
     assert waits.value.trigger.serialize()[1]["generation"] == "0"
-    assert task(connected).resume({"outlet_events": {}}, {"run": "run", "state": "done"})["done"] == 2
+    assert (
+        task(connected).resume({"outlet_events": {}}, {"run": "run", "state": "done"})["done"] == 2
+    )
 
 
 def test_a_task_that_was_slow_to_start_does_not_come_back_sooner_than_that(
