@@ -76,8 +76,8 @@ class Follow(BaseOperator):
     """Gives back the run of the event it follows."""
 
     def execute(self, context: Any) -> Any:
-        [[event]] = context["triggering_asset_events"].values()
-        return event.extra["run"]
+        first, *_ = context["triggering_asset_events"].values()  # by the Asset, by its alias
+        return first[0].extra["run"]
 
 
 with DAG("follow_up", schedule=[AssetAlias("imece-output")]):
