@@ -293,13 +293,16 @@ def serve(name: str, line: socket.socket) -> Callable[[], None]:
         ours, theirs = os.pipe()
         adopted, not_yet = os.pipe()
         if (between := os.fork()) == 0:
-            if (pid := os.fork()) == 0:
+            if os.fork() == 0:
+                order = json.loads(message)
+                if order["as_leader"]:  # before anybody knows it, and sends a signal to its group
+                    os.setsid()
+                os.write(theirs, b"%d" % os.getpid())
                 for number in (line.detach(), ours, theirs, not_yet):
                     os.close(number)
                 os.read(adopted, 1)  # comes back when it is closed
                 os.close(adopted)
-                return _become(json.loads(message), files)
-            os.write(theirs, b"%d" % pid)
+                return _become(order, files)
             os._exit(0)  # so the fork becomes a child of who has asked
         os.waitpid(between, 0)
         os.close(not_yet)
@@ -320,8 +323,6 @@ def _become(order: dict[str, Any], files: list[int]) -> Callable[[], None]:
         follow_parent(order["parent"], signal.Signals(order["follows"]))
     if order["powerless"]:
         without_roots_powers()
-    if order["as_leader"]:
-        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, given in enumerate(files):
         os.dup2(given, number)

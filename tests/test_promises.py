@@ -192,7 +192,8 @@ class Promises(RuleBasedStateMachine):
         return self.inputs[name].startswith(FAILS)
 
     def begin_round(self, names: set[str]) -> None:
-        self.listed, self.spoilt = names, set()
+        # The worker that has a job in hand may have been through with such a file before.
+        self.listed, self.spoilt = names, self.spoilt & self.kept
         self.listed_since_mark = True
         self.rounds += 1
 
@@ -232,8 +233,8 @@ class Promises(RuleBasedStateMachine):
             how = json.loads(output)["how"]
             self.say(f"enqueue: {how}")
             if how != "attached":
-                self.begin_round(set(self.inputs))
                 self.kept = kept
+                self.begin_round(set(self.inputs))
 
     @rule()
     def a_worker_comes(self) -> None:
