@@ -815,6 +815,12 @@ def test_one_worker_looks_at_a_time(workbench: Workbench) -> None:
     until(lambda: elect(workbench.redis, QUEUE, "two", 5), "the office to be free")
 
 
+def test_a_worker_looks_even_if_somebody_else_is_named_for_ever(workbench: Workbench) -> None:
+    workbench.redis.set(keys.sweeper(QUEUE), "nobody")
+    assert elect(workbench.redis, QUEUE, "one", 5)
+    assert not elect(workbench.redis, QUEUE, "two", 5)
+
+
 # All of it together
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from imece_producer.local import state
 from imece_producer.local.server import Server, clear_socket_dirs
@@ -361,6 +363,15 @@ def test_a_call_that_is_killed_leaves_its_socket_only_until_the_next_one(
     assert folder.start(processor="tests.processors:slow").ends()[0] == 0
     assert [path.name for path in short.glob("imece-server-*")] == ["imece-server-link"]
     assert len(list(folder.source.iterdir())) == 20
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc")
+def test_a_server_never_starts_with_half_of_its_configuration(server: Server) -> None:
+    """Without one it would listen on port 6379 and write into the current directory: so it reads a
+    file that is whole, and no pipe whose writer may be killed."""
+    with Redis(unix_socket_path=str(server.socket)) as redis:
+        number = redis.info("server")["process_id"]
+    assert stat.S_ISREG(Path(f"/proc/{number}/fd/0").stat().st_mode)
 
 
 def test_the_sockets_of_others_that_run_are_left_alone(tmp_path: Path) -> None:

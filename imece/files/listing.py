@@ -49,6 +49,10 @@ class Listing:
         self.beyond = max(0, len(self.files) - files)
         self.files = heapq.nsmallest(files, self.files)
 
+    def nothing(self, source: Path) -> str:
+        """A sentence that there are no files in `source`, and what was left out."""
+        return "; ".join([f"there are no files to process in {source}", *self.omissions()])
+
     def omissions(self) -> list[str]:
         """What a person should know was left out."""
         prefix = TEMPORARY_PREFIX.decode()

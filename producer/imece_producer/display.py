@@ -74,13 +74,12 @@ def count(value: int, noun: str) -> str:
 
 def plan(made: "Plan") -> str:
     """What is enqueued, or would be, and what was left out."""
-    if made.files:
-        text = (
-            f"{count(made.files, 'file')} in {count(made.shape.buckets, 'bucket')}, "
-            f"{count(made.jobs, 'bucket job')} of at most {count(made.shape.files_per_job, 'file')}"
-        )
-    else:
-        text = f"there are no files to process in {made.parameters.input}"
+    if not made.files:
+        return made.listing.nothing(made.parameters.input_path)
+    text = (
+        f"{count(made.files, 'file')} in {count(made.shape.buckets, 'bucket')}, "
+        f"{count(made.jobs, 'bucket job')} of at most {count(made.shape.files_per_job, 'file')}"
+    )
     return "; ".join([text, *made.listing.omissions()])
 
 

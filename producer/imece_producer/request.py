@@ -84,10 +84,7 @@ def list_files(
     if limit is not None:
         found.limit(limit)
     if require_files and not found.files:
-        why = "; ".join(
-            [f"there are no files to process in {parameters.input}", *found.omissions()]
-        )
-        raise ListingError(why)
+        raise ListingError(found.nothing(parameters.input_path))
     return found
 
 

@@ -270,11 +270,8 @@ class ImeceRunOperator(ImeceOperator):
         null = fields.switch(self.null, "null")
         found = list_files(parameters, fields.words(self.from_file), null)
         if not found.files and self.empty != "succeed":
-            left_out = "; ".join(found.omissions())
-            raise (AirflowSkipException if self.empty == "skip" else AirflowFailException)(
-                f"there are no files to process in {parameters.input}"
-                + (f" ({left_out})" if left_out else "")
-            )
+            end = AirflowSkipException if self.empty == "skip" else AirflowFailException
+            raise end(found.nothing(parameters.input_path))
         return found
 
     def _scale(self, settings: Settings, limit: int) -> None:

@@ -88,18 +88,19 @@ class Server:
             **self._options,
         }
         text = "".join(f"{name} {value}\n" for name, value in lines.items())
-        self._process = subprocess.Popen(
-            [program(), "-"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us; workers still need it
-            pass_fds=[self._lock],  # its socket is in use for as long as it lives
-            preexec_fn=partial(follow_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads yet
-        )
-        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-        self._process.stdin.write(text.encode())
-        self._process.stdin.close()
+        # Not a pipe: if we are killed, the server would take the half that it has for the whole.
+        with tempfile.TemporaryFile() as configuration:
+            configuration.write(text.encode())
+            configuration.seek(0)
+            self._process = subprocess.Popen(
+                [program(), "-"],
+                stdin=configuration,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for us; workers still need it
+                pass_fds=[self._lock],  # its socket is in use for as long as it lives
+                preexec_fn=partial(follow_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads yet
+            )
         self._wait_until_ready()
 
     def _wait_until_ready(self) -> None:
