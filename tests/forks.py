@@ -45,7 +45,7 @@ _OF_WORKERS = (
 )
 _OF_PRODUCERS = (
     *("imece_producer.cli", "imece_producer.enqueue", "imece_producer.local.run"),
-    *("imece_producer.cluster.commands", "imece_producer.doctor"),
+    *("imece_producer.cluster.commands", "imece_producer.doctor.report"),
     *("imece.run.dead_workers", "rich.live", "rich.table"),
 )
 IMPORTED = {

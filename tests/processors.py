@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from imece_worker.shared import Journal
+from imece_worker.shared_progress import Journal
 
 
 def home(source: str) -> Path:
@@ -29,7 +29,7 @@ def copy(source: str, target: str) -> None:
 
 
 def copy_after_many_reads(source: str, target: str) -> None:
-    """Copies the first content that is another than that of the files of tests/test_attack.py."""
+    """Copies the first content that differs from the files of test_directory_attacks.py."""
     for _ in range(200):
         if (data := Path(source).read_bytes()) != b"fine":
             break

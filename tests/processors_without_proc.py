@@ -1,8 +1,8 @@
 """The processors, for a worker where descriptors have no paths."""
 
-from imece_worker import private
+from imece_worker import private_directory
 from tests.processors import copy, directory, write_source
 
-private.directory = lambda: None  # type: ignore[assignment]
+private_directory.directory = lambda: None  # type: ignore[assignment]
 
 __all__ = ["copy", "directory", "write_source"]

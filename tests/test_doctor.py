@@ -14,8 +14,9 @@ import pytest
 from redis import Redis
 
 from imece.settings import load
-from imece_producer import doctor, redis_checks
-from imece_producer.checks import Check
+from imece_producer.doctor import redis as redis_checks
+from imece_producer.doctor import report
+from imece_producer.doctor.check import Check
 from imece_producer.local.server import Server
 from tests.conftest import ROOT, Workbench
 from tests.kubernetes_stand_in import StandIn, deployment, pod
@@ -38,7 +39,7 @@ def sound(cluster: StandIn, server: Server) -> Iterator[dict[str, Any]]:
 
 def made(**settings: Any) -> dict[str, Check]:
     """All checks by their names; of several of a name, the last."""
-    return {check.name: check for check in doctor.checks(load(**settings))}
+    return {check.name: check for check in report.checks(load(**settings))}
 
 
 def wrong(**settings: Any) -> dict[str, Check]:
@@ -165,10 +166,10 @@ def test_a_redis_that_nothing_names_may_be_out_of_reach_of_a_laptop(
     sound: dict[str, Any],
 ) -> None:
     settings = load(**sound | {"redis_url": "unix:///nowhere/redis.sock"})
-    [check] = (check for check in doctor.checks(settings) if check.verdict != "ok")
+    [check] = (check for check in report.checks(settings) if check.verdict != "ok")
     assert (check.name, check.verdict, check.exit_code) == ("redis", "fail", 3)
     settings.model_fields_set.discard("redis_url")  # as if it were the default
-    [check] = (check for check in doctor.checks(settings) if check.verdict != "ok")
+    [check] = (check for check in report.checks(settings) if check.verdict != "ok")
     assert (check.name, check.verdict, check.exit_code) == ("redis", "warn", 0)
 
 
@@ -283,7 +284,7 @@ def test_a_clock_of_redis_that_is_wrong(
     sound: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time
-    monkeypatch.setattr("imece_producer.doctor.time.time", lambda: now() - 60)
+    monkeypatch.setattr("imece_producer.doctor.report.time.time", lambda: now() - 60)
     found = wrong(**sound)
     assert "Redis is 1 min" in found["redis clock"].says
 
@@ -312,8 +313,8 @@ def test_a_processor_whose_import_never_ends(
 ) -> None:
     (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "PATIENCE", 1.0)
-    [check] = doctor.of_processor(load(processor="sleeper:work"))
+    monkeypatch.setattr(report, "PATIENCE", 1.0)
+    [check] = report.of_processor(load(processor="sleeper:work"))
     assert "importing it takes more than 1.0 s" in check.says
 
 
@@ -322,14 +323,14 @@ def test_an_import_that_ends_the_process_is_no_end_of_the_doctor(
 ) -> None:
     (tmp_path / "ender.py").write_text("import os\nos._exit(7)\n")
     monkeypatch.chdir(tmp_path)
-    [check] = doctor.of_processor(load(processor="ender:work"))
+    [check] = report.of_processor(load(processor="ender:work"))
     assert (check.verdict, check.says) == ("fail", "exit code 7")
 
 
 def test_directories_that_are_not_there_or_are_no_directories(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    checks = list(doctor.of_directories(tmp_path / "gone", file))
+    checks = list(report.of_directories(tmp_path / "gone", file))
     assert [check.verdict for check in checks] == ["fail", "fail"]
     assert "No such file or directory" in checks[0].says
     assert "Not a directory" in checks[1].says

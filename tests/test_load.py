@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Workbench, until
-from tests.lifetimes import flaws
+from tests.key_lifetimes import flaws
 
 SLOWEST = 20_000
 """Microseconds one command may take."""

@@ -11,7 +11,7 @@ from imece.run.job import Cursor
 from imece.run.parameters import Parameters
 from imece_worker.progress import Progress
 from imece_worker.retry import ServerClock
-from imece_worker.shared import Journal, Outcome, SharedProgress
+from imece_worker.shared_progress import Journal, Outcome, SharedProgress
 from tests.conftest import Workbench
 
 FILES = [b"a", b"b", b"c"]

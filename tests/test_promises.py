@@ -33,9 +33,9 @@ from imece.run.store import Run
 from imece_producer.cli import app
 from imece_producer.local.server import Server
 from tests.conftest import Workbench, WorkerProcess, until
-from tests.lifetimes import flaws
-from tests.setback import log_size, put_back
-from tests.stamped import FAILS, stamp
+from tests.key_lifetimes import flaws
+from tests.lost_second import log_size, put_back
+from tests.processors_that_stamp import FAILS, stamp
 
 RUN = "run"
 MOST_WORKERS = 3
@@ -98,7 +98,7 @@ class Promises(RuleBasedStateMachine):
         self.redis = Redis(unix_socket_path=str(self.server.socket))
         self.bench = Workbench(self.server, self.redis, self.folder)
         self.bench.settings |= {
-            "processor": "tests.stamped:stamped",
+            "processor": "tests.processors_that_stamp:stamped",
             "retry_pause": "0.01",
             "lease": "3",
             "heartbeat": "0.1",

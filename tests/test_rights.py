@@ -1,7 +1,7 @@
 """The promise: what `imece doctor` looks for in Redis's ACL is what imece sends, and nothing else.
 
 A whole life of runs, by the command line and workers of a user of the ACL; then what the server has
-recorded is held against imece_producer/redis_checks.py.
+recorded is held against imece_producer/doctor/redis.py.
 """
 
 import pytest
@@ -9,7 +9,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from imece.run import keys
-from imece_producer.redis_checks import PROBES
+from imece_producer.doctor.redis import PROBES
 from tests.conftest import Workbench, until
 
 ONLY_AFTER_A_WHILE = {"ping"}
@@ -121,9 +121,9 @@ def test_what_is_recorded_is_what_the_rights_name(workbench: Workbench, admin: R
     sent = recorded(admin)
     named = {command for command in probed() if known(admin, command)}
     missing, superfluous = sorted(sent - named), sorted(named - sent - ONLY_AFTER_A_WHILE)
-    assert not missing, f"imece_producer/redis_checks.py has no probe for {missing}"
+    assert not missing, f"imece_producer/doctor/redis.py has no probe for {missing}"
     assert not superfluous, (
-        f"imece_producer/redis_checks.py has probes for what is not sent: {superfluous}"
+        f"imece_producer/doctor/redis.py has probes for what is not sent: {superfluous}"
     )
 
 

@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 from tests.conftest import Workbench, is_running, until
-from tests.setback import Pair, log_size, put_back
-from tests.stamped import FAILS, stamp
+from tests.lost_second import Pair, log_size, put_back
+from tests.processors_that_stamp import FAILS, stamp
 
 FILES = 1_500
 BAD = 10
@@ -24,7 +24,11 @@ def a_run_in_progress(workbench: Workbench, files: int, workers: int = 2, bucket
     """Few long jobs: their leases outlive what Redis loses. Many short ones: takes and ends are
     lost with it."""
     (workbench.folder / "version").write_text("v1")
-    workbench.settings |= {"processor": "tests.stamped:stamped", "lease": "3", "heartbeat": "0.2"}
+    workbench.settings |= {
+        "processor": "tests.processors_that_stamp:stamped",
+        "lease": "3",
+        "heartbeat": "0.2",
+    }
     for number, name in enumerate(workbench.files(files)):
         if number % BAD == 0:
             (workbench.source / name).write_bytes(FAILS)

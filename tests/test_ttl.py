@@ -15,7 +15,7 @@ from redis import Redis
 from imece.settings import load
 from tests import forks
 from tests.conftest import ROOT, Workbench, until
-from tests.lifetimes import flaws
+from tests.key_lifetimes import flaws
 
 TICK = 2.0
 """Seconds between two signs of life of a producer that lists."""

@@ -13,7 +13,7 @@ from imece.run.status import Status, read
 from imece.run.store import Run
 
 if TYPE_CHECKING:
-    from imece_producer.checks import Check
+    from imece_producer.doctor.check import Check
     from imece_producer.enqueue import Enqueued
     from imece_producer.grouping import Plan
 

@@ -9,7 +9,7 @@ from imece.run.job import Cursor
 from imece_worker.context import WorkerContext
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
-from imece_worker.shared import SharedProgress
+from imece_worker.shared_progress import SharedProgress
 
 FENCE_AFTER = 2
 """Heartbeats without an answer after which a worker that has finished a job first asks whether the

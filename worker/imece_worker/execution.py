@@ -21,7 +21,7 @@ from imece_worker.message import JobMessage
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
 from imece_worker.retry import ServerClock
-from imece_worker.shared import NONE, Outcome
+from imece_worker.shared_progress import NONE, Outcome
 
 Ending = Literal["finished", "returned", "deferred", "stalled", "lost", "abandoned"]
 

@@ -10,7 +10,7 @@ import stat
 
 from imece.files import beneath
 from imece.process import move_up
-from imece_worker import private
+from imece_worker import private_directory
 from imece_worker.directories import PathError, Tree
 
 FILE = os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK)
@@ -78,9 +78,9 @@ class Inputs:
 
     def _make_links(self) -> bool:
         """False where descriptors have no paths."""
-        if (base := private.directory()) is None:
+        if (base := private_directory.directory()) is None:
             return False
-        path = private.path_of(base, self._execution)
+        path = private_directory.path_of(base, self._execution)
         shutil.rmtree(path, ignore_errors=True)  # of a runner that died
         os.mkdir(path, 0o700)
         self._prefix = path + b"/"
@@ -95,7 +95,7 @@ class Inputs:
         here = self._links
         if self._number == -1:
             self._number = move_up(number)
-            self._leads_to = private.path_by(self._number)
+            self._leads_to = private_directory.path_by(self._number)
         else:
             os.dup2(number, self._number, inheritable=False)
             os.close(number)

@@ -16,7 +16,7 @@ import stat
 from imece import names
 from imece.files import beneath, staging
 from imece.files.staging import StagingDirectory
-from imece_worker import private
+from imece_worker import private_directory
 from imece_worker.directories import PathError, Tree, identity
 from imece_worker.signature import is_emptied, is_signed, sign
 
@@ -251,8 +251,8 @@ class Outputs:
 
     def _path(self, number: int, path: bytes) -> bytes:
         """Of a directory in the output directory, for the processor."""
-        if private.directory() is not None:
-            return private.path_by(number)
+        if private_directory.directory() is not None:
+            return private_directory.path_by(number)
         return os.path.join(self.tree.path, path)
 
     def discard(self, index: int, name: bytes) -> None:

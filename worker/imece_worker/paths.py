@@ -14,7 +14,7 @@ from imece.files import beneath, staging
 from imece.files.staging import StagingDirectory
 from imece.run.parameters import Parameters
 from imece.settings import Settings
-from imece_worker import faults, private
+from imece_worker import directory_faults, private_directory
 from imece_worker.directories import PathError
 from imece_worker.inputs import Inputs
 from imece_worker.outputs import BACKUP, Outputs
@@ -92,7 +92,7 @@ class Paths:
         Raises:
             PathError: it cannot be made.
         """
-        private.directory()  # made before there is a runner, for all of them
+        private_directory.directory()  # made before there is a runner, for all of them
         if (outputs := self.outputs) is None:
             return
         for execution in _left.pop(outputs.tree.path, set()):
@@ -113,7 +113,7 @@ class Paths:
         """Removes the staging directory of an execution with all that is in it and was carried from
         it. False if it is still there, because somebody writes to it at this moment."""
         if execution == self.execution:
-            private.clear(execution)
+            private_directory.clear(execution)
             self.close()
         if (outputs := self.outputs) is None:
             return True
@@ -138,7 +138,7 @@ class Paths:
         if next(self.proven(self.execution), None) is None:
             self.clear(self.execution)
             return
-        private.clear(self.execution)
+        private_directory.clear(self.execution)
         self.close()
 
     def proven(self, execution: str) -> Iterator[tuple[int, int, int]]:
@@ -203,9 +203,9 @@ class Paths:
         """What is wrong with the run's directories, so that a file failed; or None. Asked before
         the file's temporary output is removed: that may be what fills the disk."""
         if (outputs := self.outputs) is None:
-            return faults.fault(error, self.inputs.tree, None, None)
+            return directory_faults.fault(error, self.inputs.tree, None, None)
         number = outputs.staging_directory.number if outputs.staging_directory is not None else None
-        return faults.fault(error, self.inputs.tree, outputs.tree, number)
+        return directory_faults.fault(error, self.inputs.tree, outputs.tree, number)
 
     def forget(self) -> None:
         """Closes every directory, because one may have been removed. It is opened again when it is

@@ -9,7 +9,7 @@ from imece.run.claim import Batch, Claimed
 from imece.run.failure import Failure
 from imece.run.job import Cursor, PendingRetry
 from imece_worker.retry import ServerClock, next_try, taken_over
-from imece_worker.shared import NONE, Journal, Outcome, SharedProgress
+from imece_worker.shared_progress import NONE, Journal, Outcome, SharedProgress
 
 SLOWEST = 3
 """How many of a batch's files are put forward as the run's slowest."""

@@ -29,7 +29,7 @@ from imece_worker.directories import PathError
 from imece_worker.message import JobMessage
 from imece_worker.processor import CommandError, Processor
 from imece_worker.retry import next_try
-from imece_worker.shared import Journal, Outcome, SharedProgress
+from imece_worker.shared_progress import Journal, Outcome, SharedProgress
 
 PATIENCE = 1.0
 """Seconds a runner with nothing else to do waits for a retry although other jobs are pending. So

@@ -19,7 +19,7 @@ from imece_worker.capture import Capture
 from imece_worker.message import JobMessage
 from imece_worker.processor import Processor
 from imece_worker.runner import RunnerContext
-from imece_worker.shared import Journal, SharedProgress
+from imece_worker.shared_progress import Journal, SharedProgress
 
 YOUTH = 1.0
 """Seconds during which a runner gets the next job too. To fork one takes as long as a hundred quick

@@ -10,7 +10,6 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from imece.errors import ImeceError, SettingsError
 from imece.files.listing import check_directories
 from imece.settings import Settings
-from imece_producer import doctor
 from imece_producer.airflow import fields
 from imece_producer.airflow.cluster import ImeceOperator
 from imece_producer.airflow.connection import (
@@ -20,8 +19,9 @@ from imece_producer.airflow.connection import (
     in_airflow,
     names_cluster,
 )
-from imece_producer.checks import Check, failed
-from imece_producer.redis_checks import of_redis
+from imece_producer.doctor import report
+from imece_producer.doctor.check import Check, failed
+from imece_producer.doctor.redis import of_redis
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -83,7 +83,7 @@ class ImecePreflightOperator(ImeceOperator):
         yield from of_redis(settings)
         yield from self._of_directories()
         needed = bool(fields.words(self.max_replicas) or fields.processor(self.processor))
-        yield from doctor.softened(self._of_cluster(settings, needed), not needed)
+        yield from report.softened(self._of_cluster(settings, needed), not needed)
 
     def _of_directories(self) -> Iterator[Check]:
         """Whether the input can be listed here, which the run will do. The output is the workers'
@@ -96,15 +96,15 @@ class ImecePreflightOperator(ImeceOperator):
             except ImeceError as error:
                 yield failed("directories", error)
                 return
-        yield from doctor.of_directories(Path(source) if source is not None else None, None)
-        yield from doctor.softened(doctor.of_directories(None, output), True)
+        yield from report.of_directories(Path(source) if source is not None else None, None)
+        yield from report.softened(report.of_directories(None, output), True)
 
     def _of_cluster(self, settings: Settings, needed: bool) -> Iterator[Check]:
         try:
             connection = find(self.kubernetes_conn_id)
             if needed or names_cluster(connection):
                 with cluster_settings(connection, settings) as named:
-                    yield from doctor.of_cluster(named)
+                    yield from report.of_cluster(named)
         except SettingsError as error:
             if needed:
                 yield failed("cluster", error)

@@ -92,13 +92,13 @@ def doctor(
     Redis, the cluster, KEDA, the volume claim, clocks, the processor, the directories. Exit code
     0: it works (there may be warnings); 2: settings; 3: a service.
     """
-    from imece_producer import doctor as surgery
+    from imece_producer.doctor import report
 
     checks = []
-    for check in surgery.checks(find(None, context, namespace).settings, source, target):
+    for check in report.checks(find(None, context, namespace).settings, source, target):
         checks.append(check)
         if as_json:
             put_json(check.summary())
         else:
             put(display.check(check))
-    raise typer.Exit(surgery.exit_code(checks))
+    raise typer.Exit(report.exit_code(checks))

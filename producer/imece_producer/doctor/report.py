@@ -15,14 +15,14 @@ from pathlib import Path
 from imece import names
 from imece.errors import ImeceError
 from imece.settings import Settings
-from imece_producer.checks import Check, clock, fail, failed, ok, warn
 from imece_producer.cluster import diagnose, kubeconfig, scaling
 from imece_producer.cluster.client import Cluster, connect
 from imece_producer.cluster.errors import ClusterError
 from imece_producer.cluster.rights import RIGHTS
 from imece_producer.cluster.scaling import numbers
 from imece_producer.display import seconds
-from imece_producer.redis_checks import of_redis
+from imece_producer.doctor.check import Check, clock, fail, failed, ok, warn
+from imece_producer.doctor.redis import of_redis
 
 OLDEST_KEDA = (2, 20)
 

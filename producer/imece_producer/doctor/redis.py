@@ -11,9 +11,9 @@ from redis.exceptions import NoPermissionError
 from imece import connection
 from imece.errors import ImeceError
 from imece.settings import Settings
-from imece_producer.checks import Check, clock, fail, failed, ok, warn
 from imece_producer.cluster.scaling import numbers
 from imece_producer.display import seconds
+from imece_producer.doctor.check import Check, clock, fail, failed, ok, warn
 
 OLDEST_REDIS = (7, 0)
 

@@ -163,7 +163,7 @@ def swap_staging_directories(target: Path, elsewhere: Path) -> None:
 @contextmanager
 def attacker(attack: Callable[[Path, Path], None], *paths: Path) -> Iterator[None]:
     code = (
-        "import sys, pathlib, tests.test_attack as t\n"
+        "import sys, pathlib, tests.test_directory_attacks as t\n"
         "print('at it', flush=True)\n"
         "getattr(t, sys.argv[1])(*map(pathlib.Path, sys.argv[2:]))"
     )

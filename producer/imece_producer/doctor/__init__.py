@@ -1,0 +1,1 @@
+"""`imece doctor`: what it looks at, and what each look has found."""
