@@ -16,6 +16,9 @@ from typing import Any
 from tests.conftest import ROOT
 from tests.e2e.trace import Trace
 
+ENVIRONMENT = dict(os.environ)
+"""As it was before a fixture for all tests clears it."""
+
 WORKERS = "app.kubernetes.io/name=imece,app.kubernetes.io/component=worker"
 COST = "controller.kubernetes.io/pod-deletion-cost"
 INPUT, OUTPUT = "/data/in", "/data/out"
@@ -163,9 +166,11 @@ class Cluster:
         )
 
     def _call(self, command: list[str], given: str | None, timeout: float) -> str:
+        ours = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("IMECE_")}
         done = subprocess.run(
             command,
             cwd=ROOT,
+            env=ours,
             input=given if given is not None else "",
             capture_output=True,
             text=True,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import Cluster, Options, within
+from tests.e2e.cluster import ENVIRONMENT, Cluster, Options, within
 
-ENVIRONMENT = dict(os.environ)  # before other fixtures clear it
 DOWN_WITHIN = 180.0
 
 
