@@ -163,6 +163,13 @@ def test_links_lead_to_what_is_there(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{name_of(page)}: {link}"
 
 
+@each_page
+def test_tests_that_a_page_names_are_there(page: Path) -> None:
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    named = re.findall(r"`(?:[\w/]+/)?(test_\w+\.py)`", page.read_text("utf-8"))
+    assert set(named) <= there
+
+
 def test_the_list_of_pages_is_true() -> None:
     """To fix: make llms"""
     text = (DOCS / "llms.txt").read_text("utf-8")

@@ -398,10 +398,26 @@ def test_a_holder_goes_on_when_its_run_is_resumed_meanwhile(
     Run(workbench.redis, "run").cancel(600)
     assert workbench.enqueue(buckets=1, files_per_job=10).how == "resumed"
     assert pending(workbench.redis) == []
-    assert hand.record(at=3, done=3)[0] == "held"
+    assert hand.record(at=3, done=3) == ("round", 0)  # it is to look whether the outputs are there
+    assert workbench.status().done == 0
+    assert hand.send("continue", hand.number, Cursor(3, 10), Batch(done=3))[0] == "held"
     assert workbench.status().done == 3
     hand.record("return", at=3)
     assert Hand(workbench, "other").hold().cursor == Cursor(3, 10)
+
+
+def test_a_batch_that_the_round_before_has_recorded_is_not_asked_for_again(
+    workbench: Workbench, hand: Hand
+) -> None:
+    """Its answer was lost; since then the run was cancelled and enqueued again."""
+    hand.hold()
+    hand.record(at=3, done=3)
+    Run(workbench.redis, "run").cancel(600)
+    workbench.enqueue(buckets=1, files_per_job=10)
+    assert hand.send("continue", 1, Cursor(3, 10), Batch(done=3))[0] == "held"
+    assert hand.send("continue")[0] == "held"  # only a sign of life
+    assert hand.record(at=4, done=1)[0] == "round"
+    assert workbench.status().done == 0
 
 
 def test_what_was_there_before_the_round_before_counts_for_nothing(workbench: Workbench) -> None:
@@ -414,7 +430,8 @@ def test_what_was_there_before_the_round_before_counts_for_nothing(workbench: Wo
     second.send("finish", 1, Cursor(10, 10), Batch(done=5))
     Run(workbench.redis, "run").cancel(600)
     assert workbench.enqueue(buckets=1, files_per_job=5).how == "resumed"
-    assert first.send("continue", 1, Cursor(1, 5), Batch(done=1, untouched=True)) == ("held", 1)
+    late = Batch(done=1, untouched=True)
+    assert first.send("continue", 1, Cursor(1, 5), late) == ("round", 0)
     assert second.hold().untouched is False
 
 

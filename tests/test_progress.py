@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from imece.run.claim import Claimed
-from imece.run.job import Cursor
+from imece.run.claim import Batch, Claimed
+from imece.run.job import Cursor, PendingRetry
 from imece.run.parameters import Parameters
 from imece_worker.progress import Progress
 from imece_worker.retry import ServerClock
@@ -70,6 +70,12 @@ class Job:
         assert self.done + len(self.failed) + len(cursor.retries) == cursor.next
         return cursor
 
+    def looks_again(self, *gone: bytes) -> Batch:
+        """A batch was sent, and Redis says that another round has begun."""
+        self.progress.collect()
+        taken = self.progress.take()
+        return self.progress.look_again(taken, lambda name: name not in gone)
+
 
 @pytest.fixture
 def job(workbench: Workbench) -> Iterator[Job]:
@@ -114,3 +120,31 @@ def test_a_retry_that_ends_while_its_parent_looks_is_counted_once(job: Job) -> N
     assert (cursor.next, cursor.retries) == (3, {})
     assert (job.done, job.failed, job.retried) == (3, [], 1)
     assert job.progress.finished()
+
+
+def test_a_file_whose_output_is_gone_is_owed_a_try_and_not_counted(job: Job) -> None:
+    job.succeeds(0)
+    job.succeeds(1)
+    assert job.looks_again(b"a").done == 1
+    assert job.progress.cursor() == Cursor(2, 3, {0: PendingRetry(0, 0)})
+    job.done = 1  # that batch is recorded
+    assert job.checkpoint().retries == {0: PendingRetry(0, 0)}
+    job.succeeds(0)
+    job.succeeds(2)
+    job.checkpoint()
+    assert job.progress.finished()
+    assert (job.done, job.failed, job.retried) == (3, [], 0)
+
+
+def test_what_came_after_the_batch_is_looked_at_with_it(job: Job) -> None:
+    """The runner went on while the batch was on its way: before the other round, or after."""
+    job.fails(0)
+    job.succeeds(1)
+    job.progress.collect()
+    taken = job.progress.take()
+    job.succeeds(2)
+    batch = job.progress.look_again(taken, lambda name: name != b"b")
+    assert (batch.done, batch.failed, batch.retried) == (1, 1, 0)
+    assert [name for name, _ in batch.failures] == [b"a"]
+    assert job.progress.cursor() == Cursor(3, 3, {1: PendingRetry(0, 0)})
+    assert job.progress.take() == Batch()

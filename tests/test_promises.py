@@ -192,8 +192,7 @@ class Promises(RuleBasedStateMachine):
         return self.inputs[name].startswith(FAILS)
 
     def begin_round(self, names: set[str]) -> None:
-        # The worker that has a job in hand may have been through with such a file before.
-        self.listed, self.spoilt = names, self.spoilt & self.kept
+        self.listed, self.spoilt = names, set()
         self.listed_since_mark = True
         self.rounds += 1
 

@@ -188,3 +188,25 @@ def test_a_worker_started_without_standard_files_works_all_the_same(workbench: W
     assert "printed f-0003.txt" in workbench.failures()["f-0003.txt"].output
     workbench.check_books()
     assert worker.stop() == 0
+
+
+def test_an_output_that_is_gone_when_the_next_round_begins_is_made_again(
+    workbench: Workbench,
+) -> None:
+    """The worker keeps its job in the next round. It has made the output before, and has not
+    recorded that yet."""
+    workbench.files(3)
+    gate = workbench.folder / "gate"
+    workbench.file("f-0001.txt", f"wait-for {gate}")
+    workbench.settings |= {"processor": "tests.processors:by_content", "checkpoint": "30"}
+    workbench.settings |= {"heartbeat": "20", "lease": "60"}
+    workbench.enqueue(buckets=1, files_per_job=100)
+    workbench.worker()
+    until((workbench.target / "f-0000.txt").exists, "the first output")
+    Run(workbench.redis, "run").cancel(600)
+    (workbench.target / "f-0000.txt").unlink()
+    assert workbench.enqueue(buckets=1, files_per_job=100).how == "resumed"
+    gate.touch()
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == ["f-0000.txt", "f-0001.txt", "f-0002.txt"]
+    assert workbench.check_books().done == 3

@@ -9,8 +9,9 @@ from imece.run.job import Cursor, Reference
 from imece.run.parameters import Parameters
 
 Action = Literal["continue", "finish", "return", "defer", "stall"]
-Verdict = Literal["held", "stop", "lost", "gone"]
-"""`stop`: the run is not on any more; the file in hand is finished, and no other is begun."""
+Verdict = Literal["held", "stop", "lost", "gone", "round"]
+"""`stop`: the run is not on any more; the file in hand is finished, and no other is begun. `round`:
+another round has begun, and nothing was recorded; outputs may have been removed before it."""
 
 
 @dataclass

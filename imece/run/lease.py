@@ -22,6 +22,8 @@ class Lease:
         self.reference = reference
         self.execution = execution
         self.run = Run(redis, reference.run)
+        self._round = ""
+        """The run's round, as far as this worker knows."""
 
     def take(self, worker: str, to_others: bool = False) -> Claimed | str:
         """Turns the popped job into a held one.
@@ -53,7 +55,8 @@ class Lease:
             raise self.run.unusable(what, helps)
         if answer[0] != b"taken":
             return text(answer[0])
-        _, cursor, earlier, parameters, blob, pending, untouched, now = answer
+        _, cursor, earlier, parameters, blob, pending, untouched, now, number = answer
+        self._round = text(number)
         claimed = Claimed(
             Cursor.decode(cursor),
             [execution for execution in text(earlier).split(",") if execution],
@@ -87,7 +90,7 @@ class Lease:
         arguments: scripts.Arguments = [
             *(self.reference.job_id, self.execution, settings.lease, self.reference.field),
             *(action, number, cursor.encode() if cursor else "", batch.deltas() if batch else ""),
-            *(settings.run_ttl, settings.result_ttl, reason),
+            *(settings.run_ttl, settings.result_ttl, reason, self._round),
         ]
         if batch:
             arguments.append(len(batch.failures))
@@ -96,8 +99,11 @@ class Lease:
             for name, microseconds in batch.slowest:
                 arguments += [name, microseconds]
         where = [self.run.key, keys.leases(queue), keys.pending(queue)]
-        verdict, pending = scripts.run("checkpoint", self.redis, where, arguments)
-        return verdict.decode(), pending
+        verdict, number = scripts.run("checkpoint", self.redis, where, arguments)
+        if verdict == b"round":
+            self._round = str(number)
+            return "round", 0
+        return verdict.decode(), number
 
     def trouble(self, error: Exception) -> Trouble | None:
         try:

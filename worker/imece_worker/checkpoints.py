@@ -80,9 +80,13 @@ class Checkpoints:
     def send(self, action: Action, batch: Unanswered | None, reason: str = "") -> bool:
         """False if Redis is away; then the same batch must be sent again.
 
+        A job whose outputs were removed before a new round goes back, and not to its end.
+
         Raises:
             RedisError: Redis refuses it, and would refuse it again.
         """
+        if action == "finish" and not self._progress.finished():
+            action = "return"
         try:
             if batch is not None:
                 answer = self._lease.checkpoint(
@@ -98,8 +102,12 @@ class Checkpoints:
             return False
         self._context.outage.over()
         self._answered_at = time.monotonic()
-        self.unanswered = None
         verdict, pending = answer
+        if verdict == "round" and batch is not None:
+            batch.batch = self._progress.look_again(batch.batch, self._paths.has_output)
+            batch.cursor = self._progress.cursor()
+            return self.send(action, batch, reason)
+        self.unanswered = None
         if batch is not None and verdict in ("held", "stop"):
             self._context.statistics.recorded(batch.batch)
         self._shared.others_wait = pending > 0

@@ -155,6 +155,16 @@ class Paths:
             for device, inode in renamed:
                 yield index, device, inode
 
+    def has_output(self, name: bytes) -> bool:
+        """Looked up anew. True, too, if the run makes no outputs."""
+        if self.outputs is None:
+            return True
+        self.outputs.tree.forget()
+        try:
+            return self.outputs.existing(name) is not None
+        finally:
+            self.outputs.tree.forget()
+
     def proof(self, name: bytes, device: int, inode: int) -> os.stat_result | None:
         """The output, if it is the one that was about to be renamed."""
         there = self.outputs.existing(name) if self.outputs is not None else None

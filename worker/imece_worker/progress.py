@@ -3,6 +3,7 @@
 import heapq
 import json
 import time
+from collections.abc import Callable
 
 from imece.run import durations
 from imece.run.claim import Batch, Claimed
@@ -43,6 +44,10 @@ class Progress:
         """Rows from `_next` on whose failed try is in the batch."""
         self._retries = taken_over(claimed.cursor.retries, claimed.parameters, clock)
         self._batch = Batch()
+        self._counted: list[int] = []
+        """The files that are done or skipped in the batch."""
+        self._taken: list[int] = []
+        """Those of the batch that was taken last."""
         self.isolated = claimed.cursor.isolated
         self.marked = NONE
         self.last_failed = (NONE, 0)
@@ -64,7 +69,29 @@ class Progress:
     def take(self) -> Batch:
         """What has happened since the last call. From here on it is the caller's to record."""
         batch, self._batch = self._batch, Batch()
+        self._taken, self._counted = self._counted, []
         return batch
+
+    def look_again(self, taken: Batch, has_output: Callable[[bytes], bool]) -> Batch:
+        """What has happened since the last recorded batch, if another round has begun since. Files
+        whose output is gone are to be done again.
+
+        Args:
+            taken: the batch that was taken last. It was not recorded, and is in the returned one.
+        """
+        self.collect()
+        ended = self._taken + self._counted
+        late, self._batch, self._counted = self._batch, Batch(), []
+        for batch in (taken, late):
+            self._batch.failed += batch.failed
+            self._batch.retried += batch.retried
+            self._batch.failures += batch.failures
+        there = [index for index in ended if has_output(self._claimed.files[index])]
+        self._count(there)
+        for index in set(ended).difference(there):
+            self._shared.reopen(index)
+            self._retries[index] = PendingRetry(0, 0)
+        return self.take()
 
     def collect(self) -> None:
         """Reads what the runner has written since the last call.
@@ -140,6 +167,7 @@ class Progress:
         self._batch.failures.append((self._claimed.files[index], failure))
 
     def _count(self, ended: list[int]) -> None:
+        self._counted += ended
         shared, batch, first = self._shared, self._batch, self._shared.first
         outcomes, done = bytes(shared.outcomes), int(Outcome.DONE)
         rows = [index - first for index in ended if outcomes[index - first] == done]

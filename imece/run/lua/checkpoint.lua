@@ -11,10 +11,12 @@
 --      6 number of the batch, counted from 1 in each execution; 0: no batch, only a sign of life
 --      7 cursor  8 deltas, JSON: done, failed, skipped, retried, bytes_in, bytes_out,
 --        durations {step: count}, shortest (microseconds, or -1), untouched
---      9 run TTL, s  10 result TTL, s  11 reason for a stall
---      12 failures, count, then name, record, output of each
+--      9 run TTL, s  10 result TTL, s  11 reason for a stall  12 the round that the worker knows
+--      13 failures, count, then name, record, output of each
 --      then pairs of name and microseconds: candidates for the slowest files
--- Returns {'held' | 'stop' (the run is not on) | 'lost' | 'gone', length of the queue}.
+-- Returns {'held' | 'stop' (the run is not on) | 'lost' | 'gone', length of the queue}, or {'round',
+-- number}: another round has begun since, and has kept the job. Nothing is recorded of the batch, for
+-- its outputs may have been removed before that round: the worker is to look, and to send it again.
 local run, leases, queue = KEYS[1], KEYS[2], KEYS[3]
 local member, field, action, number = ARGV[1] .. ':' .. ARGV[2], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local detailed = 1000
@@ -42,6 +44,11 @@ if not cursor or number > sequence + 1 then
   return {'lost', 0}
 end
 local deltas = number > sequence and cjson.decode(ARGV[8])
+local round = redis.call('HGET', run, 'round') or ''
+if deltas and ARGV[12] ~= round then
+  redis.call('ZADD', leases, 'XX', time + tonumber(ARGV[3]), member)
+  return {'round', tonumber(round) or 0}
+end
 
 local function add(key, name, amount)
   if amount and amount ~= 0 then
@@ -65,8 +72,7 @@ if deltas then
   for _, name in ipairs(counters) do
     add(run, name, deltas[name])
   end
-  -- Not if a batch comes in the round after: there are outputs by then.
-  if deltas.untouched and redis.call('HGET', run, 'untouched') == '?' then
+  if deltas.untouched then
     redis.call('HSET', run, 'untouched', '1')
   end
   if through > 0 and is_on(state) then
@@ -81,8 +87,8 @@ if deltas then
   end
   add(run .. ':timeline', string.format('%.0f', slot), through)
 
-  local argument = 13
-  for _ = 1, tonumber(ARGV[12]) do
+  local argument = 14
+  for _ = 1, tonumber(ARGV[13]) do
     local name, record, output = ARGV[argument], ARGV[argument + 1], ARGV[argument + 2]
     redis.call('HSET', run .. ':failures', name, record)
     if output ~= '' and redis.call('HLEN', run .. ':outputs') < detailed then

@@ -4,7 +4,7 @@
 -- ARGV 1 job id  2 execution  3 lease, s  4 worker  5 field of the job  6 part  7 bucket
 --      8 '1' if this worker leaves the run to others for now
 -- Returns {'taken', cursor, earlier holders, parameters, manifest, length of the queue, untouched: '1'
--- or '', or '?' if this is the round's first job and the worker is to look, server's time}, or
+-- or '', or '?' if this is the round's first job and the worker is to look, server's time, round}, or
 -- {why not}: 'lost' (another worker has it), 'gone' (no such run or job), 'later' (the run pauses; the
 -- job has been put back), {'damaged', what helps, what is wrong}, or the state of the run.
 local run, queue, field = KEYS[1], KEYS[4], ARGV[5]
@@ -15,8 +15,8 @@ local helps, what = damage(run)
 if what then
   return {'damaged', helps, what}
 end
-local state, parameters, untouched, not_before, window =
-  unpack(redis.call('HMGET', run, 'state', 'parameters', 'untouched', 'not_before', 'window'))
+local state, parameters, untouched, not_before, window, round =
+  unpack(redis.call('HMGET', run, 'state', 'parameters', 'untouched', 'not_before', 'window', 'round'))
 if not state then
   return {'gone'}
 end
@@ -64,11 +64,8 @@ redis.call('ZADD', KEYS[3], time + tonumber(ARGV[3]), ARGV[1] .. ':' .. ARGV[2])
 if state == 'queued' then
   redis.call('HSET', run, 'state', 'running')
   redis.call('HSETNX', run, 'started', time)
-  redis.call('HSET', run, 'untouched', '?')
   untouched = '?'
-elseif untouched == '?' then
-  untouched = ''
 end
 refill(run, queue)
 return {'taken', cursor, earlier, parameters, manifest, redis.call('LLEN', queue), untouched or '',
-  string.format('%.6f', time)}
+  string.format('%.6f', time), round or ''}
