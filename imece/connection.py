@@ -19,7 +19,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
-from imece.errors import ImeceError, LoginError, ServiceError, SettingsError
+from imece.errors import ImeceError, ServiceError, SettingsError, TrustError
 from imece.run.records import RecordError
 from imece.settings import Settings
 
@@ -208,12 +208,12 @@ def in_words(error: redis_errors.RedisError, settings: Settings) -> ImeceError:
     where = f"Redis at {address(settings)}"
     causes = list(_causes(error))
     if any(isinstance(cause, redis_errors.AuthenticationError) for cause in causes):
-        return LoginError(
+        return TrustError(
             f"{where} does not accept the user or password",
             "check IMECE_REDIS_USERNAME and IMECE_REDIS_PASSWORD",
         )
     if isinstance(error, redis_errors.NoPermissionError):
-        return LoginError(
+        return TrustError(
             f"{where} forbids what imece needs ({said(error)})",
             "give the user this right in the server's ACL; `imece doctor` names all it needs",
         )
@@ -234,7 +234,7 @@ def in_words(error: redis_errors.RedisError, settings: Settings) -> ImeceError:
         return ServiceError(f"{where} refused a command: {said(error)}")
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return ServiceError(*_certificate_flaw(where, cause))
+            return _certificate_flaw(where, cause)
         for kind, what, hint in CAUSES:
             if isinstance(cause, kind):
                 return ServiceError(f"{where} is out of reach ({what})", hint)
@@ -282,19 +282,21 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
-def _certificate_flaw(where: str, error: ssl.SSLCertVerificationError) -> tuple[str, str]:
+def _certificate_flaw(where: str, error: ssl.SSLCertVerificationError) -> ServiceError:
     why = str(error)
     if "expired" in why or "not yet valid" in why:
-        return (
+        return ServiceError(
             f"the certificate of {where} has expired, or is not valid yet",
             "renew it; check the clock of this machine, too",
         )
     if "mismatch" in why:
-        return (
+        return TrustError(
             f"the certificate of {where} is for another name",
             "IMECE_REDIS_URL must name the host as the certificate does",
         )
-    return f"{where}: its certificate is not trusted", "name its CA in IMECE_REDIS_CA_FILE"
+    return TrustError(
+        f"{where}: its certificate is not trusted", "name its CA in IMECE_REDIS_CA_FILE"
+    )
 
 
 def text(answer: Any) -> str:

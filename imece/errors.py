@@ -49,7 +49,8 @@ class ServiceError(ImeceError):
     may_pass = True
 
 
-class LoginError(ServiceError):
-    """A service does not accept who we are, or forbids what we need. Waiting does not fix it."""
+class TrustError(ServiceError):
+    """A service does not accept who we are, or forbids what we need; or we do not accept its
+    certificate. Waiting does not fix it."""
 
     may_pass = False

@@ -43,13 +43,17 @@ def answers(**settings: str) -> bool:
         return bool(redis.ping())
 
 
-def refusal(**settings: str) -> str:
-    """What a person reads when it does not."""
+def refused(**settings: str) -> ServiceError:
     with pytest.raises(ServiceError) as error:
         answers(**settings)
     assert error.value.exit_code == 3
     assert "hunter2" not in str(error.value)
-    return str(error.value)
+    return error.value
+
+
+def refusal(**settings: str) -> str:
+    """What a person reads when it does not."""
+    return str(refused(**settings))
 
 
 def imece_runs(**settings: str) -> "subprocess.CompletedProcess[str]":
@@ -322,15 +326,17 @@ def test_tls_works_with_the_ca_that_is_named(tls_url: str, certificate: Path) ->
 
 
 def test_an_untrusted_certificate_is_said_to_be_one(tls_url: str) -> None:
-    text = refusal(redis_url=tls_url)
-    assert "its certificate is not trusted" in text
-    assert "name its CA in IMECE_REDIS_CA_FILE" in text
+    error = refused(redis_url=tls_url)
+    assert "its certificate is not trusted" in str(error)
+    assert "name its CA in IMECE_REDIS_CA_FILE" in str(error)
+    assert not error.may_pass
 
 
 def test_a_certificate_for_another_host_is_said_to_be_one(tls_url: str, certificate: Path) -> None:
     by_address = tls_url.replace("localhost", "127.0.0.1")
-    text = refusal(redis_url=by_address, redis_ca_file=str(certificate))
-    assert "is for another name: IMECE_REDIS_URL must name the host" in text
+    error = refused(redis_url=by_address, redis_ca_file=str(certificate))
+    assert "is for another name: IMECE_REDIS_URL must name the host" in str(error)
+    assert not error.may_pass
 
 
 def test_a_certificate_that_has_expired_is_said_to_be_one(server: Server, tmp_path: Path) -> None:
@@ -343,10 +349,11 @@ def test_a_certificate_that_has_expired_is_said_to_be_one(server: Server, tmp_pa
     front = TlsFront(server.socket, tmp_path / "tls.pem")
     try:
         url = f"rediss://localhost:{front.port}"
-        text = refusal(redis_url=url, redis_ca_file=str(tmp_path / "ca.pem"))
+        error = refused(redis_url=url, redis_ca_file=str(tmp_path / "ca.pem"))
     finally:
         front.close()
-    assert "has expired, or is not valid yet: renew it" in text
+    assert "has expired, or is not valid yet: renew it" in str(error)
+    assert error.may_pass
 
 
 def test_a_ca_file_that_is_not_there_is_named(tls_url: str, tmp_path: Path) -> None:

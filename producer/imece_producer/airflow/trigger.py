@@ -10,7 +10,7 @@ from airflow.sdk import Connection
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from imece.connection import connect_async, reachable
-from imece.errors import ImeceError, LoginError, ServiceError, SettingsError
+from imece.errors import ImeceError, ServiceError, SettingsError, TrustError
 from imece.run import status
 from imece.run.status import Status
 from imece.run.store import ON, attach_async, cancel_async
@@ -136,7 +136,7 @@ class ImeceRunTrigger(BaseTrigger):
                             mine = await attach_async(redis, self.run_id)
                             self.generation, attached = mine or self.generation, True
                         now = await status.read_async(redis, self.run_id)
-                except LoginError:
+                except TrustError:
                     raise
                 except ServiceError as error:
                     report.outage(in_airflow(str(error), self.redis_conn_id))
