@@ -217,6 +217,22 @@ def test_a_task_that_was_slow_to_start_does_not_come_back_sooner_than_that(
     assert 24 <= waits.value.trigger.serialize()[1]["shortest_wait"] < 60
 
 
+def test_its_time_limit_counts_from_its_start_however_often_it_waits(connected: Workbench) -> None:
+    connected.files(1)
+    limited = task(connected)
+    limited.execution_timeout = timedelta(minutes=5)
+    began = datetime.now(UTC) - timedelta(minutes=3)
+    context = {"ti": SimpleNamespace(start_date=began)}
+    with pytest.raises(TaskDeferred) as waits:
+        limited.execute(context)
+    assert timedelta(minutes=1) < waits.value.timeout <= timedelta(minutes=2)
+    connected.server.stop()
+    with pytest.raises(TaskDeferred) as waits:
+        limited.resume(context, {"run": "run", "state": "done"})
+    connected.server.start()
+    assert waits.value.timeout <= timedelta(minutes=2)
+
+
 def test_a_limit_that_cannot_be_set_is_found_before_anything_is_enqueued(
     connected: Workbench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,9 +190,10 @@ class ImeceRunOperator(ImeceOperator):
             self._here = trigger
             trigger._settings = settings
             return self.resume(context, wait_here(trigger))
-        raise TaskDeferred(
-            trigger=trigger, method_name=self.resume.__name__, timeout=self.execution_timeout
-        )
+        timeout = self.execution_timeout
+        if timeout is not None:  # Airflow counts it from here; the task may have waited before
+            timeout = max(timedelta(0), timeout - timedelta(seconds=_age(context)))
+        raise TaskDeferred(trigger=trigger, method_name=self.resume.__name__, timeout=timeout)
 
     def resume(self, context: "Context", event: dict[str, Any]) -> dict[str, Any]:
         """The run has ended, or cannot be waited for."""
