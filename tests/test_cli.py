@@ -89,8 +89,8 @@ def test_enqueue_says_what_it_has_done_and_what_to_do_next(workbench: Workbench)
     workbench.files(3)
     workbench.file(".hidden")
     assert enqueue(workbench) == (
-        "run run: 3 files in 3 buckets, 3 bucket jobs of at most 1 file; "
-        "1 hidden left out (--hidden takes them)\n"
+        "run run: 3 files in 3 buckets, 3 bucket jobs of at most 1 file\n"
+        "  1 hidden left out (--hidden takes them)\n"
         "`imece status run --watch` shows how far it is\n"
     )
 
@@ -196,7 +196,7 @@ def test_runs_are_listed_newest_first(workbench: Workbench) -> None:
         "FAILED",
         "SKIPPED",
         "LEFT",
-        "MADE",
+        "AGE",
         "WHERE",
     ]
     assert [row.split()[:7] for row in rows] == [

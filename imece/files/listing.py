@@ -58,9 +58,11 @@ class Listing:
         prefix = TEMPORARY_PREFIX.decode()
         links = [names.shown(name) for name in self.links]
         links += ["…"] if self.links_refused > len(links) else []
-        refused = f"links refused (they leave the directory, or lead to one): {', '.join(links)}"
+        refused = "link refused (it leaves the directory, or leads to one)"
+        if self.links_refused > 1:
+            refused = "links refused (they leave the directory, or lead to one)"
         notes = (
-            (self.links_refused, refused),
+            (self.links_refused, f"{refused}: {', '.join(links)}"),
             (self.hidden, "hidden left out (--hidden takes them)"),
             (self.reserved, f"left out whose names begin with {prefix}, as imece's own do"),
             (self.filtered, "left out by --include and --exclude"),
