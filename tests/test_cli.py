@@ -356,7 +356,8 @@ def test_failures_tell_programs_one_line_a_file(failed: Workbench) -> None:
 def test_a_run_without_failures_has_none_to_show(workbench: Workbench) -> None:
     workbench.files(1)
     workbench.enqueue()
-    assert told(workbench, "failures", "run") == ""
+    answer = workbench.imece("failures", "run")
+    assert (answer.stdout, answer.stderr) == ("", "no file has failed\n")
 
 
 def test_retry_does_the_failed_files_and_no_others(failed: Workbench) -> None:
@@ -381,7 +382,7 @@ def test_retry_does_the_failed_files_and_no_others(failed: Workbench) -> None:
     failed.worker()
     assert failed.ended().state == "done"
     assert failed.check_books(others=9).done == 1
-    assert told(failed, "failures", "run") == ""
+    assert failed.imece("failures", "run").stdout == ""
 
 
 def test_retry_is_refused_while_there_is_nothing_to_retry(failed: Workbench) -> None:

@@ -132,8 +132,8 @@ def find(
         ended = record.ended(state_dir)
         left = max(ended, key=lambda one: one.status.created) if ended else None
     if left is None:
-        if run_id is not None and not is_server_named(settings):
-            say(f"(there is no local run {run_id}: this looks in Redis)")
+        if not is_server_named(settings):
+            say(f"(there is no local run{f' {run_id}' if run_id else ''}: this looks in Redis)")
         return at_server
     say(f"(on the local run {left.status.id}, which is not on)")
     return Place(settings, left.directory, left)

@@ -96,7 +96,7 @@ def runs(as_json: Json = False) -> None:
         with redis_of(settings) as redis:
             found += statuses(redis)
     except ServiceError:
-        if is_server_named(settings) or not local:
+        if is_server_named(settings):
             raise
     found.sort(key=lambda one: one.created, reverse=True)
     if as_json:
@@ -217,7 +217,10 @@ def failures(
 
 
 def show_failures(found: Iterable[tuple[bytes, Failure]], full: bool, as_json: bool) -> None:
-    for name, failure in sorted(found, key=lambda item: item[0]):
+    failed = sorted(found, key=lambda item: item[0])
+    if not failed:
+        say("no file has failed")
+    for name, failure in failed:
         if as_json:
             put_json(display.failure_entry(name, failure))
             continue
