@@ -177,6 +177,18 @@ def test_an_ended_local_run_can_be_asked_and_deleted(folder: Folder) -> None:
     assert f"(there is no local run ended: this looks in Redis)\n{NOWHERE}" in answer.stderr
 
 
+def test_a_call_that_is_refused_loses_nothing_of_the_one_before(folder: Folder) -> None:
+    call_of = ("--run-id", "ended", "--command", "true {input}", "--retries", "0")
+    assert folder.start(*call_of).ends()[0] == 1
+    for file in folder.source.iterdir():
+        file.unlink()
+    assert folder.start(*call_of, "--require-files").ends()[0] == 2
+    assert call(folder, "status", "ended").stdout.startswith("run ended: failed\n")
+    assert len(call(folder, "failures", "ended").stdout.splitlines()) > 0
+    assert folder.start(*call_of).ends()[0] == 0
+    assert call(folder, "failures", "ended").stdout == ""
+
+
 def test_ended_local_runs_are_deleted_together(folder: Folder) -> None:
     for run_id in ("one", "two"):
         folder.start("--run-id", run_id, "--command", "true {input}").ends()
