@@ -149,7 +149,7 @@ $(INSTALLED_AIRFLOW): requirements-airflow.txt pyproject.toml
 # --without-pip, and pip from outside: Debian's python3 has no ensurepip.
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("imece needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
-	@echo 'Installing into .venv'
+	@echo 'Installing into .venv: this takes a minute or two'
 	@test -x $(BIN)/python || $(PYTHON) -m venv --clear --without-pip .venv
 	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --require-hashes -r requirements.txt
 	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --no-deps --no-build-isolation -e .

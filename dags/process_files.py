@@ -82,8 +82,8 @@ with DAG(
             None,
             type=["null", "string"],
             title="Processor",
-            description="package.module:function in the workers' image. Another one than now "
-            "restarts the workers; while a run is on, it is refused. Empty: as it is.",
+            description="package.module:function in the workers' image. A change restarts the "
+            "workers; it is refused while a run is on. Empty: as it is.",
         ),
         "retries": Param(
             2,
@@ -134,7 +134,7 @@ with DAG(
             False,
             type="boolean",
             title="Overwrite",
-            description="Process files whose output is as new as they are, too.",
+            description="Process all files, also those whose output is current.",
             section="More",
         ),
     },

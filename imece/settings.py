@@ -171,14 +171,15 @@ class Settings(BaseSettings):
     def _processor(cls, given: str | None) -> str | None:
         if given is None or re.fullmatch(r"[\w.]+:[\w.]+", given):
             return given
-        file, _, function = given.rpartition(":")
+        file, _, function = given.partition(":")
         if not file.endswith(".py"):
             raise ValueError(f"'{given}': takes package.module:function")
-        folder, name = os.path.split(file.removesuffix(".py"))
-        raise ValueError(
-            f"'{given}': takes a module, not a file: {name}:{function}, and the directory of the "
-            f"file in PYTHONPATH: PYTHONPATH={os.path.abspath(folder)}"
-        )
+        folder, name = os.path.split(os.path.abspath(file.removesuffix(".py")))
+        says = f"'{given}': takes package.module:function, not a file: {name}:"
+        says += function or "FUNCTION"
+        if folder != os.getcwd():
+            says += f", and the directory of the file in PYTHONPATH: PYTHONPATH={folder}"
+        raise ValueError(says)
 
     @field_validator("command")
     @classmethod

@@ -89,8 +89,8 @@ def test_enqueue_says_what_it_has_done_and_what_to_do_next(workbench: Workbench)
     workbench.files(3)
     workbench.file(".hidden")
     assert enqueue(workbench) == (
-        "run run: 3 files in 3 buckets, 3 bucket jobs of at most 1 file; "
-        "1 hidden left out (--hidden takes them)\n"
+        "run run: 3 files in 3 buckets, 3 bucket jobs of at most 1 file\n"
+        "  1 hidden left out (--hidden takes them)\n"
         "`imece status run --watch` shows how far it is\n"
     )
 
@@ -196,7 +196,7 @@ def test_runs_are_listed_newest_first(workbench: Workbench) -> None:
         "FAILED",
         "SKIPPED",
         "LEFT",
-        "MADE",
+        "AGE",
         "WHERE",
     ]
     assert [row.split()[:7] for row in rows] == [
@@ -356,7 +356,8 @@ def test_failures_tell_programs_one_line_a_file(failed: Workbench) -> None:
 def test_a_run_without_failures_has_none_to_show(workbench: Workbench) -> None:
     workbench.files(1)
     workbench.enqueue()
-    assert told(workbench, "failures", "run") == ""
+    answer = workbench.imece("failures", "run")
+    assert (answer.stdout, answer.stderr) == ("", "no file has failed\n")
 
 
 def test_retry_does_the_failed_files_and_no_others(failed: Workbench) -> None:
@@ -381,7 +382,7 @@ def test_retry_does_the_failed_files_and_no_others(failed: Workbench) -> None:
     failed.worker()
     assert failed.ended().state == "done"
     assert failed.check_books(others=9).done == 1
-    assert told(failed, "failures", "run") == ""
+    assert failed.imece("failures", "run").stdout == ""
 
 
 def test_retry_is_refused_while_there_is_nothing_to_retry(failed: Workbench) -> None:

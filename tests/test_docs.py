@@ -144,6 +144,16 @@ def test_each_block_of_code_is_run_or_says_why_not(page: Path) -> None:
 
 
 @each_page
+def test_the_text_names_the_file_of_a_block(page: Path) -> None:
+    """Not everything that shows Markdown shows a block's title."""
+    text = page.read_text("utf-8")
+    for block in blocks(page):
+        if block.title:
+            before = text.partition(f'title="{block.title}"')[0].split("\n\n")[-2]
+            assert f"`{block.title}`" in before, f"{name_of(page)}: {block.title}"
+
+
+@each_page
 def test_commands_are_in_blocks_that_the_test_sees(page: Path) -> None:
     text = page.read_text("utf-8")
     fences = len(re.findall(r"^ *```", text, re.MULTILINE))

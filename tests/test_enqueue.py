@@ -654,7 +654,7 @@ def test_a_directory_where_all_was_left_out_says_what(workbench: Workbench) -> N
     call = ["enqueue", str(workbench.source), str(workbench.target), "--exclude", "*.txt"]
     assert workbench.imece(*call, "--dry-run").stdout == (
         f"there are no files to process in {workbench.source}; "
-        "1 links refused (they leave the directory, or lead to one): link; "
+        "1 link refused (it leaves the directory, or leads to one): link; "
         "1 hidden left out (--hidden takes them); 1 left out by --include and --exclude\n"
     )
 
@@ -664,7 +664,7 @@ def test_a_limit_takes_the_first_files_and_the_next_round_the_rest(workbench: Wo
     call = ("enqueue", str(workbench.source), str(workbench.target), "--run-id", "run")
     said = workbench.imece(*call, "--limit", "3", "--dry-run").stdout
     assert said.startswith("would process 3 files in ")
-    assert said.endswith("; 4 left out by --limit\n")
+    assert said.endswith("\n  4 left out by --limit\n")
     workbench.imece(*call, "--limit", "3")
     workbench.worker()
     assert workbench.ended().done == 3

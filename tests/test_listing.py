@@ -224,6 +224,18 @@ def test_absolute_names_may_go_through_a_link_to_the_input(tmp_path: Path) -> No
     assert names_in(text, tmp_path / "link") == [b"a", b"b"]
 
 
+def test_names_as_the_working_directory_sees_them_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`find in` in place of `cd in && find .`: not one of its files would be found."""
+    make(tmp_path, "in/a", "in/in/b", "c")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ListingError, match=r"the name 'in/a' in the list is relative to the work"):
+        names_in(b"in/a\n", Path("in"))
+    assert names_in(b"in/b\nin/a\n", Path("in")) == [b"in/b", b"in/a"]
+    assert names_in(b"c\n", Path("in")) == [b"c"]
+
+
 @pytest.mark.parametrize("below", [b"a/b", b"a/c/d"])
 def test_a_name_in_a_list_that_is_anothers_directory_is_refused(
     tmp_path: Path, below: bytes

@@ -8,17 +8,17 @@ import pytest
 from redis import Redis
 
 from imece.errors import RunError
-from imece.run import durations, status
+from imece.run import durations, keys, status
 from imece.run.status import Backlog, Status
 from imece.run.store import Run
 from imece_producer import display
 from tests.conftest import Workbench
 
 
-def rate(slots: dict[int, int], age: float, ended: float | None = None, through: int = 0) -> float:
+def rate(slots: dict[int, int], age: float, ended: float | None = None) -> float:
     """The rate of a run that was started at 1000, seen `age` seconds later."""
     ended_at = 1000 + ended if ended is not None else None
-    return status._rate(slots, through, 1000.0, ended_at, 1000 + age)
+    return status._rate(slots, 1000.0, ended_at, 1000 + age)
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:
@@ -31,7 +31,7 @@ def test_time_without_workers_is_no_time_of_the_rate() -> None:
     """100 files in 10 s, then a pause, then 20 in the 4 s since."""
     slots = {0: 50, 5: 50, 50: 20}
     assert rate(slots, age=54) == pytest.approx(120 / 14)
-    assert rate(slots, age=54, ended=54, through=120) == pytest.approx(120 / 14)
+    assert rate(slots, age=54, ended=54) == pytest.approx(120 / 14)
     assert rate(slots, age=65) == pytest.approx(70 / 10)
     assert rate(slots, age=200) == 0.0
 
@@ -43,13 +43,13 @@ def test_the_rate_of_a_run_that_has_just_begun_is_not_boundless() -> None:
 def test_the_rate_of_a_run_that_stands_still_is_nothing() -> None:
     assert rate({0: 100}, age=300) == 0.0
     assert rate({}, age=10) == 0.0
-    assert status._rate({}, 0, None, None, 1000.0) == 0.0
+    assert status._rate({}, None, None, 1000.0) == 0.0
 
 
 def test_the_rate_of_an_ended_run_is_that_of_the_whole() -> None:
     slots = dict.fromkeys(range(0, 50, 5), 10)
-    assert rate(slots, age=10_000, ended=50, through=100) == 2.0
-    assert rate({0: 100}, age=10_000, ended=0.5, through=100) == 200.0
+    assert rate(slots, age=10_000, ended=50) == 2.0
+    assert rate({0: 100}, age=10_000, ended=0.5) == 200.0
 
 
 def test_a_step_holds_what_begins_with_the_same_four_bits() -> None:
@@ -154,6 +154,14 @@ def test_a_rate_is_shown_with_two_digits_at_least(value: float, text: str) -> No
     assert display.rate(value) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0 s"), (59.9, "59 s"), (162, "2 min"), (7_300, "2 h"), (700_000, "8 d")],
+)
+def test_an_age_is_short(seconds: float, text: str) -> None:
+    assert display.age(seconds) == text
+
+
 def test_counts_have_a_plural() -> None:
     assert display.count(1, "file") == "1 file"
     assert display.count(0, "file") == "0 files"
@@ -184,6 +192,9 @@ def test_the_time_left_is_what_is_left_at_the_rate(workbench: Workbench, redis: 
     redis.hset(key, mapping={"state": "running", "started": now - 20, "files": 1000})
     redis.hset(key, mapping={"done": 150, "failed": 20, "skipped": 30})
     redis.hset(f"{key}:timeline", mapping={"0": 50, "5": 50, "10": 100, "15": 0})
+    assert workbench.status().time_left is None  # there is no worker
+    redis.sadd(keys.workers("imece"), keys.worker("one"))
+    redis.set(keys.worker("one"), "")
     seen = workbench.status()
     assert seen.left == 800
     assert seen.rate == pytest.approx(10, rel=0.1)
@@ -220,6 +231,11 @@ def test_the_lines_for_people_say_how_far_it_is(fresh: Status) -> None:
     assert "imece failures run says which failed and why" in block
     ended = replace(running, state="failed")
     assert display.line(ended) == "failed: 1,000 done, 2 failed, 0 skipped, 998 left of 2,000"
+
+
+def test_files_that_were_skipped_are_no_part_of_a_rate(fresh: Status) -> None:
+    ended = replace(fresh, state="failed", done=2, failed=1, skipped=7)
+    assert "  time      2.0 s, 1.5 files/s" in display.summary(ended, 2.0, [])
 
 
 def test_a_run_that_is_not_there_has_no_status(redis: Redis) -> None:

@@ -84,7 +84,7 @@ def test_what_changes_a_run_goes_to_a_local_one_only_by_its_id(folder: Folder) -
     for command in ("cancel", "retry", "delete"):
         answer = call(folder, command, "elsewhere")
         assert answer.returncode == 3, command
-        assert answer.stderr.startswith(NOWHERE)
+        assert NOWHERE in answer.stderr
     assert call(folder, "delete", "here").stderr.startswith(
         "(on the local run here)\nimece: run here is "
     )
@@ -129,7 +129,8 @@ def test_with_one_local_run_on_what_only_looks_may_leave_out_its_id(folder: Fold
     start(folder, "here")
     assert call(folder, "status").stdout.startswith("run here: ")
     assert "here" in call(folder, "runs").stdout
-    assert call(folder, "status", "elsewhere").stderr.startswith(NOWHERE)
+    answer = call(folder, "status", "elsewhere")
+    assert f"(there is no local run elsewhere: this looks in Redis)\n{NOWHERE}" in answer.stderr
 
 
 def test_local_runs_are_listed_beside_those_of_the_server(
@@ -159,6 +160,7 @@ def test_an_ended_local_run_can_be_asked_and_deleted(folder: Folder) -> None:
     assert size < 200_000
     assert call(folder, "status").stdout.startswith("run ended: failed\n")
     assert call(folder, "wait", "ended").returncode == 1
+    assert call(folder, "doctor").stderr == ""  # it looks at what is on
     lines = call(folder, "failures", "ended", "--full").stdout.splitlines()
     assert lines[0] == "f-000.txt (3 tries): sh ended with exit code 3: no"
     assert "    printed: oh" in lines
@@ -168,7 +170,23 @@ def test_an_ended_local_run_can_be_asked_and_deleted(folder: Folder) -> None:
         assert "to go on with it: imece local " in answer.stderr
     assert call(folder, "delete", "ended").returncode == 0
     assert list(folder.state.iterdir()) == []
-    assert call(folder, "status", "ended").stderr.startswith(NOWHERE)
+    assert call(folder, "runs").stdout == "no runs\n"
+    answer = call(folder, "status")
+    assert answer.stderr.startswith(f"(there is no local run: this looks in Redis)\n{NOWHERE}")
+    answer = call(folder, "status", "ended")
+    assert f"(there is no local run ended: this looks in Redis)\n{NOWHERE}" in answer.stderr
+
+
+def test_a_call_that_is_refused_loses_nothing_of_the_one_before(folder: Folder) -> None:
+    call_of = ("--run-id", "ended", "--command", "true {input}", "--retries", "0")
+    assert folder.start(*call_of).ends()[0] == 1
+    for file in folder.source.iterdir():
+        file.unlink()
+    assert folder.start(*call_of, "--require-files").ends()[0] == 2
+    assert call(folder, "status", "ended").stdout.startswith("run ended: failed\n")
+    assert len(call(folder, "failures", "ended").stdout.splitlines()) > 0
+    assert folder.start(*call_of).ends()[0] == 0
+    assert call(folder, "failures", "ended").stdout == ""
 
 
 def test_ended_local_runs_are_deleted_together(folder: Folder) -> None:

@@ -58,9 +58,11 @@ class Listing:
         prefix = TEMPORARY_PREFIX.decode()
         links = [names.shown(name) for name in self.links]
         links += ["…"] if self.links_refused > len(links) else []
-        refused = f"links refused (they leave the directory, or lead to one): {', '.join(links)}"
+        refused = "link refused (it leaves the directory, or leads to one)"
+        if self.links_refused > 1:
+            refused = "links refused (they leave the directory, or lead to one)"
         notes = (
-            (self.links_refused, refused),
+            (self.links_refused, f"{refused}: {', '.join(links)}"),
             (self.hidden, "hidden left out (--hidden takes them)"),
             (self.reserved, f"left out whose names begin with {prefix}, as imece's own do"),
             (self.filtered, "left out by --include and --exclude"),
@@ -219,7 +221,7 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
 
     Raises:
         ListingError: a name would leave the directory, is there twice, or is another's directory;
-            or the lines end as on Windows.
+            the lines end as on Windows; or the names are those of the working directory.
     """
     listing = Listing()
     prefixes = [os.fsencode(path).rstrip(b"/") + b"/" for path in (root.absolute(), root.resolve())]
@@ -232,6 +234,11 @@ def read_names(stream: BinaryIO, root: Path, separator: bytes) -> Listing:
         raise ListingError(
             "every line of the list ends in a carriage return, as on Windows: leave those out "
             "(tr -d '\\r'), or separate the names by NUL (--null)"
+        )
+    if listing.files and _is_seen_from_here(first := listing.files[0], root):
+        raise ListingError(
+            f"the name '{names.shown(first)}' in the list is relative to the working directory: "
+            f"names are relative to {root}, or absolute"
         )
     if len(set(listing.files)) < len(listing.files):
         twice = Counter(listing.files).most_common(1)[0][0]
@@ -254,6 +261,14 @@ def _relative(name: bytes, prefixes: list[bytes]) -> bytes:
     while name.startswith(b"./"):
         name = name[2:]
     return name
+
+
+def _is_seen_from_here(name: bytes, root: Path) -> bool:
+    """Whether a name is right for the working directory, and wrong for root."""
+    below = os.fsencode(root.resolve()) + b"/"
+    if os.path.lexists(below + name) or not os.path.lexists(name):
+        return False
+    return os.path.realpath(name).startswith(below)
 
 
 def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:

@@ -42,8 +42,8 @@ class Status:
 
     Attributes:
         rate: files a second over the last minute; for an ended run, over its whole time. Time in
-            which no worker had a job of it does not count.
-        time_left: seconds, None if nothing moves.
+            which no worker had a job of it does not count, nor do files that no worker had.
+        time_left: seconds, None if nothing moves, or nobody is there to move it.
         durations: step of imece/run/durations.py -> files that took so long.
         shortest: seconds of the file that was quickest.
         timeline: seconds since the start -> files ended in that slot; those in which no worker had
@@ -227,8 +227,8 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
     now = time[0] + time[1] / 1e6
     slots = records.histogram("its timeline", timeline)
     through = numbers["done"] + numbers["failed"] + numbers["skipped"]
-    rate = _rate(slots, through, started, ended, now)
-    moves = state in ON and rate > 0
+    rate = _rate(slots, started, ended, now)
+    moves = state in ON and rate > 0 and alive > 0
     ranked = records.ranking("its slowest files", slowest)
     return Status(
         id=run.id,
@@ -251,9 +251,7 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
     )
 
 
-def _rate(
-    slots: dict[int, int], through: int, started: float | None, ended: float | None, now: float
-) -> float:
+def _rate(slots: dict[int, int], started: float | None, ended: float | None, now: float) -> float:
     """Files a second, while workers had jobs of the run: of the last minute's slots while it runs,
     of all once it has ended."""
     if started is None or not slots:
@@ -263,8 +261,7 @@ def _rate(
         slot: count for slot, count in slots.items() if ended or slot + width(slot) > age - WINDOW
     }
     busy = sum(min(width(slot), max(age - slot, 0.0)) for slot in recent)
-    count = through if ended else sum(recent.values())
-    return count / max(busy, 1e-3 if ended else 1.0)
+    return sum(recent.values()) / max(busy, 1e-3 if ended else 1.0)
 
 
 def width(slot: int) -> int:

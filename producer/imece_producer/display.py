@@ -73,21 +73,21 @@ def count(value: int, noun: str) -> str:
 
 
 def plan(made: "Plan") -> str:
-    """What is enqueued, or would be, and what was left out."""
+    """What is enqueued, or would be; then a line for each kind of file that was left out."""
     if not made.files:
         return made.listing.nothing(made.parameters.input_path)
     text = (
         f"{count(made.files, 'file')} in {count(made.shape.buckets, 'bucket')}, "
         f"{count(made.jobs, 'bucket job')} of at most {count(made.shape.files_per_job, 'file')}"
     )
-    return "; ".join([text, *made.listing.omissions()])
+    return "\n  ".join([text, *made.listing.omissions()])
 
 
 def enqueued(how: "Enqueued") -> str:
     """What an enqueuing has done."""
     if how.plan is not None:
         again = " continues" if how.how == "resumed" else ""
-        known = f"; {count(how.again, 'file')} in a worker or done already" if how.again else ""
+        known = f"\n  {count(how.again, 'file')} in a worker or done already" if how.again else ""
         return f"run {how.run.id}{again}: {plan(how.plan)}{known}"
     return f"run {how.run.id} is on already: {line(read(how.run))}"
 
@@ -179,8 +179,12 @@ def check(made: "Check") -> str:
     return f"{made.verdict:<4}  {made.name:<18}  {says}"
 
 
-def ago(moment: float, now: float) -> str:
-    return f"{seconds(max(now - moment, 0))} ago"
+def age(value: float) -> str:
+    """Seconds, short as a column is: `45 s`, `3 min`, `2 h`, `6 d`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if value >= size:
+            return f"{int(value / size):,} {unit}"
+    return f"{max(int(value), 0)} s"
 
 
 def sparkline(values: list[int], width: int = 60) -> str:
@@ -200,7 +204,7 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
         elapsed: seconds of this call.
         replicas: how many workers there were, at even intervals.
     """
-    through = status.files - status.left
+    tried = status.done + status.failed
     yield f"run {status.id}: {status.state if status.has_stopped else 'stopped'}"
     if status.blocking_reason:
         yield f"  reason    {names.printable(status.blocking_reason)}"
@@ -209,7 +213,7 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
         + (f", {status.left:,} left" if status.left else "")
     )
     yield f"  bytes     {size(status.bytes_in)} in, {size(status.bytes_out)} out"
-    yield f"  time      {seconds(elapsed)}, {rate(through / max(elapsed, 1e-3))}"
+    yield f"  time      {seconds(elapsed)}, {rate(tried / max(elapsed, 1e-3))}"
     longest = status.slowest[0][1] if status.slowest else float("inf")
     median, most = (
         quantile(status.durations, share, status.shortest, longest) for share in (0.5, 0.99)

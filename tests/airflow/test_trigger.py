@@ -180,7 +180,7 @@ def test_the_log_says_what_to_look_at_when_no_worker_comes(
     with caplog.at_level("INFO"):
         said = within(heard(trigger(kubernetes_conn_id="nobody"), "no worker has had", caplog))
     assert "no worker has had a bucket job of the queue imece for" in said
-    assert "workers must run with IMECE_QUEUE and IMECE_REDIS_URL as here" in said
+    assert "workers need this Redis, IMECE_QUEUE=imece, and a processor that loads" in said
     assert "name it in the Airflow connection nobody" in said
 
 

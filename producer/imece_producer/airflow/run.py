@@ -310,9 +310,8 @@ class ImeceRunOperator(ImeceOperator):
             raise AirflowFailException(
                 "\n".join(
                     [
-                        f"{last.failed:,} of {display.count(last.files, 'file')} failed; "
-                        "when what they failed of is fixed, clear this task: "
-                        "only they are processed again",
+                        f"{last.failed:,} of {display.count(last.files, 'file')} failed",
+                        "  correct the cause, then clear this task: they are processed again",
                         *told,
                     ]
                 )

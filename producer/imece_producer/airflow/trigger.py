@@ -204,10 +204,9 @@ def reasons(
         connection: to the workers' cluster, if there is one; `conn_id` is its id.
     """
     if not names_cluster(connection):
-        yield (
-            "  workers must run with IMECE_QUEUE and IMECE_REDIS_URL as here, and their processor "
-            "must load: see the worker's log, or `imece doctor` where the workers are"
-        )
+        queue = now.parameters.queue
+        yield f"  workers need this Redis, IMECE_QUEUE={queue}, and a processor that loads"
+        yield "  see a worker's log, or call `imece doctor` where the workers are"
         if conn_id is not None:
             yield f"  if they are in a cluster: name it in the Airflow connection {conn_id}"
         return

@@ -45,7 +45,12 @@ def given_run(text: str) -> str:
 
 RunId = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="The run id.", show_default=False, parser=given_run),
+    typer.Argument(
+        metavar="RUN",
+        help="The run id; `imece runs` lists them.",
+        show_default=False,
+        parser=given_run,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
 Context = Annotated[
@@ -91,6 +96,7 @@ def find(
     context: str | None = None,
     namespace: str | None = None,
     to_change: bool = False,
+    only_on: bool = False,
 ) -> Place:
     """Where a run is; with no run named, the newest.
 
@@ -100,6 +106,7 @@ def find(
     Args:
         to_change: the run will be changed: so the server that is named must say that it is not
             there.
+        only_on: of the local runs only those that are on.
     """
     settings = load(kube_context=context, kube_namespace=namespace)
     from imece_producer.local import record, state
@@ -119,12 +126,14 @@ def find(
         return Place(state.at(settings, live[run_id]), state_dir / run_id)
     if run_id is not None:
         left = record.read(state_dir / run_id)
-    elif _has(settings):
+    elif only_on or _has(settings):
         return at_server
     else:
         ended = record.ended(state_dir)
         left = max(ended, key=lambda one: one.status.created) if ended else None
     if left is None:
+        if not is_server_named(settings):
+            say(f"(there is no local run{f' {run_id}' if run_id else ''}: this looks in Redis)")
         return at_server
     say(f"(on the local run {left.status.id}, which is not on)")
     return Place(settings, left.directory, left)

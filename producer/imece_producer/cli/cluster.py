@@ -95,7 +95,8 @@ def doctor(
     from imece_producer.doctor import report
 
     checks = []
-    for check in report.checks(find(None, context, namespace).settings, source, target):
+    place = find(None, context, namespace, only_on=True)
+    for check in report.checks(place.settings, source, target):
         checks.append(check)
         if as_json:
             put_json(check.summary())

@@ -96,7 +96,7 @@ def runs(as_json: Json = False) -> None:
         with redis_of(settings) as redis:
             found += statuses(redis)
     except ServiceError:
-        if is_server_named(settings) or not local:
+        if is_server_named(settings):
             raise
     found.sort(key=lambda one: one.created, reverse=True)
     if as_json:
@@ -105,12 +105,12 @@ def runs(as_json: Json = False) -> None:
     if not found:
         put("no runs")
         return
-    rows = [["RUN", "STATE", "FILES", "DONE", "FAILED", "SKIPPED", "LEFT", "MADE", "WHERE"]]
+    rows = [["RUN", "STATE", "FILES", "DONE", "FAILED", "SKIPPED", "LEFT", "AGE", "WHERE"]]
     for one in found:
         counts = (one.files, one.done, one.failed, one.skipped, one.left)
-        made = display.ago(one.created, time.time() if one in local else one.now)
+        age = display.age((time.time() if one in local else one.now) - one.created)
         where = "here" if one in local else "Redis"
-        rows.append([one.id, one.state, *(f"{number:,}" for number in counts), made, where])
+        rows.append([one.id, one.state, *(f"{number:,}" for number in counts), age, where])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         sized = list(zip(row, widths, strict=True))
@@ -217,7 +217,10 @@ def failures(
 
 
 def show_failures(found: Iterable[tuple[bytes, Failure]], full: bool, as_json: bool) -> None:
-    for name, failure in sorted(found, key=lambda item: item[0]):
+    failed = sorted(found, key=lambda item: item[0])
+    if not failed:
+        say("no file has failed")
+    for name, failure in failed:
         if as_json:
             put_json(display.failure_entry(name, failure))
             continue
@@ -304,7 +307,12 @@ def cancel(run_id: RunId, as_json: Json = False) -> None:
 def delete(
     run_id: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="The run id.", show_default=False, parser=given_run),
+        typer.Argument(
+            metavar="[RUN]",
+            help="The run id; `imece runs` lists them.",
+            show_default=False,
+            parser=given_run,
+        ),
     ] = None,
     ended_here: Annotated[
         bool, typer.Option("--ended-here", help="Every local run that is not on.")

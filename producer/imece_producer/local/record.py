@@ -61,6 +61,12 @@ def write(directory: Path, status: Status, call: Sequence[str], exit_code: int |
     unfinished.rename(directory / RECORD)
 
 
+def forget(directory: Path) -> None:
+    """For the run's next round. Before it is enqueued nothing is lost: it may be refused."""
+    for name in (RECORD, FAILURES):
+        (directory / name).unlink(missing_ok=True)
+
+
 def read(directory: Path) -> Record | None:
     """None if there is no such run, or nobody has come to enqueue it.
 

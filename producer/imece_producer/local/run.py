@@ -161,6 +161,7 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
     """
     run_id = directory.name
     display.say(f"run {run_id} is on already: this shows how far it is")
+    before = record.read(directory)
     try:
         with following(quiet=as_json) as follower:
             while is_locked(directory):
@@ -179,7 +180,7 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
         display.say(f"run {run_id} continues: `imece status {run_id}` shows how far it is")
         return BY_SIGNAL + signal.SIGINT
     left = record.read(directory)
-    if left is None or left.exit_code is None:
+    if left is None or left.exit_code is None or left == before:
         raise RunError(
             f"the call that processed run {run_id} was killed", "call the same again to continue"
         )
@@ -229,6 +230,7 @@ def _process_here(
                 if run.state() in ON:
                     run.cancel(inner.result_ttl)
             enqueued = Producer(redis, inner, display.say).enqueue(run_id, parameters, list_files)
+            record.forget(directory)
             redis.set(CALL_KEY, json.dumps(_call(settings)))
             if not as_json:
                 display.put(display.enqueued(enqueued))

@@ -44,8 +44,7 @@ def locked(directory: Path) -> Iterator[None]:
         if not _locked(lock):
             raise OccupiedError(directory.name)
         try:
-            for left in (_address(directory), directory / RECORD, directory / FAILURES):
-                left.unlink(missing_ok=True)  # of the call before
+            _address(directory).unlink(missing_ok=True)  # of a call that was killed
             yield
         finally:
             _address(directory).unlink(missing_ok=True)
