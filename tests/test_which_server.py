@@ -170,7 +170,9 @@ def test_an_ended_local_run_can_be_asked_and_deleted(folder: Folder) -> None:
         assert "to go on with it: imece local " in answer.stderr
     assert call(folder, "delete", "ended").returncode == 0
     assert list(folder.state.iterdir()) == []
-    assert call(folder, "runs").stdout == "no runs\n"
+    answer = call(folder, "runs")
+    assert answer.stdout == "no runs\n"
+    assert answer.stderr.startswith("(only local runs were looked for: Redis at ")
     answer = call(folder, "status")
     assert answer.stderr.startswith(f"(there is no local run: this looks in Redis)\n{NOWHERE}")
     answer = call(folder, "status", "ended")

@@ -95,9 +95,11 @@ def runs(as_json: Json = False) -> None:
     try:
         with redis_of(settings) as redis:
             found += statuses(redis)
-    except ServiceError:
+    except ServiceError as error:
         if is_server_named(settings):
             raise
+        if not local:
+            say(f"(only local runs were looked for: {error.what})")
     found.sort(key=lambda one: one.created, reverse=True)
     if as_json:
         put_json([{**one.summary(), "local": one in local} for one in found])
