@@ -6,7 +6,7 @@
 -- ARGV 1 worker  2 milliseconds until it has to ask again
 local holder = redis.call('GET', KEYS[1])
 -- One that never ends was not made here, and would keep everybody from looking.
-if holder and holder ~= ARGV[1] and redis.call('PTTL', KEYS[1]) >= 0 then
+if holder and holder ~= ARGV[1] and redis.call('TTL', KEYS[1]) >= 0 then
   return 0
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
