@@ -7,12 +7,25 @@ import pytest
 from imece.settings import load
 from imece_producer.cluster import diagnose
 from imece_producer.cluster.client import ClusterError, connect
+from imece_producer.cluster.rights import ASK_KEDA
 from tests.kubernetes_stand_in import Object, StandIn, deployment, pod, scaled_object
 
 
-def reasons(**settings: Any) -> list[str]:
+def looked(pending: int = 0, **settings: Any) -> list[diagnose.Reason]:
     with connect(load(**settings)) as found:
-        return diagnose.look(found, found.settings.queue)[1]
+        return diagnose.look(found, found.settings.queue, pending)[1]
+
+
+def reasons(**settings: Any) -> list[str]:
+    """What is wrong. Each reason has something to do, too."""
+    found = looked(**settings)
+    assert all(reason.fix for reason in found)
+    return [reason.what for reason in found]
+
+
+def fix(**settings: Any) -> str:
+    [found] = looked(**settings)
+    return found.fix
 
 
 def waiting(reason: str, message: str = "", **more: Any) -> Object:
@@ -38,23 +51,23 @@ def test_nothing_is_said_where_nothing_is_wrong(cluster: StandIn) -> None:
     [
         (
             waiting("ErrImagePull", "manifest unknown"),
-            "1 pod: the image imece:1 cannot be pulled: manifest unknown",
+            "1 worker pod: the image imece:1 cannot be pulled: manifest unknown",
         ),
         (
             waiting("InvalidImageName"),
-            "1 pod: the image imece:1 cannot be pulled: InvalidImageName",
+            "1 worker pod: the image imece:1 cannot be pulled: its name is not valid",
         ),
         (
             waiting("CreateContainerConfigError", 'secret "imece-redis" not found'),
-            '1 pod: the container cannot be started: secret "imece-redis" not found',
+            '1 worker pod: the container cannot be started: secret "imece-redis" not found',
         ),
         (
             waiting("CrashLoopBackOff", **ended(2, message="first\nIMECE_PROCESSOR is wrong\n")),
-            "1 pod: crashes with exit code 2: IMECE_PROCESSOR is wrong",
+            "1 worker pod: crashes with exit code 2: IMECE_PROCESSOR is wrong",
         ),
         (
             waiting("CrashLoopBackOff", **ended(137, reason="OOMKilled")),
-            "1 pod: crashes: out of memory; raise the memory limit of the Deployment",
+            "1 worker pod: crashes: out of memory",
         ),
     ],
 )
@@ -67,22 +80,30 @@ def test_a_container_that_is_just_starting_is_no_blocking_reason(cluster: StandI
     cluster.add_pods(pod(phase="Pending", containerStatuses=[waiting("ContainerCreating")]))
     assert reasons() == []
     cluster.add_warning("Pod", "imece-worker-1", "FailedMount", "no such volume")
-    assert reasons() == ["1 pod: the container cannot be started: FailedMount: no such volume"]
+    assert reasons() == [
+        "1 worker pod: the container cannot be started: FailedMount: no such volume"
+    ]
     cluster.add_pods(pod("z", "Pending", containerStatuses=[waiting("ContainerCreating")]))
-    assert reasons() == ["2 pods: the container cannot be started: FailedMount: no such volume"]
+    assert reasons() == [
+        "2 worker pods: the container cannot be started: FailedMount: no such volume"
+    ]
 
 
 def test_a_crash_is_told_by_the_last_line_of_the_log(cluster: StandIn) -> None:
     container = waiting("CrashLoopBackOff", **ended(3))
     cluster.add_pods(pod("one", containerStatuses=[container]))
     cluster.logs["one"] = "imece-worker: Redis is out of reach\n"
-    assert reasons() == ["1 pod: crashes with exit code 3: imece-worker: Redis is out of reach"]
+    assert reasons() == [
+        "1 worker pod: crashes with exit code 3: imece-worker: Redis is out of reach"
+    ]
     cluster.add_pods(pod("two", containerStatuses=[container]))
     cluster.asked.clear()
-    assert reasons() == ["2 pods: crashes with exit code 3: imece-worker: Redis is out of reach"]
+    assert reasons() == [
+        "2 worker pods: crashes with exit code 3: imece-worker: Redis is out of reach"
+    ]
     assert len([path for _, path in cluster.asked if path.endswith("/log")]) == 1
     cluster.forbidden = {"get pods/log"}
-    assert reasons() == ["2 pods: crashes with exit code 3"]
+    assert reasons() == ["2 worker pods: crashes with exit code 3"]
 
 
 def test_pods_with_the_same_blocking_reason_are_counted(cluster: StandIn) -> None:
@@ -96,15 +117,53 @@ def test_pods_with_the_same_blocking_reason_are_counted(cluster: StandIn) -> Non
         *(pod(f"p-{number}", "Pending", conditions=[condition]) for number in range(3))
     )
     assert reasons() == [
-        "3 pods: cannot be scheduled: 0/3 nodes are available: 3 Insufficient cpu."
+        "3 worker pods: cannot be scheduled: 0/3 nodes are available: 3 Insufficient cpu."
     ]
 
 
-def test_only_the_workers_own_pods_are_looked_at(cluster: StandIn) -> None:
+def test_pods_of_others_are_not_looked_at(cluster: StandIn) -> None:
     stranger = pod(containerStatuses=[waiting("ErrImagePull")])
-    stranger["metadata"]["labels"] = {"app.kubernetes.io/name": "imece"}
+    stranger["metadata"]["labels"] = {"app.kubernetes.io/name": "other"}
     cluster.add_pods(stranger)
     assert reasons() == []
+
+
+def test_every_pod_of_the_installation_is_looked_at_and_named(cluster: StandIn) -> None:
+    """Passwords that are not set: Redis says so, and nobody else knows."""
+    stopped = waiting("CrashLoopBackOff", **ended(2))
+    redis = pod("imece-redis-0", component="redis", containerStatuses=[stopped])
+    producer = pod(
+        "imece-producer-1",
+        "Pending",
+        component="producer",
+        containerStatuses=[waiting("ErrImagePull")],
+    )
+    cluster.add_pods(redis, producer, pod(containerStatuses=[stopped]))
+    cluster.logs["imece-redis-0"] = "IMECE_REDIS_PASSWORD is not set: put one into passwords.env\n"
+    assert reasons() == [
+        "1 redis pod: crashes with exit code 2: IMECE_REDIS_PASSWORD is not set: "
+        "put one into passwords.env",
+        "1 producer pod: the image imece:1 cannot be pulled",
+        "1 worker pod: crashes with exit code 2",
+    ]
+    assert looked()[0].fix.endswith("`kubectl -n imece logs imece-redis-0 --previous`")
+
+
+def test_an_image_that_is_not_there_is_one_reason_and_a_short_one(cluster: StandIn) -> None:
+    """In containerd's words: the same failure, told two ways in turn."""
+    image = "docker.io/library/missing:1"
+    said = (
+        f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": failed to '
+        f'resolve reference "{image}": {image}: not found'
+    )
+    for name, reason, message in (
+        ("one", "ErrImagePull", said),
+        ("two", "ImagePullBackOff", f'Back-off pulling image "{image}": ErrImagePull: {said}'),
+        ("old", "ImagePullBackOff", f'Back-off pulling image "{image}"'),
+    ):
+        cluster.add_pods(pod(name, "Pending", containerStatuses=[waiting(reason, message)]))
+    assert reasons() == ["3 worker pods: the image imece:1 cannot be pulled: not found"]
+    assert "imagePullSecret: `kubectl -n imece describe pod one`" in fix()
 
 
 def test_a_claim_that_is_not_bound_comes_before_the_pods_that_wait_for_it(
@@ -112,10 +171,10 @@ def test_a_claim_that_is_not_bound_comes_before_the_pods_that_wait_for_it(
 ) -> None:
     cluster.add_claim("imece-data", "Pending")
     condition = {"type": "PodScheduled", "status": "False", "message": "unbound claims"}
-    cluster.add_pods(pod(phase="Pending", conditions=[condition]))
-    bare, wait = reasons()
+    cluster.add_pods(pod(phase="Pending", conditions=[condition], claims=("other",)))
+    bare, other = reasons()
     assert bare.startswith("the volume claim imece-data is not bound (Pending): no volume fits")
-    assert wait == "1 pod: cannot be scheduled: unbound claims"
+    assert other == "there is no PersistentVolumeClaim other in namespace imece"
     cluster.add_warning("PersistentVolumeClaim", "imece-data", "ProvisioningFailed", "no class x")
     assert reasons()[0].endswith("is not bound (Pending): ProvisioningFailed: no class x")
 
@@ -124,9 +183,8 @@ def test_a_claim_that_is_not_there(cluster: StandIn) -> None:
     cluster.add_claim("gone", "Bound")
     path = "/api/v1/namespaces/imece/persistentvolumeclaims/gone"
     del cluster.objects[path]
-    assert reasons()[0].startswith(
-        "there is no PersistentVolumeClaim gone in namespace imece: make it"
-    )
+    assert reasons() == ["there is no PersistentVolumeClaim gone in namespace imece"]
+    assert fix().startswith("make it")
 
 
 def test_pods_that_may_not_be_made(cluster: StandIn) -> None:
@@ -147,10 +205,8 @@ def test_keda_is_not_installed(cluster: StandIn) -> None:
 
 def test_keda_does_not_run(cluster: StandIn) -> None:
     cluster.scaled["status"] = {}
-    [reason] = reasons()
-    assert reason.startswith(
-        "KEDA has not looked at the ScaledObject imece-worker: is its operator"
-    )
+    assert reasons() == ["KEDA has not looked at the ScaledObject imece-worker"]
+    assert "`kubectl -n keda get pods`" in fix()
 
 
 def test_keda_cannot_use_the_scaled_object(cluster: StandIn) -> None:
@@ -161,8 +217,7 @@ def test_keda_cannot_use_the_scaled_object(cluster: StandIn) -> None:
     cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "older")
     cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "WRONGPASS")
     assert reasons() == [
-        "KEDA cannot use the ScaledObject imece-worker: no such Deployment",
-        "KEDA: KEDAScalerFailed: WRONGPASS",
+        "KEDA cannot use the ScaledObject imece-worker: KEDAScalerFailed: WRONGPASS"
     ]
 
 
@@ -172,23 +227,68 @@ def test_a_trigger_that_is_failing(cluster: StandIn) -> None:
         "s1-redis-moving": {"status": "Happy"},
     }
     cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "no route to host")
-    said, trigger = reasons()
-    assert said == "KEDA: KEDAScalerFailed: no route to host"
-    assert trigger.startswith("KEDA's trigger s0-redis-pending is failing")
+    assert reasons() == [
+        "KEDA's trigger s0-redis-pending of the ScaledObject imece-worker fails: "
+        "KEDAScalerFailed: no route to host"
+    ]
 
 
 def test_triggers_that_count_another_queue(cluster: StandIn) -> None:
-    [reason] = reasons(queue="other")
-    assert reason.startswith(
-        "KEDA does not count rq:queue:other, rq:queue:other:intermediate, rq:wip:other: "
-    )
+    assert reasons(queue="other") == [
+        "KEDA does not count rq:queue:other, rq:queue:other:intermediate, rq:wip:other"
+    ]
     cluster.deploy(scaled=scaled_object("other"))
     assert reasons(queue="other") == []
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (503, "service unavailable\n", "KEDA's metrics server does not answer"),
+        (404, "404 page not found\n", "KEDA's metrics server does not answer"),
+        (500, "Internal error", "KEDA's operator does not answer its metrics server"),
+    ],
+)
+def test_keda_is_asked_what_its_autoscaler_asks(
+    status: int, body: str, reason: str, cluster: StandIn
+) -> None:
+    assert reasons() == []
+    assert cluster.asked[-1] == ("GET", cluster.metric_path)
+    cluster.answers["GET", cluster.metric_path] = (status, body)
+    assert reasons() == [reason]
+    assert "`kubectl -n keda get pods`" in fix()
+
+
+def test_an_autoscaler_that_does_not_scale(cluster: StandIn) -> None:
+    able, active, _ = cluster.objects[cluster.autoscaler_path]["status"]["conditions"]
+    active.update(status="False", reason="ScalingDisabled")  # at rest, with no workers
+    assert reasons() == []
+    active.update(reason="FailedGetExternalMetric", message="no metrics")
+    assert reasons() == ["the autoscaler keda-hpa-imece-worker does not scale: no metrics"]
+    cluster.forbidden = {str(ASK_KEDA)}
+    assert reasons() == ["the autoscaler keda-hpa-imece-worker does not scale: no metrics"]
+    able.update(status="False", reason="FailedGetScale", message="no such Deployment")
+    assert reasons() == ["the autoscaler keda-hpa-imece-worker does not scale: no such Deployment"]
+    assert "`kubectl -n imece describe hpa keda-hpa-imece-worker`" in fix()
+
+
+def test_jobs_that_keda_does_not_see(cluster: StandIn) -> None:
+    [other] = looked(pending=5)
+    assert other.what == "KEDA counts no bucket jobs, and 5 wait in Redis"
+    assert "IMECE_REDIS_URL" in other.fix
+    assert reasons() == []
+    cluster.counted = "5"
+    [soon] = looked(pending=5)
+    assert soon.what == "KEDA counts 5 bucket jobs and has started no worker yet"
+    assert soon.may_pass
+    cluster.add_pods(pod(containerStatuses=[waiting("ErrImagePull")]))
+    assert len(looked(pending=5)) == 1  # what is certain comes alone
+
+
 def test_a_pause_is_a_reason(cluster: StandIn) -> None:
     cluster.scaled["metadata"]["annotations"] = {"autoscaling.keda.sh/paused": "true"}
-    assert reasons() == ["paused: held at the replicas there are (`imece resume` ends it)"]
+    assert reasons() == ["paused: held at the replicas there are"]
+    assert fix() == "`imece resume` ends it"
 
 
 def test_what_may_not_be_looked_at_is_passed_over(cluster: StandIn) -> None:

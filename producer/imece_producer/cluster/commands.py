@@ -2,10 +2,7 @@
 
 from typing import Any
 
-from imece.connection import connect as connect_redis
-from imece.connection import reachable
 from imece.errors import ImeceError
-from imece.run import status
 from imece.run.status import Backlog, Status
 from imece.settings import Settings
 from imece_producer import display
@@ -28,7 +25,7 @@ def look(settings: Settings, now: Status | None = None) -> dict[str, Any]:
             found, reasons = diagnose.look(cluster, queue, pending)
             if now is not None and now.has_ended:
                 reasons = []
-            return {"where": str(cluster), **found.summary(), "reasons": reasons}
+            return {"where": str(cluster), **found.summary(), "reasons": list(map(str, reasons))}
     except ImeceError as error:
         return {"error": str(error)}
 
@@ -60,8 +57,7 @@ def resume(settings: Settings, as_json: bool) -> None:
 def _backlog(settings: Settings) -> Backlog | None:
     """The queue, if Redis is there; without it KEDA starts the workers, a moment later."""
     try:
-        with reachable(settings), connect_redis(settings, retries=0, timeout=2.0) as redis:
-            return status.backlog(redis, settings.queue)
+        return scaling.read_backlog(settings)
     except ImeceError as error:
         display.say(f"(what the queue needs is left to KEDA: {error.what})")
         return None

@@ -1,6 +1,7 @@
-"""Why the workers of a cluster do not come: each reason in one sentence, with the fix."""
+"""Why the workers of a cluster do not come: what is wrong, and what to do about it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from imece.run import keys
@@ -13,10 +14,33 @@ CONFIGURATION = ("CreateContainerConfigError", "CreateContainerError", "RunConta
 
 FORBIDDEN = 403
 
+NAME, COMPONENT = "app.kubernetes.io/name", "app.kubernetes.io/component"
+
+KEDA_PODS = "`kubectl -n keda get pods` (OpenShift: `-n openshift-keda`)"
+"""How to see whether KEDA runs. Its usual namespace: a Role in ours cannot look for it."""
+
 Object = dict[str, Any]
 
 
-def look(cluster: Cluster, queue: str, pending: int = 0) -> tuple[Scaling, list[str]]:
+@dataclass(frozen=True)
+class Reason:
+    """What keeps workers from coming.
+
+    Attributes:
+        what: what is wrong, and with which object.
+        fix: what to do about it, or the command that shows more.
+        may_pass: whether it is normal for some seconds.
+    """
+
+    what: str
+    fix: str
+    may_pass: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.fix}"
+
+
+def look(cluster: Cluster, queue: str, pending: int = 0) -> tuple[Scaling, list[Reason]]:
     """The workers, and what keeps more from coming, the root of it first; empty if nothing does.
 
     What may not be looked at is passed over.
@@ -29,50 +53,71 @@ def look(cluster: Cluster, queue: str, pending: int = 0) -> tuple[Scaling, list[
     """
     scaled_object, deployment = cluster.scaled_object(), cluster.deployment()
     now = scaling.of(scaled_object, deployment)
+    pods = pods_of(cluster, deployment)
+    claims = of_claims(cluster, deployment, pods)
     reasons = [
-        *of_keda(cluster, scaled_object, queue),
-        *of_claims(cluster, deployment),
-        *of_deployment(deployment),
-        *of_pods(cluster, deployment),
+        *claims.values(),
+        *of_deployment(cluster, deployment),
+        *of_pods(cluster, pods, claims),  # KEDA's reason may be that Redis does not start
+        *of_keda(cluster, scaled_object, now, queue, pending),
     ]
-    if pending and not now.wanted and not reasons:
-        reasons = [
-            "KEDA has started no worker yet; if it stays like this, its triggers look at another "
-            "Redis, or at another database of it"
-        ]
-    return now, list(dict.fromkeys(reasons))
+    certain = [reason for reason in reasons if not reason.may_pass]
+    return now, list(dict.fromkeys(certain or reasons))
 
 
-def of_keda(cluster: Cluster, scaled_object: Object, queue: str) -> Iterator[str]:
+# KEDA
+
+
+def of_keda(
+    cluster: Cluster, scaled_object: Object, now: Scaling, queue: str, pending: int
+) -> Iterator[Reason]:
     """What keeps KEDA from scaling."""
+    reasons = list(of_scaled_object(cluster, scaled_object, queue))
+    yield from reasons
+    if not reasons:  # they explain what the autoscaler would say
+        yield from of_autoscaler(cluster, scaled_object, now, pending)
+
+
+def of_scaled_object(cluster: Cluster, scaled_object: Object, queue: str) -> Iterator[Reason]:
+    """What KEDA says of the ScaledObject, and what the ScaledObject itself shows."""
     name = scaled_object["metadata"]["name"]
     if (paused := scaling.read_paused(scaled_object)) is not None:
-        yield f"paused: {paused} (`imece resume` ends it)"
+        yield Reason(f"paused: {paused}", "`imece resume` ends it")
     if missing := uncounted(scaled_object, queue):
-        yield (
-            f"KEDA does not count {', '.join(missing)}: the triggers of the ScaledObject {name} "
-            f"must name the keys of the queue {queue} (IMECE_QUEUE)"
+        yield Reason(
+            f"KEDA does not count {', '.join(missing)}",
+            f"the triggers of the ScaledObject {name} must name the keys of the queue {queue} "
+            "(IMECE_QUEUE)",
         )
     status = scaled_object.get("status", {})
     ready = condition(status, "Ready")
-    if not ready:
-        yield (
-            f"KEDA has not looked at the ScaledObject {name}: is its operator running? "
-            "`kubectl -n keda get pods`; on OpenShift -n openshift-keda"
-        )
-    elif ready.get("status") == "False":
-        yield f"KEDA cannot use the ScaledObject {name}: {ready.get('message')}"
     failing = [
         trigger
         for trigger, health in (status.get("health") or {}).items()
         if health.get("status") == "Failing"
     ]
-    if failing or ready.get("status") == "False":
-        yield from (f"KEDA: {text}" for text in _warnings(cluster, "ScaledObject", name)[:1])
-    if failing:
-        yield (
-            f"KEDA's trigger {', '.join(failing)} is failing: KEDA must reach Redis, with the user "
-            "and password of the TriggerAuthentication"
+    if not ready:
+        yield Reason(
+            f"KEDA has not looked at the ScaledObject {name}",
+            f"KEDA's operator must run: {KEDA_PODS}",
+        )
+    elif ready.get("status") == "Unknown" and not failing:
+        yield Reason(
+            f"KEDA has not finished looking at the ScaledObject {name} (Ready is Unknown)",
+            f"normal for some seconds; then KEDA's operator must run: {KEDA_PODS}",
+            may_pass=True,
+        )
+    elif ready.get("status") == "False" or failing:
+        what = (
+            f"KEDA's trigger {', '.join(failing)} of the ScaledObject {name} fails"
+            if failing
+            else f"KEDA cannot use the ScaledObject {name}"
+        )
+        said = _warnings(cluster, "ScaledObject", name)[:1] or [ready.get("message", "")]
+        yield Reason(
+            f"{what}: {said[0]}" if said[0] else what,
+            "KEDA must reach Redis, with the user and password of the TriggerAuthentication: "
+            f"`{describe(cluster, 'scaledobject', name)}`",
         )
 
 
@@ -84,99 +129,253 @@ def uncounted(scaled_object: Object, queue: str) -> list[str]:
     return [key for key in wanted if key not in counted]
 
 
+def of_autoscaler(
+    cluster: Cluster, scaled_object: Object, now: Scaling, pending: int
+) -> Iterator[Reason]:
+    """What keeps the autoscaler that KEDA has made of the ScaledObject from scaling.
+
+    KEDA is asked what the autoscaler asks it. No status shows that KEDA's operator is gone: with
+    no workers the autoscaler rests, and what KEDA wrote last stays.
+    """
+    name = scaled_object.get("status", {}).get("hpaName")
+    if not name or now.paused is not None:
+        return  # not made yet, or removed by KEDA
+    try:
+        autoscaler = cluster.autoscaler(name)
+    except ClusterError as error:
+        if error.status != FORBIDDEN:
+            yield Reason(error.what, error.hint)
+        return
+    counted: int | None = None
+    try:
+        counted = sum(
+            cluster.metric(metric["name"], metric["selector"]["matchLabels"])
+            for metric in metrics(autoscaler)
+        )
+    except ClusterError as error:
+        if error.status != FORBIDDEN:
+            yield _of_metric(error)
+            return
+    status = autoscaler.get("status", {})
+    for kind in ("AbleToScale", "ScalingActive"):
+        found = condition(status, kind)
+        # With no replicas an autoscaler rests, and KEDA starts the first.
+        if found.get("status") == "False" and found.get("reason") != "ScalingDisabled":
+            yield Reason(
+                f"the autoscaler {name} does not scale: {found.get('message')}",
+                f"KEDA's operator and its metrics server must run: {KEDA_PODS}; "
+                f"`{describe(cluster, 'hpa', name)}`",
+            )
+            return
+    if pending and now.wanted <= now.minimum:
+        see = describe(cluster, "scaledobject", scaled_object["metadata"]["name"])
+        yield from _of_count(see, now, pending, counted)
+
+
+def metrics(autoscaler: Object) -> list[Object]:
+    """What the autoscaler asks KEDA for: names and selectors."""
+    every = autoscaler.get("spec", {}).get("metrics") or []
+    return [metric["external"]["metric"] for metric in every if "external" in metric]
+
+
+def _of_metric(error: ClusterError) -> Reason:
+    """What an answer without a number says of KEDA."""
+    see = f"{KEDA_PODS}, `kubectl get apiservice v1beta1.external.metrics.k8s.io`"
+    if error.status in (404, 503):
+        return Reason("KEDA's metrics server does not answer", see)
+    return Reason("KEDA's operator does not answer its metrics server", see)
+
+
+def _of_count(see: str, now: Scaling, pending: int, counted: int | None) -> Iterator[Reason]:
+    """Whether KEDA sees the jobs that wait; `see` is the command that shows what it does."""
+    if counted == 0:
+        yield Reason(
+            f"KEDA counts no bucket jobs, and {pending} wait in Redis",
+            "its triggers look at another Redis, or at another database of it: compare address "
+            f"and databaseIndex with IMECE_REDIS_URL: `{see}`",
+        )
+    elif now.wanted:
+        return
+    elif counted is None:
+        yield Reason(
+            "KEDA has started no worker yet",
+            "normal for some seconds; then KEDA's operator does not run, or its triggers look at "
+            f"another Redis, or at another database of it: {KEDA_PODS}, `{see}`",
+            may_pass=True,
+        )
+    else:
+        yield Reason(
+            f"KEDA counts {counted} bucket jobs and has started no worker yet",
+            f"normal for some seconds; then `{see}`",
+            may_pass=True,
+        )
+
+
 def condition(status: Object, kind: str) -> Object:
     """A condition of an object's status; empty if there is none."""
     every = status.get("conditions") or []
     return next((one for one in every if one.get("type") == kind), {})
 
 
-def claims(deployment: Object) -> list[str]:
-    """The names of the volume claims the workers mount."""
-    volumes = deployment["spec"]["template"]["spec"].get("volumes") or []
-    found = (volume.get("persistentVolumeClaim") for volume in volumes)
-    return [claim["claimName"] for claim in found if claim]
+def describe(cluster: Cluster, kind: str, name: str) -> str:
+    """The command that shows all of an object."""
+    return f"kubectl -n {cluster.namespace} describe {kind} {name}"
 
 
-def of_claims(cluster: Cluster, deployment: Object) -> Iterator[str]:
-    """Which volumes are not there."""
-    for name in claims(deployment):
+# Volumes and pods
+
+
+def claims_of(spec: Object) -> list[str]:
+    """The names of the volume claims a pod mounts, each once."""
+    found = (volume.get("persistentVolumeClaim") for volume in spec.get("volumes") or [])
+    return list(dict.fromkeys(claim["claimName"] for claim in found if claim))
+
+
+def pods_of(cluster: Cluster, deployment: Object) -> list[Object]:
+    """The pods of the installation: Redis, the producer, the workers. None if we may not look."""
+    workers = deployment["spec"]["selector"].get("matchLabels", {})
+    try:
+        return [
+            *cluster.pods(f"{NAME}=imece,{COMPONENT}!=worker"),
+            *cluster.pods(",".join(f"{name}={value}" for name, value in workers.items())),
+        ]
+    except ClusterError as error:
+        if error.status != FORBIDDEN:
+            raise
+        return []
+
+
+def of_claims(cluster: Cluster, deployment: Object, pods: list[Object]) -> dict[str, Reason]:
+    """What is wrong with the volume claims that the workers mount, or that pods wait for."""
+    names = claims_of(deployment["spec"]["template"]["spec"])
+    for pod in pods:
+        if pod.get("status", {}).get("phase") == "Pending":
+            names += claims_of(pod["spec"])
+    found = {}
+    for name in dict.fromkeys(names):
         try:
             phase = cluster.claim(name).get("status", {}).get("phase")
         except ClusterError as error:
             if error.status != FORBIDDEN:
-                yield str(error)
+                found[name] = Reason(error.what, error.hint)
             continue
         if phase != "Bound":
             said = _warnings(cluster, "PersistentVolumeClaim", name)[:1]
             why = said[0] if said else "no volume fits it, or its storage class waits for a pod"
-            yield f"the volume claim {name} is not bound ({phase}): {why}"
+            found[name] = Reason(
+                f"the volume claim {name} is not bound ({phase}): {why}",
+                f"`{describe(cluster, 'pvc', name)}`",
+            )
+    return found
 
 
-def of_deployment(deployment: Object) -> Iterator[str]:
+def of_deployment(cluster: Cluster, deployment: Object) -> Iterator[Reason]:
     """What keeps pods from being made at all: a quota, a policy, a missing ServiceAccount."""
     failure = condition(deployment.get("status", {}), "ReplicaFailure")
     if failure.get("status") == "True":
-        yield f"no pod can be made: {failure.get('message')}"
+        yield Reason(
+            f"no pod can be made: {failure.get('message')}",
+            "change the quota or policy that it names, or what the pods ask for: "
+            f"`{describe(cluster, 'deployment', deployment['metadata']['name'])}`",
+        )
 
 
-def of_pods(cluster: Cluster, deployment: Object) -> Iterator[str]:
-    """What keeps pods from working, each reason once, with the number of pods it keeps."""
-    labels = deployment["spec"]["selector"].get("matchLabels", {})
-    kept: dict[str, int] = {}
-    try:
-        pods = cluster.pods(labels)
-    except ClusterError as error:
-        if error.status != FORBIDDEN:
-            raise
-        return
-    lines: dict[int, str] = {}
+def of_pods(cluster: Cluster, pods: list[Object], unbound: Collection[str]) -> Iterator[Reason]:
+    """What keeps pods from working: one reason for one cause, with the number of pods it keeps.
+
+    Args:
+        unbound: the volume claims that are not there: pods that wait for them are passed over.
+    """
+    kept: dict[tuple[str, str], list[_Flaw]] = {}
+    said: dict[tuple[str, str], str] = {}
     for pod in pods:
-        for reason in _of_pod(cluster, pod, lines):
-            kept[reason] = kept.get(reason, 0) + 1
-    creating = [pod["metadata"]["name"] for pod in pods if _is_being_created(pod)]
-    for name in creating[:1]:  # they wait for the same
-        for text in _warnings(cluster, "Pod", name)[:1]:
-            kept[f"the container cannot be started: {text}"] = len(creating)
-    for reason, count in kept.items():
-        yield f"{count} {'pod' if count == 1 else 'pods'}: {reason}"
+        component = pod["metadata"].get("labels", {}).get(COMPONENT, "")
+        for flaw in _of_pod(cluster, pod, component, unbound, said):
+            kept.setdefault((component, flaw.cause), []).append(flaw)
+    for (component, cause), flaws in kept.items():
+        which = " ".join(filter(None, (component, "pod" if len(flaws) == 1 else "pods")))
+        why = next((flaw.why for flaw in flaws if flaw.why), "")
+        what = f"{len(flaws)} {which}: {cause}" + (f": {why}" if why else "")
+        yield Reason(what, flaws[0].fix)
 
 
-def _of_pod(cluster: Cluster, pod: Object, lines: dict[int, str]) -> Iterator[str]:
-    """What keeps one pod from working; `lines` are the last lines of crashes, by exit code."""
+@dataclass(frozen=True)
+class _Flaw:
+    """What keeps one pod from working; `cause` is the same for pods that wait for the same."""
+
+    cause: str
+    why: str
+    fix: str
+
+
+def _of_pod(
+    cluster: Cluster,
+    pod: Object,
+    component: str,
+    unbound: Collection[str],
+    said: dict[tuple[str, str], str],
+) -> Iterator[_Flaw]:
+    """What keeps one pod from working.
+
+    Args:
+        said: what logs and events say, by component and cause: they are asked for once.
+    """
     name, status = pod["metadata"]["name"], pod.get("status", {})
+    see = f"`{describe(cluster, 'pod', name)}`"
     scheduled = condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
-        yield f"cannot be scheduled: {scheduled.get('message') or scheduled.get('reason')}"
+        why = scheduled.get("message") or scheduled.get("reason") or ""
+        if not any(claim in unbound for claim in claims_of(pod["spec"])):
+            fix = "free a node, or ask for less CPU or MEMORY; check selectors and taints"
+            yield _Flaw("cannot be scheduled", why, f"{fix}: {see}")
         return
     every = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     for container in every:
         waiting = container.get("state", {}).get("waiting") or {}
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        cause = "the container cannot be started"
         if reason in IMAGE:
-            yield f"the image {container.get('image')} cannot be pulled: {message or reason}"
+            why = _last_words(message) if reason != "InvalidImageName" else "its name is not valid"
+            fix = "correct its name and tag, or give the ServiceAccount an imagePullSecret"
+            cause = f"the image {container.get('image')} cannot be pulled"
+            yield _Flaw(cause, why, f"{fix}: {see}")
         elif reason in CONFIGURATION:
-            yield f"the container cannot be started: {message or reason}"
+            yield _Flaw(cause, message or reason, f"make what it names, in this namespace: {see}")
+        elif reason == "ContainerCreating":  # normal for some seconds, without a warning
+            if (component, cause) not in said:
+                told = _warnings(cluster, "Pod", name)
+                late = [text for text in told if not text.startswith("FailedScheduling")]
+                said[component, cause] = late[0] if late else ""
+            if why := said[component, cause]:
+                yield _Flaw(cause, why, f"make what it names, in this namespace: {see}")
         elif reason == "CrashLoopBackOff":
-            yield _crash(cluster, name, container, lines)
+            yield _crash(cluster, name, component, container, said)
 
 
-def _is_being_created(pod: Object) -> bool:
-    """Normal for some seconds; where a volume cannot be mounted it stays like this."""
-    every = pod.get("status", {}).get("containerStatuses") or []
-    states = [container.get("state", {}).get("waiting") or {} for container in every]
-    return any(state.get("reason") == "ContainerCreating" for state in states)
+def _last_words(message: str) -> str:
+    """The end of a chain of errors, which names its root: `manifest unknown`."""
+    return message.strip().rpartition(": ")[2]
 
 
-def _crash(cluster: Cluster, pod: str, container: Object, lines: dict[int, str]) -> str:
+def _crash(
+    cluster: Cluster,
+    pod: str,
+    component: str,
+    container: Object,
+    said: dict[tuple[str, str], str],
+) -> _Flaw:
     """How a container ended last. One log is asked for, for all that ended alike."""
+    see = f"`kubectl -n {cluster.namespace} logs {pod} --previous`"
     ended = (container.get("lastState") or {}).get("terminated") or {}
     if ended.get("reason") == "OOMKilled":
-        return "crashes: out of memory; raise the memory limit of the Deployment"
-    code: int = ended.get("exitCode", -1)
-    if code not in lines:
+        return _Flaw("crashes", "out of memory", f"raise its memory limit: {see}")
+    cause = f"crashes with exit code {ended.get('exitCode', -1)}"
+    if (component, cause) not in said:
         message = (ended.get("message") or "").strip()
-        lines[code] = message.splitlines()[-1] if message else _logged(cluster, pod, container)
-    return f"crashes with exit code {code}" + (f": {lines[code]}" if lines[code] else "")
+        said[component, cause] = (
+            message.splitlines()[-1] if message else _logged(cluster, pod, container)
+        )
+    return _Flaw(cause, said[component, cause], f"correct what it says: {see}")
 
 
 def _logged(cluster: Cluster, pod: str, container: Object) -> str:
