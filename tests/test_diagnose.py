@@ -166,6 +166,15 @@ def test_an_image_that_is_not_there_is_one_reason_and_a_short_one(cluster: Stand
     assert "imagePullSecret: `kubectl -n imece describe pod one`" in fix()
 
 
+def test_one_image_for_two_components_is_one_reason(cluster: StandIn) -> None:
+    for component in ("producer", "worker"):
+        image = [waiting("ErrImagePull", "not found")]
+        cluster.add_pods(pod(component, "Pending", component=component, containerStatuses=image))
+    assert reasons() == [
+        "1 producer pod, 1 worker pod: the image imece:1 cannot be pulled: not found"
+    ]
+
+
 def test_a_claim_that_is_not_bound_comes_before_the_pods_that_wait_for_it(
     cluster: StandIn,
 ) -> None:

@@ -313,7 +313,7 @@ def test_a_missing_claim_is_said_once(sound: dict[str, Any], cluster: StandIn) -
         "type": "PodScheduled",
         "status": "False",
         "reason": "Unschedulable",
-        "message": '0/4 nodes are available: persistentvolumeclaim "scans" not found.',
+        "message": '0/4 nodes are available: persistentvolumeclaim "scans" not found. not found',
     }
     for component in ("worker", "producer"):
         waits = pod(

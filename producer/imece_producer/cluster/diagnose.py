@@ -99,12 +99,12 @@ def of_scaled_object(cluster: Cluster, scaled_object: Object, queue: str) -> Ite
     if not ready:
         yield Reason(
             f"KEDA has not looked at the ScaledObject {name}",
-            f"KEDA's operator must run: {KEDA_PODS}",
+            f"see whether KEDA's operator runs: {KEDA_PODS}",
         )
     elif ready.get("status") == "Unknown" and not failing:
         yield Reason(
             f"KEDA has not finished looking at the ScaledObject {name} (Ready is Unknown)",
-            f"normal for some seconds; then KEDA's operator must run: {KEDA_PODS}",
+            f"normal for some seconds; then see whether KEDA's operator runs: {KEDA_PODS}",
             may_pass=True,
         )
     elif ready.get("status") == "False" or failing:
@@ -163,7 +163,7 @@ def of_autoscaler(
         if found.get("status") == "False" and found.get("reason") != "ScalingDisabled":
             yield Reason(
                 f"the autoscaler {name} does not scale: {found.get('message')}",
-                f"KEDA's operator and its metrics server must run: {KEDA_PODS}; "
+                f"see whether KEDA's operator and metrics server run: {KEDA_PODS}; "
                 f"`{describe(cluster, 'hpa', name)}`",
             )
             return
@@ -292,11 +292,15 @@ def of_pods(cluster: Cluster, pods: list[Object], unbound: Collection[str]) -> I
         component = pod["metadata"].get("labels", {}).get(COMPONENT, "")
         for flaw in _of_pod(cluster, pod, component, unbound, said):
             kept.setdefault((component, flaw.cause), []).append(flaw)
+    told: dict[str, tuple[list[str], str]] = {}
     for (component, cause), flaws in kept.items():
         which = " ".join(filter(None, (component, "pod" if len(flaws) == 1 else "pods")))
         why = next((flaw.why for flaw in flaws if flaw.why), "")
-        what = f"{len(flaws)} {which}: {cause}" + (f": {why}" if why else "")
-        yield Reason(what, flaws[0].fix)
+        text = f"{cause}: {why}" if why else cause
+        who, _ = told.setdefault(text, ([], flaws[0].fix))
+        who.append(f"{len(flaws)} {which}")
+    for text, (who, fix) in told.items():
+        yield Reason(f"{', '.join(who)}: {text}", fix)
 
 
 @dataclass(frozen=True)
@@ -340,14 +344,14 @@ def _of_pod(
             cause = f"the image {container.get('image')} cannot be pulled"
             yield _Flaw(cause, why, f"{fix}: {see}")
         elif reason in CONFIGURATION:
-            yield _Flaw(cause, message or reason, f"make what it names, in this namespace: {see}")
+            yield _Flaw(cause, message or reason, f"make or correct what it names: {see}")
         elif reason == "ContainerCreating":  # normal for some seconds, without a warning
             if (component, cause) not in said:
                 told = _warnings(cluster, "Pod", name)
                 late = [text for text in told if not text.startswith("FailedScheduling")]
                 said[component, cause] = late[0] if late else ""
             if why := said[component, cause]:
-                yield _Flaw(cause, why, f"make what it names, in this namespace: {see}")
+                yield _Flaw(cause, why, f"make or correct what it names: {see}")
         elif reason == "CrashLoopBackOff":
             yield _crash(cluster, name, component, container, said)
 
@@ -375,7 +379,7 @@ def _crash(
         said[component, cause] = (
             message.splitlines()[-1] if message else _logged(cluster, pod, container)
         )
-    return _Flaw(cause, said[component, cause], f"correct what it says: {see}")
+    return _Flaw(cause, said[component, cause], f"all of its log: {see}")
 
 
 def _logged(cluster: Cluster, pod: str, container: Object) -> str:

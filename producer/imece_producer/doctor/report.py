@@ -112,7 +112,7 @@ def _of_connected(cluster: Cluster) -> Iterator[Check]:
         *diagnose.of_deployment(cluster, deployment),
         *diagnose.of_pods(cluster, pods, claims),
     ]
-    yield from _each("pods", flaws, "nothing keeps them from working")
+    yield from _each("pods", flaws, f"nothing{' else' if claims else ''} keeps them from working")
 
 
 def _each(name: str, flaws: Collection[Reason], fine: str) -> Iterator[Check]:
