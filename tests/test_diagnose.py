@@ -218,16 +218,37 @@ def test_keda_does_not_run(cluster: StandIn) -> None:
     assert "`kubectl -n keda get pods`" in fix()
 
 
+def ready(status: str, reason: str, message: str) -> Object:
+    return {"type": "Ready", "status": status, "reason": reason, "message": message}
+
+
 def test_keda_cannot_use_the_scaled_object(cluster: StandIn) -> None:
-    cluster.scaled["status"]["conditions"] = [
-        {"type": "Ready", "status": "False", "message": "no such Deployment"}
-    ]
+    """In KEDA's words. They say why."""
+    said = "failed to ensure HPA is correctly created for ScaledObject: connection to redis failed"
+    condition = ready("False", "ScaledObjectCheckFailed", said)
+    cluster.scaled["status"]["conditions"] = [condition]
+    cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "older")
+    assert reasons() == [f"KEDA cannot use the ScaledObject imece-worker: {said}"]
+    assert fix().startswith("KEDA must reach Redis")
+    condition["message"] = "ScaledObject doesn't have correct scaleTargetRef specification"
+    assert fix() == "`kubectl -n imece describe scaledobject imece-worker`"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [("False", "TriggerError"), ("Unknown", "PartialTriggerError")]
+)
+def test_the_triggers_do_not_reach_redis(status: str, reason: str, cluster: StandIn) -> None:
+    """KEDA's message does not say why. Its event does."""
+    said = "Triggers defined in ScaledObject are not working correctly"
+    cluster.scaled["status"]["conditions"] = [ready(status, reason, said)]
+    assert reasons() == [f"KEDA cannot use the ScaledObject imece-worker: {said}"]
     cluster.add_warning("ScaledObject", "other", "KEDAScalerFailed", "not ours")
     cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "older")
     cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "WRONGPASS")
     assert reasons() == [
         "KEDA cannot use the ScaledObject imece-worker: KEDAScalerFailed: WRONGPASS"
     ]
+    assert fix().startswith("KEDA must reach Redis")
 
 
 def test_a_trigger_that_is_failing(cluster: StandIn) -> None:

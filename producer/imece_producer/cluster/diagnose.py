@@ -12,6 +12,9 @@ from imece_producer.cluster.scaling import Scaling
 IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 CONFIGURATION = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
+TRIGGERS = ("TriggerError", "PartialTriggerError")
+"""KEDA's reasons for a ScaledObject that is not ready because of its triggers: all, or some."""
+
 FORBIDDEN = 403
 
 NAME, COMPONENT = "app.kubernetes.io/name", "app.kubernetes.io/component"
@@ -96,28 +99,28 @@ def of_scaled_object(cluster: Cluster, scaled_object: Object, queue: str) -> Ite
         for trigger, health in (status.get("health") or {}).items()
         if health.get("status") == "Failing"
     ]
+    of_triggers = bool(failing) or ready.get("reason") in TRIGGERS
+    see = f"`{describe(cluster, 'scaledobject', name)}`"
     if not ready:
         yield Reason(
             f"KEDA has not looked at the ScaledObject {name}",
             f"see whether KEDA's operator runs: {KEDA_PODS}",
         )
-    elif ready.get("status") == "Unknown" and not failing:
+    elif of_triggers or ready.get("status") == "False":
+        what = f"KEDA cannot use the ScaledObject {name}"
+        if failing:
+            what = f"KEDA's trigger {', '.join(failing)} of the ScaledObject {name} fails"
+        said = ready.get("message", "")
+        if of_triggers:  # KEDA's message does not say why, its event does
+            said = next(iter(_warnings(cluster, "ScaledObject", name)), said)
+        if of_triggers or "redis" in said:
+            see = f"KEDA must reach Redis, with the login of the TriggerAuthentication: {see}"
+        yield Reason(f"{what}: {said}" if said else what, see)
+    elif ready.get("status") == "Unknown":
         yield Reason(
             f"KEDA has not finished looking at the ScaledObject {name} (Ready is Unknown)",
             f"normal for some seconds; then see whether KEDA's operator runs: {KEDA_PODS}",
             may_pass=True,
-        )
-    elif ready.get("status") == "False" or failing:
-        what = (
-            f"KEDA's trigger {', '.join(failing)} of the ScaledObject {name} fails"
-            if failing
-            else f"KEDA cannot use the ScaledObject {name}"
-        )
-        said = _warnings(cluster, "ScaledObject", name)[:1] or [ready.get("message", "")]
-        yield Reason(
-            f"{what}: {said[0]}" if said[0] else what,
-            "KEDA must reach Redis, with the user and password of the TriggerAuthentication: "
-            f"`{describe(cluster, 'scaledobject', name)}`",
         )
 
 

@@ -102,7 +102,8 @@ def _of_connected(cluster: Cluster) -> Iterator[Check]:
         queue = cluster.settings.queue
         flaws = list(diagnose.of_scaled_object(cluster, scaled_object, queue))
         yield from _each("scaled object", flaws, f"ready, and its triggers count the queue {queue}")
-        yield from _autoscaler(cluster, scaled_object, now)
+        if not flaws:  # they explain what the autoscaler would say
+            yield from _autoscaler(cluster, scaled_object, now)
     pods = diagnose.pods_of(cluster, deployment)
     claims = diagnose.of_claims(cluster, deployment, pods)
     mounted = ", ".join(diagnose.claims_of(deployment["spec"]["template"]["spec"]))
