@@ -1,11 +1,13 @@
 """Why workers do not come: each reason in words, from what a cluster says of itself."""
 
+import json
+import threading
 from typing import Any
 
 import pytest
 
 from imece.settings import load
-from imece_producer.cluster import diagnose
+from imece_producer.cluster import client, diagnose
 from imece_producer.cluster.client import ClusterError, connect
 from imece_producer.cluster.rights import ASK_KEDA
 from tests.kubernetes_stand_in import Object, StandIn, deployment, pod, scaled_object
@@ -271,12 +273,25 @@ def test_triggers_that_count_another_queue(cluster: StandIn) -> None:
     assert reasons(queue="other") == []
 
 
+TIMEOUT = json.dumps(
+    {
+        "metadata": {},
+        "status": "Failure",
+        "message": "Timeout: request did not complete within the allotted timeout",
+        "reason": "Timeout",
+        "details": {},
+        "code": 504,
+    }
+)
+"""What KEDA's metrics server says after a minute without its operator."""
+
+
 @pytest.mark.parametrize(
     ("status", "body", "reason"),
     [
         (503, "service unavailable\n", "KEDA's metrics server does not answer"),
         (404, "404 page not found\n", "KEDA's metrics server does not answer"),
-        (500, "Internal error", "KEDA's operator does not answer its metrics server"),
+        (504, TIMEOUT, "KEDA's operator does not answer"),
     ],
 )
 def test_keda_is_asked_what_its_autoscaler_asks(
@@ -289,11 +304,23 @@ def test_keda_is_asked_what_its_autoscaler_asks(
     assert "`kubectl -n keda get pods`" in fix()
 
 
+def test_a_keda_that_hangs_is_given_up(cluster: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its metrics server does without its operator, for a minute."""
+    monkeypatch.setattr(client, "METRIC", 0.2)
+    hangs = threading.Event()
+    cluster.before = lambda: hangs.wait(20) if cluster.asked[-1][1] == cluster.metric_path else None
+    assert reasons() == ["KEDA's operator does not answer"]
+    hangs.set()
+
+
 def test_an_autoscaler_that_does_not_scale(cluster: StandIn) -> None:
     able, active, _ = cluster.objects[cluster.autoscaler_path]["status"]["conditions"]
     active.update(status="False", reason="ScalingDisabled")  # at rest, with no workers
     assert reasons() == []
-    active.update(reason="FailedGetExternalMetric", message="no metrics")
+    said = (
+        "the HPA was unable to compute the replica count: unable to get external metric: no metrics"
+    )
+    active.update(reason="FailedGetExternalMetric", message=said)
     assert reasons() == ["the autoscaler keda-hpa-imece-worker does not scale: no metrics"]
     cluster.forbidden = {str(ASK_KEDA)}
     assert reasons() == ["the autoscaler keda-hpa-imece-worker does not scale: no metrics"]

@@ -319,9 +319,11 @@ def test_a_run_that_has_ended_is_not_held_up(queued: Workbench, cluster: StandIn
     cluster.scaled["metadata"]["annotations"] = {PAUSED_REPLICAS: "0"}
     assert "held up  paused" in told(queued, "status", "-n", "imece")[0]
     queued.imece("cancel", "run")
+    cluster.asked.clear()
     output, _ = told(queued, "status", "-n", "imece")
     assert "paused: held at 0 replicas" in output
     assert "held up" not in output
+    assert len(cluster.asked) == 2  # the ScaledObject and the Deployment: no reason is looked for
 
 
 def test_a_cluster_that_bars_us_does_not_hide_the_run(queued: Workbench, cluster: StandIn) -> None:

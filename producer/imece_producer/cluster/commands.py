@@ -22,9 +22,10 @@ def look(settings: Settings, now: Status | None = None) -> dict[str, Any]:
         queue, pending = now.parameters.queue, now.backlog.pending
     try:
         with connect(settings) as cluster:
-            found, reasons = diagnose.look(cluster, queue, pending)
-            if now is not None and now.has_ended:
-                reasons = []
+            if now is not None and now.has_ended:  # nothing is held up
+                found, reasons = scaling.read(cluster), []
+            else:
+                found, reasons = diagnose.look(cluster, queue, pending)
             return {"where": str(cluster), **found.summary(), "reasons": list(map(str, reasons))}
     except ImeceError as error:
         return {"error": str(error)}

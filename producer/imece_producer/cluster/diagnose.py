@@ -165,7 +165,7 @@ def of_autoscaler(
         # With no replicas an autoscaler rests, and KEDA starts the first.
         if found.get("status") == "False" and found.get("reason") != "ScalingDisabled":
             yield Reason(
-                f"the autoscaler {name} does not scale: {found.get('message')}",
+                f"the autoscaler {name} does not scale: {_last_words(found.get('message', ''))}",
                 f"see whether KEDA's operator and metrics server run: {KEDA_PODS}; "
                 f"`{describe(cluster, 'hpa', name)}`",
             )
@@ -183,10 +183,12 @@ def metrics(autoscaler: Object) -> list[Object]:
 
 def _of_metric(error: ClusterError) -> Reason:
     """What an answer without a number says of KEDA."""
-    see = f"{KEDA_PODS}, `kubectl get apiservice v1beta1.external.metrics.k8s.io`"
-    if error.status in (404, 503):
+    if error.status in (404, 503):  # the API server's own answer
+        see = f"{KEDA_PODS}, `kubectl get apiservice v1beta1.external.metrics.k8s.io`"
         return Reason("KEDA's metrics server does not answer", see)
-    return Reason("KEDA's operator does not answer its metrics server", see)
+    if error.status in (0, 504):  # it waits for the operator
+        return Reason("KEDA's operator does not answer", f"see whether it runs: {KEDA_PODS}")
+    return Reason(f"KEDA does not say how many bucket jobs there are: {error.what}", KEDA_PODS)
 
 
 def _of_count(see: str, now: Scaling, pending: int, counted: int | None) -> Iterator[Reason]:
