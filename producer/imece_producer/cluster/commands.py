@@ -8,6 +8,7 @@ from imece.settings import Settings
 from imece_producer import display
 from imece_producer.cluster import diagnose, scaling
 from imece_producer.cluster.client import Cluster, ClusterError, connect
+from imece_producer.cluster.diagnose import Reason
 from imece_producer.cluster.scaling import Scaling
 
 
@@ -23,12 +24,14 @@ def look(settings: Settings, now: Status | None = None) -> dict[str, Any]:
     try:
         with connect(settings) as cluster:
             if now is not None and now.has_ended:  # nothing is held up
-                found, reasons = scaling.read(cluster), []
-            else:
-                found, reasons = diagnose.look(cluster, queue, pending)
-            return {"where": str(cluster), **found.summary(), "reasons": list(map(str, reasons))}
+                return _summary(cluster, scaling.read(cluster), [])
+            return _summary(cluster, *diagnose.look(cluster, queue, pending))
     except ImeceError as error:
         return {"error": str(error)}
+
+
+def _summary(cluster: Cluster, found: Scaling, reasons: list[Reason]) -> dict[str, Any]:
+    return {"where": str(cluster), **found.summary(), "reasons": list(map(str, reasons))}
 
 
 def scale(settings: Settings, limit: int, minimum: int | None, as_json: bool) -> None:
