@@ -72,17 +72,13 @@ def autoscaler() -> Object:
     """What KEDA makes of the ScaledObject, while there are workers."""
     selector = {"matchLabels": {"scaledobject.keda.sh/name": "imece-worker"}}
     metric = {"name": "composite-metric", "selector": selector}
-    target = {"type": "AverageValue", "averageValue": "1"}
     return {
         "metadata": {"name": "keda-hpa-imece-worker", "namespace": NAMESPACE},
-        "spec": {
-            "metrics": [{"type": "External", "external": {"metric": metric, "target": target}}]
-        },
+        "spec": {"metrics": [{"type": "External", "external": {"metric": metric}}]},
         "status": {
             "conditions": [
                 {"type": "AbleToScale", "status": "True", "reason": "ReadyForNewScale"},
                 {"type": "ScalingActive", "status": "True", "reason": "ValidMetricFound"},
-                {"type": "ScalingLimited", "status": "False", "reason": "DesiredWithinRange"},
             ]
         },
     }

@@ -9,11 +9,12 @@ import pytest
 from imece.settings import load
 from imece_producer.cluster import client, diagnose
 from imece_producer.cluster.client import ClusterError, connect
+from imece_producer.cluster.reason import Reason
 from imece_producer.cluster.rights import ASK_KEDA
 from tests.kubernetes_stand_in import Object, StandIn, deployment, pod, scaled_object
 
 
-def looked(pending: int = 0, **settings: Any) -> list[diagnose.Reason]:
+def looked(pending: int = 0, **settings: Any) -> list[Reason]:
     with connect(load(**settings)) as found:
         return diagnose.look(found, found.settings.queue, pending)[1]
 
@@ -314,7 +315,7 @@ def test_a_keda_that_hangs_is_given_up(cluster: StandIn, monkeypatch: pytest.Mon
 
 
 def test_an_autoscaler_that_does_not_scale(cluster: StandIn) -> None:
-    able, active, _ = cluster.objects[cluster.autoscaler_path]["status"]["conditions"]
+    able, active = cluster.objects[cluster.autoscaler_path]["status"]["conditions"]
     active.update(status="False", reason="ScalingDisabled")  # at rest, with no workers
     assert reasons() == []
     said = (

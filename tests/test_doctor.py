@@ -245,7 +245,7 @@ def test_a_pause_is_warned_of_and_not_taken_for_a_fault(
 
 
 def test_an_autoscaler_that_does_not_scale(sound: dict[str, Any], cluster: StandIn) -> None:
-    _, active, _ = cluster.objects[cluster.autoscaler_path]["status"]["conditions"]
+    _, active = cluster.objects[cluster.autoscaler_path]["status"]["conditions"]
     active.update(status="False", reason="FailedGetExternalMetric", message="no metrics")
     check = only("autoscaler", **sound)
     assert check.says == "the autoscaler keda-hpa-imece-worker does not scale: no metrics"

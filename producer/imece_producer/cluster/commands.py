@@ -8,7 +8,7 @@ from imece.settings import Settings
 from imece_producer import display
 from imece_producer.cluster import diagnose, scaling
 from imece_producer.cluster.client import Cluster, ClusterError, connect
-from imece_producer.cluster.diagnose import Reason
+from imece_producer.cluster.reason import Reason
 from imece_producer.cluster.scaling import Scaling
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from imece import names
 from imece.errors import ImeceError
 from imece.settings import Settings
-from imece_producer.cluster import diagnose, kubeconfig, scaling
+from imece_producer.cluster import diagnose, kubeconfig, pods, scaling
 from imece_producer.cluster.client import Cluster, connect
-from imece_producer.cluster.diagnose import Object, Reason
 from imece_producer.cluster.errors import ClusterError
+from imece_producer.cluster.reason import Object, Reason
 from imece_producer.cluster.rights import ASK_KEDA, RIGHTS
 from imece_producer.cluster.scaling import Scaling, numbers
 from imece_producer.display import seconds
@@ -104,14 +104,14 @@ def _of_connected(cluster: Cluster) -> Iterator[Check]:
         yield from _each("scaled object", flaws, f"ready, and its triggers count the queue {queue}")
         if not flaws:  # they explain what the autoscaler would say
             yield from _autoscaler(cluster, scaled_object, now)
-    pods = diagnose.pods_of(cluster, deployment)
-    claims = diagnose.of_claims(cluster, deployment, pods)
-    mounted = ", ".join(diagnose.claims_of(deployment["spec"]["template"]["spec"]))
+    there = pods.pods_of(cluster, deployment)
+    claims = pods.of_claims(cluster, deployment, there)
+    mounted = ", ".join(pods.claims_of(deployment["spec"]["template"]["spec"]))
     bound = f"{mounted} bound" if mounted else "the workers mount none"
     yield from _each("claim", claims.values(), bound)
     flaws = [
-        *diagnose.of_deployment(cluster, deployment),
-        *diagnose.of_pods(cluster, pods, claims),
+        *pods.of_deployment(cluster, deployment),
+        *pods.of_pods(cluster, there, claims),
     ]
     yield from _each("pods", flaws, f"nothing{' else' if claims else ''} keeps them from working")
 
