@@ -68,11 +68,35 @@ def scaled_object(queue: str = "imece", **spec: Any) -> Object:
     }
 
 
-def pod(name: str = "imece-worker-1", phase: str = "Running", **status: Any) -> Object:
-    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": "worker"}
+def autoscaler() -> Object:
+    """What KEDA makes of the ScaledObject, while there are workers."""
+    selector = {"matchLabels": {"scaledobject.keda.sh/name": "imece-worker"}}
+    metric = {"name": "composite-metric", "selector": selector}
+    return {
+        "metadata": {"name": "keda-hpa-imece-worker", "namespace": NAMESPACE},
+        "spec": {"metrics": [{"type": "External", "external": {"metric": metric}}]},
+        "status": {
+            "conditions": [
+                {"type": "AbleToScale", "status": "True", "reason": "ReadyForNewScale"},
+                {"type": "ScalingActive", "status": "True", "reason": "ValidMetricFound"},
+            ]
+        },
+    }
+
+
+def pod(
+    name: str = "imece-worker-1",
+    phase: str = "Running",
+    *,
+    component: str = "worker",
+    claims: tuple[str, ...] = (),
+    **status: Any,
+) -> Object:
+    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": component}
+    volumes = [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims]
     return {
         "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
-        "spec": {},
+        "spec": {"volumes": volumes},
         "status": {"phase": phase, **status},
     }
 
@@ -84,6 +108,7 @@ class StandIn:
         objects: the objects by their path.
         forbidden: what RBAC does not grant, as `patch scaledobjects.keda.sh`.
         answers: (method, path) -> status and body, in place of what would be answered.
+        counted: what KEDA answers its autoscaler.
         unknown: API groups there are none of.
         asked: method and path of every request, in order.
         before: called before a request is answered.
@@ -96,6 +121,7 @@ class StandIn:
         self.objects: dict[str, Object] = {}
         self.forbidden: set[str] = set()
         self.answers: dict[tuple[str, str], tuple[int, str]] = {}
+        self.counted = "0"
         self.unknown: set[str] = set()
         self.asked: list[tuple[str, str]] = []
         self.logs: dict[str, str] = {}
@@ -143,6 +169,7 @@ class StandIn:
         """What deploy/ makes."""
         self.put(self.deployment_path, deployed or deployment())
         self.put(self.scaled_object_path, scaled or scaled_object())
+        self.put(self.autoscaler_path, autoscaler())
         crd = {"metadata": {"labels": {"app.kubernetes.io/version": "2.20.0"}}}
         self.put(
             "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/scaledobjects.keda.sh", crd
@@ -150,6 +177,11 @@ class StandIn:
 
     deployment_path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/imece-worker"
     scaled_object_path = f"/apis/keda.sh/v1alpha1/namespaces/{NAMESPACE}/scaledobjects/imece-worker"
+    autoscaler_path = (
+        f"/apis/autoscaling/v2/namespaces/{NAMESPACE}"
+        "/horizontalpodautoscalers/keda-hpa-imece-worker"
+    )
+    metric_path = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{NAMESPACE}/composite-metric"
 
     @property
     def deployed(self) -> Object:
@@ -269,6 +301,8 @@ class _Handler(BaseHTTPRequestHandler):
                 f'"{where["resource"]}" in API group "{where["group"]}" in the namespace '
                 f'"{where["namespace"]}"',
             )
+        elif where["group"] == "external.metrics.k8s.io":
+            self._send({"items": [{"metricName": "", "value": self.api.counted}]})
         elif not name:
             self._send({"items": self._list(path, where, query)})
         elif subresource == "log":
@@ -295,7 +329,8 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         for pair in query.get("labelSelector", [""])[0].split(","):
             key, _, value = pair.partition("=")
-            found = [one for one in found if not key or _labels(one).get(key) == value]
+            key, differs = key.removesuffix("!"), key.endswith("!")
+            found = [one for one in found if not key or (_labels(one).get(key) == value) != differs]
         for pair in query.get("fieldSelector", [""])[0].split(","):
             key, _, value = pair.partition("=")
             found = [one for one in found if not key or _field(one, key) == value]

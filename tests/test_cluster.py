@@ -524,7 +524,7 @@ def test_every_request_names_the_right_it_takes(cluster: StandIn) -> None:
             "patch scaledobjects.keda.sh": lambda: found.change_scaled_object({}),
             "get deployments.apps": found.deployment,
             "patch deployments.apps/scale": lambda: found.change_scale({}),
-            "list pods": lambda: found.pods({}),
+            "list pods": lambda: found.pods(""),
             "get pods/log": lambda: found.last_log_line("pod", "worker"),
             "list events": lambda: found.warnings("Pod", "pod"),
             "get persistentvolumeclaims": lambda: found.claim("claim"),

@@ -19,12 +19,13 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from imece.run import keys
 from imece.settings import PREFIX, Settings
+from imece_producer.cluster.rights import ASK_KEDA
 from imece_producer.local.server import Server, program
 from tests import schemas
 from tests.conftest import ROOT, Workbench, WorkerProcess, until
 from tests.manifests import DEPLOY, Manifest, every_key, one, pod, pods, rendered
 
-KUSTOMIZATIONS = ["base", "redis", "producer", "build/plain"] + [
+KUSTOMIZATIONS = ["ask-keda", "base", "redis", "producer", "own-pod-only", "build/plain"] + [
     f"overlays/{name}" for name in ("plain", "openshift", "example")
 ]
 OVERLAYS = [name for name in KUSTOMIZATIONS if name.startswith("overlays/")]
@@ -118,6 +119,30 @@ def test_a_worker_may_patch_pods_and_do_nothing_else(render: Render) -> None:
     role = one(render("base"), "Role", "imece-worker")
     assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
     assert "ClusterRole" not in {manifest["kind"] for manifest in render("overlays/plain")}
+
+
+def test_the_right_to_ask_keda_is_the_producers_and_can_be_left_out(render: Render) -> None:
+    """Who applies a Role must have its rights: a project's admin on OpenShift has not this one."""
+    role, binding = render("ask-keda")
+    assert role["rules"] == [
+        {"apiGroups": [ASK_KEDA.group], "resources": [ASK_KEDA.resource], "verbs": [ASK_KEDA.verb]}
+    ]
+    assert [subject["name"] for subject in binding["subjects"]] == ["imece-producer"]
+    assert one(render("overlays/plain"), "Role", "imece-ask-keda")["rules"] == role["rules"]
+    assert ASK_KEDA.group not in str(render("overlays/openshift"))
+
+
+def test_the_policy_for_workers_is_for_the_account_and_the_request_they_use(
+    render: Render,
+) -> None:
+    """What it lets through, a real API server says."""
+    policy, binding = render("own-pod-only")
+    account = one(render("base"), "ServiceAccount", "imece-worker")["metadata"]["name"]
+    (condition,) = policy["spec"]["matchConditions"]
+    assert condition["expression"].endswith(f"+ ':{account}'")
+    assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+    for manifests in (render(name) for name in OVERLAYS):  # one for the whole cluster: not theirs
+        assert policy["kind"] not in {manifest["kind"] for manifest in manifests}
 
 
 def test_passwords_are_files_of_the_right_containers_only(render: Render) -> None:
@@ -366,7 +391,7 @@ def blocks_of_code(file: Path, language: str) -> list[str]:
 def test_the_patches_in_the_docs_fit_the_example(yours: Yours) -> None:
     text = (DEPLOY / "overlays" / "example" / "kustomization.yaml").read_text()
     patches = "".join(blocks_of_code(ROOT / "docs" / "how-to" / "cluster.md", "yaml"))
-    assert patches.count("- patch:") == 2
+    assert patches.count("- patch:") == 5
     changed = text.replace("patches:\n", f"patches:\n{patches}").replace(
         "IMECE_PROCESSOR=metrics:measure", "IMECE_COMMAND=tool --in {input} --out {output}"
     )
@@ -378,6 +403,11 @@ def test_the_patches_in_the_docs_fit_the_example(yours: Yours) -> None:
     for name in ("imece-worker", "imece-producer"):
         account = one(manifests, "ServiceAccount", name)
         assert account["imagePullSecrets"] == [{"name": "my-registry"}]
+    # Workers without a token and without a right.
+    account = one(manifests, "ServiceAccount", "imece-worker")
+    assert account["automountServiceAccountToken"] is False
+    roles = {item["metadata"]["name"] for item in manifests if item["kind"].startswith("Role")}
+    assert roles == {"imece-producer", "imece-ask-keda"}
 
 
 def test_the_claim_is_one_that_all_nodes_can_write_to(render: Render) -> None:

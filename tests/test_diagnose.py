@@ -1,18 +1,34 @@
 """Why workers do not come: each reason in words, from what a cluster says of itself."""
 
+import json
+import threading
 from typing import Any
 
 import pytest
 
 from imece.settings import load
-from imece_producer.cluster import diagnose
+from imece_producer.cluster import client, diagnose
 from imece_producer.cluster.client import ClusterError, connect
+from imece_producer.cluster.reason import Reason
+from imece_producer.cluster.rights import ASK_KEDA
 from tests.kubernetes_stand_in import Object, StandIn, deployment, pod, scaled_object
 
 
-def reasons(**settings: Any) -> list[str]:
+def looked(pending: int = 0, **settings: Any) -> list[Reason]:
     with connect(load(**settings)) as found:
-        return diagnose.look(found, found.settings.queue)[1]
+        return diagnose.look(found, found.settings.queue, pending)[1]
+
+
+def reasons(**settings: Any) -> list[str]:
+    """What is wrong. Each reason has something to do, too."""
+    found = looked(**settings)
+    assert all(reason.fix for reason in found)
+    return [reason.what for reason in found]
+
+
+def fix(**settings: Any) -> str:
+    [found] = looked(**settings)
+    return found.fix
 
 
 def waiting(reason: str, message: str = "", **more: Any) -> Object:
@@ -38,23 +54,23 @@ def test_nothing_is_said_where_nothing_is_wrong(cluster: StandIn) -> None:
     [
         (
             waiting("ErrImagePull", "manifest unknown"),
-            "1 pod: the image imece:1 cannot be pulled: manifest unknown",
+            "1 worker pod: the image imece:1 cannot be pulled: manifest unknown",
         ),
         (
             waiting("InvalidImageName"),
-            "1 pod: the image imece:1 cannot be pulled: InvalidImageName",
+            "1 worker pod: the image imece:1 cannot be pulled: its name is not valid",
         ),
         (
             waiting("CreateContainerConfigError", 'secret "imece-redis" not found'),
-            '1 pod: the container cannot be started: secret "imece-redis" not found',
+            '1 worker pod: the container cannot be started: secret "imece-redis" not found',
         ),
         (
             waiting("CrashLoopBackOff", **ended(2, message="first\nIMECE_PROCESSOR is wrong\n")),
-            "1 pod: crashes with exit code 2: IMECE_PROCESSOR is wrong",
+            "1 worker pod: crashes with exit code 2: IMECE_PROCESSOR is wrong",
         ),
         (
             waiting("CrashLoopBackOff", **ended(137, reason="OOMKilled")),
-            "1 pod: crashes: out of memory; raise the memory limit of the Deployment",
+            "1 worker pod: crashes: out of memory",
         ),
     ],
 )
@@ -67,22 +83,30 @@ def test_a_container_that_is_just_starting_is_no_blocking_reason(cluster: StandI
     cluster.add_pods(pod(phase="Pending", containerStatuses=[waiting("ContainerCreating")]))
     assert reasons() == []
     cluster.add_warning("Pod", "imece-worker-1", "FailedMount", "no such volume")
-    assert reasons() == ["1 pod: the container cannot be started: FailedMount: no such volume"]
+    assert reasons() == [
+        "1 worker pod: the container cannot be started: FailedMount: no such volume"
+    ]
     cluster.add_pods(pod("z", "Pending", containerStatuses=[waiting("ContainerCreating")]))
-    assert reasons() == ["2 pods: the container cannot be started: FailedMount: no such volume"]
+    assert reasons() == [
+        "2 worker pods: the container cannot be started: FailedMount: no such volume"
+    ]
 
 
 def test_a_crash_is_told_by_the_last_line_of_the_log(cluster: StandIn) -> None:
     container = waiting("CrashLoopBackOff", **ended(3))
     cluster.add_pods(pod("one", containerStatuses=[container]))
     cluster.logs["one"] = "imece-worker: Redis is out of reach\n"
-    assert reasons() == ["1 pod: crashes with exit code 3: imece-worker: Redis is out of reach"]
+    assert reasons() == [
+        "1 worker pod: crashes with exit code 3: imece-worker: Redis is out of reach"
+    ]
     cluster.add_pods(pod("two", containerStatuses=[container]))
     cluster.asked.clear()
-    assert reasons() == ["2 pods: crashes with exit code 3: imece-worker: Redis is out of reach"]
+    assert reasons() == [
+        "2 worker pods: crashes with exit code 3: imece-worker: Redis is out of reach"
+    ]
     assert len([path for _, path in cluster.asked if path.endswith("/log")]) == 1
     cluster.forbidden = {"get pods/log"}
-    assert reasons() == ["2 pods: crashes with exit code 3"]
+    assert reasons() == ["2 worker pods: crashes with exit code 3"]
 
 
 def test_pods_with_the_same_blocking_reason_are_counted(cluster: StandIn) -> None:
@@ -96,15 +120,62 @@ def test_pods_with_the_same_blocking_reason_are_counted(cluster: StandIn) -> Non
         *(pod(f"p-{number}", "Pending", conditions=[condition]) for number in range(3))
     )
     assert reasons() == [
-        "3 pods: cannot be scheduled: 0/3 nodes are available: 3 Insufficient cpu."
+        "3 worker pods: cannot be scheduled: 0/3 nodes are available: 3 Insufficient cpu."
     ]
 
 
-def test_only_the_workers_own_pods_are_looked_at(cluster: StandIn) -> None:
+def test_pods_of_others_are_not_looked_at(cluster: StandIn) -> None:
     stranger = pod(containerStatuses=[waiting("ErrImagePull")])
-    stranger["metadata"]["labels"] = {"app.kubernetes.io/name": "imece"}
+    stranger["metadata"]["labels"] = {"app.kubernetes.io/name": "other"}
     cluster.add_pods(stranger)
     assert reasons() == []
+
+
+def test_every_pod_of_the_installation_is_looked_at_and_named(cluster: StandIn) -> None:
+    """Passwords that are not set: Redis says so, and nobody else knows."""
+    stopped = waiting("CrashLoopBackOff", **ended(2))
+    redis = pod("imece-redis-0", component="redis", containerStatuses=[stopped])
+    producer = pod(
+        "imece-producer-1",
+        "Pending",
+        component="producer",
+        containerStatuses=[waiting("ErrImagePull")],
+    )
+    cluster.add_pods(redis, producer, pod(containerStatuses=[stopped]))
+    cluster.logs["imece-redis-0"] = "IMECE_REDIS_PASSWORD is not set: put one into passwords.env\n"
+    assert reasons() == [
+        "1 redis pod: crashes with exit code 2: IMECE_REDIS_PASSWORD is not set: "
+        "put one into passwords.env",
+        "1 producer pod: the image imece:1 cannot be pulled",
+        "1 worker pod: crashes with exit code 2",
+    ]
+    assert looked()[0].fix.endswith("`kubectl -n imece logs imece-redis-0 --previous`")
+
+
+def test_an_image_that_is_not_there_is_one_reason_and_a_short_one(cluster: StandIn) -> None:
+    """In containerd's words: the same failure, told two ways in turn."""
+    image = "docker.io/library/missing:1"
+    said = (
+        f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": failed to '
+        f'resolve reference "{image}": {image}: not found'
+    )
+    for name, reason, message in (
+        ("one", "ErrImagePull", said),
+        ("two", "ImagePullBackOff", f'Back-off pulling image "{image}": ErrImagePull: {said}'),
+        ("old", "ImagePullBackOff", f'Back-off pulling image "{image}"'),
+    ):
+        cluster.add_pods(pod(name, "Pending", containerStatuses=[waiting(reason, message)]))
+    assert reasons() == ["3 worker pods: the image imece:1 cannot be pulled: not found"]
+    assert "imagePullSecret: `kubectl -n imece describe pod one`" in fix()
+
+
+def test_one_image_for_two_components_is_one_reason(cluster: StandIn) -> None:
+    for component in ("producer", "worker"):
+        image = [waiting("ErrImagePull", "not found")]
+        cluster.add_pods(pod(component, "Pending", component=component, containerStatuses=image))
+    assert reasons() == [
+        "1 producer pod, 1 worker pod: the image imece:1 cannot be pulled: not found"
+    ]
 
 
 def test_a_claim_that_is_not_bound_comes_before_the_pods_that_wait_for_it(
@@ -112,10 +183,10 @@ def test_a_claim_that_is_not_bound_comes_before_the_pods_that_wait_for_it(
 ) -> None:
     cluster.add_claim("imece-data", "Pending")
     condition = {"type": "PodScheduled", "status": "False", "message": "unbound claims"}
-    cluster.add_pods(pod(phase="Pending", conditions=[condition]))
-    bare, wait = reasons()
+    cluster.add_pods(pod(phase="Pending", conditions=[condition], claims=("other",)))
+    bare, other = reasons()
     assert bare.startswith("the volume claim imece-data is not bound (Pending): no volume fits")
-    assert wait == "1 pod: cannot be scheduled: unbound claims"
+    assert other == "there is no PersistentVolumeClaim other in namespace imece"
     cluster.add_warning("PersistentVolumeClaim", "imece-data", "ProvisioningFailed", "no class x")
     assert reasons()[0].endswith("is not bound (Pending): ProvisioningFailed: no class x")
 
@@ -124,9 +195,8 @@ def test_a_claim_that_is_not_there(cluster: StandIn) -> None:
     cluster.add_claim("gone", "Bound")
     path = "/api/v1/namespaces/imece/persistentvolumeclaims/gone"
     del cluster.objects[path]
-    assert reasons()[0].startswith(
-        "there is no PersistentVolumeClaim gone in namespace imece: make it"
-    )
+    assert reasons() == ["there is no PersistentVolumeClaim gone in namespace imece"]
+    assert fix().startswith("make it")
 
 
 def test_pods_that_may_not_be_made(cluster: StandIn) -> None:
@@ -147,23 +217,41 @@ def test_keda_is_not_installed(cluster: StandIn) -> None:
 
 def test_keda_does_not_run(cluster: StandIn) -> None:
     cluster.scaled["status"] = {}
-    [reason] = reasons()
-    assert reason.startswith(
-        "KEDA has not looked at the ScaledObject imece-worker: is its operator"
-    )
+    assert reasons() == ["KEDA has not looked at the ScaledObject imece-worker"]
+    assert "`kubectl -n keda get pods`" in fix()
+
+
+def ready(status: str, reason: str, message: str) -> Object:
+    return {"type": "Ready", "status": status, "reason": reason, "message": message}
 
 
 def test_keda_cannot_use_the_scaled_object(cluster: StandIn) -> None:
-    cluster.scaled["status"]["conditions"] = [
-        {"type": "Ready", "status": "False", "message": "no such Deployment"}
-    ]
+    """In KEDA's words. They say why."""
+    said = "failed to ensure HPA is correctly created for ScaledObject: connection to redis failed"
+    condition = ready("False", "ScaledObjectCheckFailed", said)
+    cluster.scaled["status"]["conditions"] = [condition]
+    cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "older")
+    assert reasons() == [f"KEDA cannot use the ScaledObject imece-worker: {said}"]
+    assert fix().startswith("KEDA must reach Redis")
+    condition["message"] = "ScaledObject doesn't have correct scaleTargetRef specification"
+    assert fix() == "`kubectl -n imece describe scaledobject imece-worker`"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [("False", "TriggerError"), ("Unknown", "PartialTriggerError")]
+)
+def test_the_triggers_do_not_reach_redis(status: str, reason: str, cluster: StandIn) -> None:
+    """KEDA's message does not say why. Its event does."""
+    said = "Triggers defined in ScaledObject are not working correctly"
+    cluster.scaled["status"]["conditions"] = [ready(status, reason, said)]
+    assert reasons() == [f"KEDA cannot use the ScaledObject imece-worker: {said}"]
     cluster.add_warning("ScaledObject", "other", "KEDAScalerFailed", "not ours")
     cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "older")
     cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "WRONGPASS")
     assert reasons() == [
-        "KEDA cannot use the ScaledObject imece-worker: no such Deployment",
-        "KEDA: KEDAScalerFailed: WRONGPASS",
+        "KEDA cannot use the ScaledObject imece-worker: KEDAScalerFailed: WRONGPASS"
     ]
+    assert fix().startswith("KEDA must reach Redis")
 
 
 def test_a_trigger_that_is_failing(cluster: StandIn) -> None:
@@ -172,23 +260,93 @@ def test_a_trigger_that_is_failing(cluster: StandIn) -> None:
         "s1-redis-moving": {"status": "Happy"},
     }
     cluster.add_warning("ScaledObject", "imece-worker", "KEDAScalerFailed", "no route to host")
-    said, trigger = reasons()
-    assert said == "KEDA: KEDAScalerFailed: no route to host"
-    assert trigger.startswith("KEDA's trigger s0-redis-pending is failing")
+    assert reasons() == [
+        "KEDA's trigger s0-redis-pending of the ScaledObject imece-worker fails: "
+        "KEDAScalerFailed: no route to host"
+    ]
 
 
 def test_triggers_that_count_another_queue(cluster: StandIn) -> None:
-    [reason] = reasons(queue="other")
-    assert reason.startswith(
-        "KEDA does not count rq:queue:other, rq:queue:other:intermediate, rq:wip:other: "
-    )
+    assert reasons(queue="other") == [
+        "KEDA does not count rq:queue:other, rq:queue:other:intermediate, rq:wip:other"
+    ]
     cluster.deploy(scaled=scaled_object("other"))
     assert reasons(queue="other") == []
 
 
+TIMEOUT = json.dumps(
+    {
+        "metadata": {},
+        "status": "Failure",
+        "message": "Timeout: request did not complete within the allotted timeout",
+        "reason": "Timeout",
+        "details": {},
+        "code": 504,
+    }
+)
+"""What KEDA's metrics server says after a minute without its operator."""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (503, "service unavailable\n", "KEDA's metrics server does not answer"),
+        (404, "404 page not found\n", "KEDA's metrics server does not answer"),
+        (504, TIMEOUT, "KEDA's operator does not answer"),
+    ],
+)
+def test_keda_is_asked_what_its_autoscaler_asks(
+    status: int, body: str, reason: str, cluster: StandIn
+) -> None:
+    assert reasons() == []
+    assert cluster.asked[-1] == ("GET", cluster.metric_path)
+    cluster.answers["GET", cluster.metric_path] = (status, body)
+    assert reasons() == [reason]
+    assert "`kubectl -n keda get pods`" in fix()
+
+
+def test_a_keda_that_hangs_is_given_up(cluster: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its metrics server does without its operator, for a minute."""
+    monkeypatch.setattr(client, "METRIC", 0.2)
+    hangs = threading.Event()
+    cluster.before = lambda: hangs.wait(20) if cluster.asked[-1][1] == cluster.metric_path else None
+    assert reasons() == ["KEDA's operator does not answer"]
+    hangs.set()
+
+
+def test_an_autoscaler_that_does_not_scale(cluster: StandIn) -> None:
+    able, active = cluster.objects[cluster.autoscaler_path]["status"]["conditions"]
+    active.update(status="False", reason="ScalingDisabled")  # at rest, with no workers
+    assert reasons() == []
+    said = (
+        "the HPA was unable to compute the replica count: unable to get external metric: no metrics"
+    )
+    active.update(reason="FailedGetExternalMetric", message=said)
+    assert reasons() == ["the autoscaler keda-hpa-imece-worker does not scale: no metrics"]
+    cluster.forbidden = {str(ASK_KEDA)}
+    assert reasons() == ["the autoscaler keda-hpa-imece-worker does not scale: no metrics"]
+    able.update(status="False", reason="FailedGetScale", message="no such Deployment")
+    assert reasons() == ["the autoscaler keda-hpa-imece-worker does not scale: no such Deployment"]
+    assert "`kubectl -n imece describe hpa keda-hpa-imece-worker`" in fix()
+
+
+def test_jobs_that_keda_does_not_see(cluster: StandIn) -> None:
+    [other] = looked(pending=5)
+    assert other.what == "KEDA counts no bucket jobs, and 5 wait in Redis"
+    assert "IMECE_REDIS_URL" in other.fix
+    assert reasons() == []
+    cluster.counted = "5"
+    [soon] = looked(pending=5)
+    assert soon.what == "KEDA counts 5 bucket jobs and has started no worker yet"
+    assert soon.may_pass
+    cluster.add_pods(pod(containerStatuses=[waiting("ErrImagePull")]))
+    assert len(looked(pending=5)) == 1  # what is certain comes alone
+
+
 def test_a_pause_is_a_reason(cluster: StandIn) -> None:
     cluster.scaled["metadata"]["annotations"] = {"autoscaling.keda.sh/paused": "true"}
-    assert reasons() == ["paused: held at the replicas there are (`imece resume` ends it)"]
+    assert reasons() == ["paused: held at the replicas there are"]
+    assert fix() == "`imece resume` ends it"
 
 
 def test_what_may_not_be_looked_at_is_passed_over(cluster: StandIn) -> None:

@@ -14,6 +14,7 @@ import pytest
 from redis import Redis
 
 from imece.settings import load
+from imece_producer.cluster.rights import ASK_KEDA
 from imece_producer.doctor import redis as redis_checks
 from imece_producer.doctor import report
 from imece_producer.doctor.check import Check
@@ -24,16 +25,13 @@ from tests.test_cluster import jwt
 from tests.test_rights import acl
 
 START = ROOT / "deploy/redis/start.sh"
-HPA = "/apis/autoscaling/v2/namespaces/imece/horizontalpodautoscalers/keda-hpa-imece-worker"
 
 
 @pytest.fixture
 def sound(cluster: StandIn, server: Server) -> Iterator[dict[str, Any]]:
     """Settings with which nothing is wrong: Redis, and a cluster that is named."""
-    active = {"type": "ScalingActive", "status": "True"}
     cluster.deploy(deployment(2, ready=2))
     cluster.add_claim("imece-data", "Bound")
-    cluster.put(HPA, {"metadata": {}, "status": {"conditions": [active]}})
     yield {"redis_url": server.url, "kube_namespace": "imece"}
 
 
@@ -241,20 +239,90 @@ def test_a_pause_is_warned_of_and_not_taken_for_a_fault(
     sound: dict[str, Any], cluster: StandIn
 ) -> None:
     cluster.scaled["metadata"]["annotations"] = {"autoscaling.keda.sh/paused-replicas": "0"}
-    del cluster.objects[HPA]  # KEDA removes it
+    del cluster.objects[cluster.autoscaler_path]  # KEDA removes it
     check = only("workers", **sound)
     assert (check.verdict, check.hint) == ("warn", "`imece resume`")
 
 
 def test_an_autoscaler_that_does_not_scale(sound: dict[str, Any], cluster: StandIn) -> None:
-    [condition] = cluster.objects[HPA]["status"]["conditions"]
-    condition.update(status="False", reason="FailedGetExternalMetric", message="no metrics")
+    _, active = cluster.objects[cluster.autoscaler_path]["status"]["conditions"]
+    active.update(status="False", reason="FailedGetExternalMetric", message="no metrics")
     check = only("autoscaler", **sound)
-    assert check.says == "keda-hpa-imece-worker does not scale: no metrics"
-    condition.update(reason="ScalingDisabled")
+    assert check.says == "the autoscaler keda-hpa-imece-worker does not scale: no metrics"
+    active.update(reason="ScalingDisabled")
     assert wrong(**sound) == {}
-    del cluster.objects[HPA]
+    del cluster.objects[cluster.autoscaler_path]
     assert "KEDA makes it" in only("autoscaler", **sound).hint
+
+
+def test_a_keda_that_does_not_answer_is_seen_also_with_no_workers(
+    sound: dict[str, Any], cluster: StandIn
+) -> None:
+    cluster.deploy(deployment(0))
+    cluster.add_claim("imece-data", "Bound")
+    assert made(**sound)["autoscaler"].says == (
+        "keda-hpa-imece-worker, at rest with no workers; KEDA answers it"
+    )
+    cluster.answers["GET", cluster.metric_path] = (503, "service unavailable")
+    assert only("autoscaler", **sound).says == "KEDA's metrics server does not answer"
+
+
+def test_a_keda_that_may_not_be_asked_is_warned_of(sound: dict[str, Any], cluster: StandIn) -> None:
+    cluster.forbidden = {str(ASK_KEDA)}
+    check = only("autoscaler", **sound)
+    assert check.verdict == "warn"
+    assert "whether KEDA answers it cannot be seen from here: no right to list comp" in check.says
+    assert "deploy/ask-keda" in check.hint
+
+
+def test_jobs_that_keda_does_not_see(
+    sound: dict[str, Any], cluster: StandIn, workbench: Workbench
+) -> None:
+    cluster.deploy(deployment(0))
+    cluster.add_claim("imece-data", "Bound")
+    workbench.files(3)
+    workbench.enqueue()
+    check = only("autoscaler", **sound)
+    assert check.says.startswith("KEDA counts no bucket jobs, and ")
+    cluster.counted = "3"
+    assert only("autoscaler", **sound).verdict == "warn"  # it starts one in some seconds
+
+
+def test_a_scaled_object_that_keda_has_not_finished_with(
+    sound: dict[str, Any], cluster: StandIn
+) -> None:
+    """As KEDA leaves it just after an apply."""
+    for condition in cluster.scaled["status"]["conditions"]:
+        condition["status"] = "Unknown"
+    del cluster.scaled["status"]["hpaName"]
+    check = only("scaled object", **sound)
+    assert (check.verdict, "Ready is Unknown" in check.says) == ("warn", True)
+
+
+def test_a_claim_that_is_mounted_twice_is_named_once(
+    sound: dict[str, Any], cluster: StandIn
+) -> None:
+    cluster.add_claim("imece-data", "Bound")
+    assert made(**sound)["claim"].says == "imece-data bound"
+
+
+def test_a_missing_claim_is_said_once(sound: dict[str, Any], cluster: StandIn) -> None:
+    cluster.add_claim("scans", "Bound")
+    del cluster.objects["/api/v1/namespaces/imece/persistentvolumeclaims/scans"]
+    unscheduled = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": '0/4 nodes are available: persistentvolumeclaim "scans" not found. not found',
+    }
+    for component in ("worker", "producer"):
+        waits = pod(
+            component, "Pending", component=component, claims=("scans",), conditions=[unscheduled]
+        )
+        cluster.add_pods(waits)
+    assert (
+        only("claim", **sound).says == "there is no PersistentVolumeClaim scans in namespace imece"
+    )
 
 
 def test_a_claim_that_is_not_bound(sound: dict[str, Any], cluster: StandIn) -> None:
@@ -265,7 +333,7 @@ def test_a_claim_that_is_not_bound(sound: dict[str, Any], cluster: StandIn) -> N
 def test_pods_that_do_not_start(sound: dict[str, Any], cluster: StandIn) -> None:
     state = {"waiting": {"reason": "ErrImagePull", "message": "who are you"}}
     cluster.add_pods(pod(containerStatuses=[{"image": "x", "state": state}]))
-    assert only("pods", **sound).says == "1 pod: the image x cannot be pulled: who are you"
+    assert only("pods", **sound).says == "1 worker pod: the image x cannot be pulled: who are you"
 
 
 @pytest.mark.parametrize(("offset", "way"), [(90, "ahead of"), (-90, "behind")])

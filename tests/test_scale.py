@@ -15,6 +15,7 @@ from imece.settings import load
 from imece_producer.cli import app
 from imece_producer.cluster import scaling
 from imece_producer.cluster.client import connect
+from imece_producer.cluster.rights import ASK_KEDA
 from tests.conftest import Workbench
 from tests.kubernetes_stand_in import StandIn, deployment, pod, scaled_object
 
@@ -288,7 +289,11 @@ def test_status_says_what_holds_the_workers_up(queued: Workbench, cluster: Stand
             phase="Pending", containerStatuses=[{"image": "imece:x", "state": {"waiting": waiting}}]
         )
     )
-    reason = "1 pod: the image imece:x cannot be pulled: no such image"
+    reason = (
+        "1 worker pod: the image imece:x cannot be pulled: no such image: correct its name and "
+        "tag, or give the ServiceAccount an imagePullSecret: "
+        "`kubectl -n imece describe pod imece-worker-1`"
+    )
     output, _ = told(queued, "status", "-n", "imece")
     assert output.endswith(f"\n  held up  {reason}\n")
     found = json.loads(told(queued, "status", "-n", "imece", "--json")[0])["cluster"]
@@ -314,9 +319,11 @@ def test_a_run_that_has_ended_is_not_held_up(queued: Workbench, cluster: StandIn
     cluster.scaled["metadata"]["annotations"] = {PAUSED_REPLICAS: "0"}
     assert "held up  paused" in told(queued, "status", "-n", "imece")[0]
     queued.imece("cancel", "run")
+    cluster.asked.clear()
     output, _ = told(queued, "status", "-n", "imece")
     assert "paused: held at 0 replicas" in output
     assert "held up" not in output
+    assert len(cluster.asked) == 2  # the ScaledObject and the Deployment: no reason is looked for
 
 
 def test_a_cluster_that_bars_us_does_not_hide_the_run(queued: Workbench, cluster: StandIn) -> None:
@@ -328,9 +335,14 @@ def test_a_cluster_that_bars_us_does_not_hide_the_run(queued: Workbench, cluster
 
 
 def test_workers_that_are_not_started_yet(queued: Workbench, cluster: StandIn) -> None:
+    cluster.counted = "3"
+    assert "and has started no worker yet" in told(queued, "status", "-n", "imece")[0]
+    cluster.counted = "0"
+    assert "KEDA counts no bucket jobs, and" in told(queued, "status", "-n", "imece")[0]
+    cluster.forbidden = {str(ASK_KEDA)}
     assert "KEDA has started no worker yet" in told(queued, "status", "-n", "imece")[0]
     cluster.deploy(deployment(1))
-    assert "KEDA has started no worker yet" not in told(queued, "status", "-n", "imece")[0]
+    assert "held up" not in told(queued, "status", "-n", "imece")[0]
 
 
 def test_watching_ends_with_the_cluster_too(queued: Workbench, cluster: StandIn) -> None:

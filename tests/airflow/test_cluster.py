@@ -21,7 +21,6 @@ from imece_producer.airflow.connection import settings_of
 from tests.conftest import Workbench, until
 from tests.kubernetes_stand_in import StandIn, deployment
 from tests.test_cluster import jwt
-from tests.test_doctor import HPA
 
 IMAGE = "registry.example.com/imece:2"
 
@@ -204,8 +203,6 @@ def test_preflight_looks_at_what_the_run_will_use(
 ) -> None:
     connected.worker()
     until(lambda: connected.redis.scard("rq:workers:imece"), "a worker")
-    autoscaler = {"metadata": {"name": "keda-hpa-imece-worker"}, "status": {}}
-    api.put(HPA, autoscaler)
     directories = {"input_dir": str(connected.source), "output_dir": str(connected.target)}
     assert preflight(max_replicas=3, **directories) == ""
     assert any("scaledobjects" in path for _, path in api.asked)

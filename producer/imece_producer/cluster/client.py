@@ -37,6 +37,9 @@ __all__ = ["Cluster", "ClusterError", "connect", "is_named"]
 CONNECT, READ = 3.0, 10.0
 """Seconds until an API server that does not connect, or does not answer, counts as away."""
 
+METRIC = 4.0
+"""The same for KEDA's metric: KEDA gives up on itself after 3 s, or never."""
+
 TRIES = 2
 SHOWN = 10
 """How many names a message lists at most."""
@@ -120,13 +123,27 @@ class Cluster:
     def autoscaler(self, name: str) -> dict[str, Any]:
         return self._read(READ_HPA, name)
 
-    def pods(self, labels: dict[str, str]) -> list[dict[str, Any]]:
-        """The pods with these labels, 500 at the most."""
+    def metric(self, name: str, labels: dict[str, str]) -> int:
+        """The number that KEDA answers its autoscaler with, as its autoscaler asks."""
+        from kubernetes.utils.quantity import parse_quantity
+
+        right = Right("list", name, "external.metrics.k8s.io")
+        found = self._items(
+            right,
+            self._objects.list_namespaced_custom_object,
+            *self._place(right),
+            label_selector=",".join(f"{key}={value}" for key, value in labels.items()),
+            _request_timeout=(CONNECT, METRIC),
+        )
+        return sum(int(parse_quantity(item["value"])) for item in found)
+
+    def pods(self, selector: str) -> list[dict[str, Any]]:
+        """The pods with such labels, 500 at the most."""
         return self._items(
             LIST_PODS,
             self._core.list_namespaced_pod,
             self.namespace,
-            label_selector=",".join(f"{name}={value}" for name, value in labels.items()),
+            label_selector=selector,
             limit=500,
         )
 
@@ -275,10 +292,9 @@ class Cluster:
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
+        options = {"_preload_content": False, "_request_timeout": (CONNECT, READ), **options}
         try:
-            answer = call(
-                *arguments, _preload_content=False, _request_timeout=(CONNECT, READ), **options
-            )
+            answer = call(*arguments, **options)
             self._note_date(answer.headers)
             data: bytes = answer.data
             return data

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from imece.connection import connect as connect_redis
-from imece.connection import reachable
 from imece.errors import ImeceError
-from imece.run import status
 from imece.run.status import Backlog, Status
 from imece.settings import Settings
 from imece_producer import display
 from imece_producer.cluster import diagnose, scaling
 from imece_producer.cluster.client import Cluster, ClusterError, connect
+from imece_producer.cluster.reason import Reason
 from imece_producer.cluster.scaling import Scaling
 
 
@@ -25,12 +23,15 @@ def look(settings: Settings, now: Status | None = None) -> dict[str, Any]:
         queue, pending = now.parameters.queue, now.backlog.pending
     try:
         with connect(settings) as cluster:
-            found, reasons = diagnose.look(cluster, queue, pending)
-            if now is not None and now.has_ended:
-                reasons = []
-            return {"where": str(cluster), **found.summary(), "reasons": reasons}
+            if now is not None and now.has_ended:  # nothing is held up
+                return _summary(cluster, scaling.read(cluster), [])
+            return _summary(cluster, *diagnose.look(cluster, queue, pending))
     except ImeceError as error:
         return {"error": str(error)}
+
+
+def _summary(cluster: Cluster, found: Scaling, reasons: list[Reason]) -> dict[str, Any]:
+    return {"where": str(cluster), **found.summary(), "reasons": list(map(str, reasons))}
 
 
 def scale(settings: Settings, limit: int, minimum: int | None, as_json: bool) -> None:
@@ -60,8 +61,7 @@ def resume(settings: Settings, as_json: bool) -> None:
 def _backlog(settings: Settings) -> Backlog | None:
     """The queue, if Redis is there; without it KEDA starts the workers, a moment later."""
     try:
-        with reachable(settings), connect_redis(settings, retries=0, timeout=2.0) as redis:
-            return status.backlog(redis, settings.queue)
+        return scaling.read_backlog(settings)
     except ImeceError as error:
         display.say(f"(what the queue needs is left to KEDA: {error.what})")
         return None

@@ -1,22 +1,30 @@
-"""Why the workers of a cluster do not come: each reason in one sentence, with the fix."""
+"""Why the workers of a cluster do not come: what is wrong, and what to do about it."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from imece.run import keys
 from imece_producer.cluster import scaling
 from imece_producer.cluster.client import Cluster, ClusterError
+from imece_producer.cluster.pods import of_claims, of_deployment, of_pods, pods_of
+from imece_producer.cluster.reason import (
+    FORBIDDEN,
+    Object,
+    Reason,
+    condition,
+    describe,
+    last_words,
+    warnings,
+)
 from imece_producer.cluster.scaling import Scaling
 
-IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-CONFIGURATION = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+TRIGGERS = ("TriggerError", "PartialTriggerError")
+"""KEDA's reasons for a ScaledObject that is not ready because of its triggers: all, or some."""
 
-FORBIDDEN = 403
+KEDA_PODS = "`kubectl -n keda get pods` (OpenShift: `-n openshift-keda`)"
+"""How to see whether KEDA runs. Its usual namespace: a Role in ours cannot look for it."""
 
-Object = dict[str, Any]
 
-
-def look(cluster: Cluster, queue: str, pending: int = 0) -> tuple[Scaling, list[str]]:
+def look(cluster: Cluster, queue: str, pending: int = 0) -> tuple[Scaling, list[Reason]]:
     """The workers, and what keeps more from coming, the root of it first; empty if nothing does.
 
     What may not be looked at is passed over.
@@ -29,50 +37,68 @@ def look(cluster: Cluster, queue: str, pending: int = 0) -> tuple[Scaling, list[
     """
     scaled_object, deployment = cluster.scaled_object(), cluster.deployment()
     now = scaling.of(scaled_object, deployment)
+    pods = pods_of(cluster, deployment)
+    claims = of_claims(cluster, deployment, pods)
     reasons = [
-        *of_keda(cluster, scaled_object, queue),
-        *of_claims(cluster, deployment),
-        *of_deployment(deployment),
-        *of_pods(cluster, deployment),
+        *claims.values(),
+        *of_deployment(cluster, deployment),
+        *of_pods(cluster, pods, claims),  # KEDA's reason may be that Redis does not start
+        *of_keda(cluster, scaled_object, now, queue, pending),
     ]
-    if pending and not now.wanted and not reasons:
-        reasons = [
-            "KEDA has started no worker yet; if it stays like this, its triggers look at another "
-            "Redis, or at another database of it"
-        ]
-    return now, list(dict.fromkeys(reasons))
+    certain = [reason for reason in reasons if not reason.may_pass]
+    return now, list(dict.fromkeys(certain or reasons))
 
 
-def of_keda(cluster: Cluster, scaled_object: Object, queue: str) -> Iterator[str]:
+def of_keda(
+    cluster: Cluster, scaled_object: Object, now: Scaling, queue: str, pending: int
+) -> Iterator[Reason]:
     """What keeps KEDA from scaling."""
+    reasons = list(of_scaled_object(cluster, scaled_object, queue))
+    yield from reasons
+    if not reasons:  # they explain what the autoscaler would say
+        yield from of_autoscaler(cluster, scaled_object, now, pending)
+
+
+def of_scaled_object(cluster: Cluster, scaled_object: Object, queue: str) -> Iterator[Reason]:
+    """What KEDA says of the ScaledObject, and what the ScaledObject itself shows."""
     name = scaled_object["metadata"]["name"]
     if (paused := scaling.read_paused(scaled_object)) is not None:
-        yield f"paused: {paused} (`imece resume` ends it)"
+        yield Reason(f"paused: {paused}", "`imece resume` ends it")
     if missing := uncounted(scaled_object, queue):
-        yield (
-            f"KEDA does not count {', '.join(missing)}: the triggers of the ScaledObject {name} "
-            f"must name the keys of the queue {queue} (IMECE_QUEUE)"
+        yield Reason(
+            f"KEDA does not count {', '.join(missing)}",
+            f"the triggers of the ScaledObject {name} must name the keys of the queue {queue} "
+            "(IMECE_QUEUE)",
         )
     status = scaled_object.get("status", {})
     ready = condition(status, "Ready")
-    if not ready:
-        yield (
-            f"KEDA has not looked at the ScaledObject {name}: is its operator running? "
-            "`kubectl -n keda get pods`; on OpenShift -n openshift-keda"
-        )
-    elif ready.get("status") == "False":
-        yield f"KEDA cannot use the ScaledObject {name}: {ready.get('message')}"
     failing = [
         trigger
         for trigger, health in (status.get("health") or {}).items()
         if health.get("status") == "Failing"
     ]
-    if failing or ready.get("status") == "False":
-        yield from (f"KEDA: {text}" for text in _warnings(cluster, "ScaledObject", name)[:1])
-    if failing:
-        yield (
-            f"KEDA's trigger {', '.join(failing)} is failing: KEDA must reach Redis, with the user "
-            "and password of the TriggerAuthentication"
+    of_triggers = bool(failing) or ready.get("reason") in TRIGGERS
+    see = f"`{describe(cluster, 'scaledobject', name)}`"
+    if not ready:
+        yield Reason(
+            f"KEDA has not looked at the ScaledObject {name}",
+            f"see whether KEDA's operator runs: {KEDA_PODS}",
+        )
+    elif of_triggers or ready.get("status") == "False":
+        what = f"KEDA cannot use the ScaledObject {name}"
+        if failing:
+            what = f"KEDA's trigger {', '.join(failing)} of the ScaledObject {name} fails"
+        said = ready.get("message", "")
+        if of_triggers:  # KEDA's message does not say why, its event does
+            said = next(iter(warnings(cluster, "ScaledObject", name)), said)
+        if of_triggers or "redis" in said:
+            see = f"KEDA must reach Redis, with the login of the TriggerAuthentication: {see}"
+        yield Reason(f"{what}: {said}" if said else what, see)
+    elif ready.get("status") == "Unknown":
+        yield Reason(
+            f"KEDA has not finished looking at the ScaledObject {name} (Ready is Unknown)",
+            f"normal for some seconds; then see whether KEDA's operator runs: {KEDA_PODS}",
+            may_pass=True,
         )
 
 
@@ -84,110 +110,85 @@ def uncounted(scaled_object: Object, queue: str) -> list[str]:
     return [key for key in wanted if key not in counted]
 
 
-def condition(status: Object, kind: str) -> Object:
-    """A condition of an object's status; empty if there is none."""
-    every = status.get("conditions") or []
-    return next((one for one in every if one.get("type") == kind), {})
+def of_autoscaler(
+    cluster: Cluster, scaled_object: Object, now: Scaling, pending: int
+) -> Iterator[Reason]:
+    """What keeps the autoscaler that KEDA has made of the ScaledObject from scaling.
 
-
-def claims(deployment: Object) -> list[str]:
-    """The names of the volume claims the workers mount."""
-    volumes = deployment["spec"]["template"]["spec"].get("volumes") or []
-    found = (volume.get("persistentVolumeClaim") for volume in volumes)
-    return [claim["claimName"] for claim in found if claim]
-
-
-def of_claims(cluster: Cluster, deployment: Object) -> Iterator[str]:
-    """Which volumes are not there."""
-    for name in claims(deployment):
-        try:
-            phase = cluster.claim(name).get("status", {}).get("phase")
-        except ClusterError as error:
-            if error.status != FORBIDDEN:
-                yield str(error)
-            continue
-        if phase != "Bound":
-            said = _warnings(cluster, "PersistentVolumeClaim", name)[:1]
-            why = said[0] if said else "no volume fits it, or its storage class waits for a pod"
-            yield f"the volume claim {name} is not bound ({phase}): {why}"
-
-
-def of_deployment(deployment: Object) -> Iterator[str]:
-    """What keeps pods from being made at all: a quota, a policy, a missing ServiceAccount."""
-    failure = condition(deployment.get("status", {}), "ReplicaFailure")
-    if failure.get("status") == "True":
-        yield f"no pod can be made: {failure.get('message')}"
-
-
-def of_pods(cluster: Cluster, deployment: Object) -> Iterator[str]:
-    """What keeps pods from working, each reason once, with the number of pods it keeps."""
-    labels = deployment["spec"]["selector"].get("matchLabels", {})
-    kept: dict[str, int] = {}
+    KEDA is asked what the autoscaler asks it. No status shows that KEDA's operator is gone: with
+    no workers the autoscaler rests, and what KEDA wrote last stays.
+    """
+    name = scaled_object.get("status", {}).get("hpaName")
+    if not name or now.paused is not None:
+        return  # not made yet, or removed by KEDA
     try:
-        pods = cluster.pods(labels)
+        autoscaler = cluster.autoscaler(name)
     except ClusterError as error:
         if error.status != FORBIDDEN:
-            raise
+            yield Reason(error.what, error.hint)
         return
-    lines: dict[int, str] = {}
-    for pod in pods:
-        for reason in _of_pod(cluster, pod, lines):
-            kept[reason] = kept.get(reason, 0) + 1
-    creating = [pod["metadata"]["name"] for pod in pods if _is_being_created(pod)]
-    for name in creating[:1]:  # they wait for the same
-        for text in _warnings(cluster, "Pod", name)[:1]:
-            kept[f"the container cannot be started: {text}"] = len(creating)
-    for reason, count in kept.items():
-        yield f"{count} {'pod' if count == 1 else 'pods'}: {reason}"
+    counted: int | None = None
+    try:
+        counted = sum(
+            cluster.metric(metric["name"], metric["selector"]["matchLabels"])
+            for metric in metrics(autoscaler)
+        )
+    except ClusterError as error:
+        if error.status != FORBIDDEN:
+            yield _of_metric(error)
+            return
+    status = autoscaler.get("status", {})
+    for kind in ("AbleToScale", "ScalingActive"):
+        found = condition(status, kind)
+        # With no replicas an autoscaler rests, and KEDA starts the first.
+        if found.get("status") == "False" and found.get("reason") != "ScalingDisabled":
+            yield Reason(
+                f"the autoscaler {name} does not scale: {last_words(found.get('message', ''))}",
+                f"see whether KEDA's operator and metrics server run: {KEDA_PODS}; "
+                f"`{describe(cluster, 'hpa', name)}`",
+            )
+            return
+    if pending and now.wanted <= now.minimum:
+        see = describe(cluster, "scaledobject", scaled_object["metadata"]["name"])
+        yield from _of_count(see, now, pending, counted)
 
 
-def _of_pod(cluster: Cluster, pod: Object, lines: dict[int, str]) -> Iterator[str]:
-    """What keeps one pod from working; `lines` are the last lines of crashes, by exit code."""
-    name, status = pod["metadata"]["name"], pod.get("status", {})
-    scheduled = condition(status, "PodScheduled")
-    if scheduled.get("status") == "False":
-        yield f"cannot be scheduled: {scheduled.get('message') or scheduled.get('reason')}"
+def metrics(autoscaler: Object) -> list[Object]:
+    """What the autoscaler asks KEDA for: names and selectors."""
+    every = autoscaler.get("spec", {}).get("metrics") or []
+    return [metric["external"]["metric"] for metric in every if "external" in metric]
+
+
+def _of_metric(error: ClusterError) -> Reason:
+    """What an answer without a number says of KEDA."""
+    if error.status in (404, 503):  # the API server's own answer
+        see = f"{KEDA_PODS}, `kubectl get apiservice v1beta1.external.metrics.k8s.io`"
+        return Reason("KEDA's metrics server does not answer", see)
+    if error.status in (0, 504):  # it waits for the operator
+        return Reason("KEDA's operator does not answer", f"see whether it runs: {KEDA_PODS}")
+    return Reason(f"KEDA does not say how many bucket jobs there are: {error.what}", KEDA_PODS)
+
+
+def _of_count(see: str, now: Scaling, pending: int, counted: int | None) -> Iterator[Reason]:
+    """Whether KEDA sees the jobs that wait; `see` is the command that shows what it does."""
+    if counted == 0:
+        yield Reason(
+            f"KEDA counts no bucket jobs, and {pending} wait in Redis",
+            "its triggers look at another Redis, or at another database of it: compare address "
+            f"and databaseIndex with IMECE_REDIS_URL: `{see}`",
+        )
+    elif now.wanted:
         return
-    every = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-    for container in every:
-        waiting = container.get("state", {}).get("waiting") or {}
-        reason, message = waiting.get("reason", ""), waiting.get("message", "")
-        if reason in IMAGE:
-            yield f"the image {container.get('image')} cannot be pulled: {message or reason}"
-        elif reason in CONFIGURATION:
-            yield f"the container cannot be started: {message or reason}"
-        elif reason == "CrashLoopBackOff":
-            yield _crash(cluster, name, container, lines)
-
-
-def _is_being_created(pod: Object) -> bool:
-    """Normal for some seconds; where a volume cannot be mounted it stays like this."""
-    every = pod.get("status", {}).get("containerStatuses") or []
-    states = [container.get("state", {}).get("waiting") or {} for container in every]
-    return any(state.get("reason") == "ContainerCreating" for state in states)
-
-
-def _crash(cluster: Cluster, pod: str, container: Object, lines: dict[int, str]) -> str:
-    """How a container ended last. One log is asked for, for all that ended alike."""
-    ended = (container.get("lastState") or {}).get("terminated") or {}
-    if ended.get("reason") == "OOMKilled":
-        return "crashes: out of memory; raise the memory limit of the Deployment"
-    code: int = ended.get("exitCode", -1)
-    if code not in lines:
-        message = (ended.get("message") or "").strip()
-        lines[code] = message.splitlines()[-1] if message else _logged(cluster, pod, container)
-    return f"crashes with exit code {code}" + (f": {lines[code]}" if lines[code] else "")
-
-
-def _logged(cluster: Cluster, pod: str, container: Object) -> str:
-    try:
-        return cluster.last_log_line(pod, container["name"])
-    except ClusterError:
-        return ""  # we may not look, or the log is gone
-
-
-def _warnings(cluster: Cluster, kind: str, name: str) -> list[str]:
-    try:
-        return cluster.warnings(kind, name)
-    except ClusterError:
-        return []  # we may not look
+    elif counted is None:
+        yield Reason(
+            "KEDA has started no worker yet",
+            "normal for some seconds; then KEDA's operator does not run, or its triggers look at "
+            f"another Redis, or at another database of it: {KEDA_PODS}, `{see}`",
+            may_pass=True,
+        )
+    else:
+        yield Reason(
+            f"KEDA counts {counted} bucket jobs and has started no worker yet",
+            f"normal for some seconds; then `{see}`",
+            may_pass=True,
+        )

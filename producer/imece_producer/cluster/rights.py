@@ -32,6 +32,10 @@ READ_LOG = Right("get", "pods", "", "log")
 LIST_EVENTS = Right("list", "events")
 READ_CLAIM = Right("get", "persistentvolumeclaims")
 READ_HPA = Right("get", "horizontalpodautoscalers", "autoscaling")
+ASK_KEDA = Right("list", "composite-metric", "external.metrics.k8s.io")
+"""The resource is the metric's own name: KEDA's for a ScaledObject with a formula. Not in `RIGHTS`:
+an admin of a namespace cannot give it, as KEDA's own right to it is for the autoscaler alone."""
+
 
 RIGHTS = (
     READ_SCALED_OBJECT,
@@ -51,6 +55,7 @@ VERSIONS = {
     "keda.sh": "v1alpha1",
     "apps": "v1",
     "autoscaling": "v2",
+    "external.metrics.k8s.io": "v1beta1",
     "authorization.k8s.io": "v1",
     "apiextensions.k8s.io": "v1",
 }

@@ -7,8 +7,11 @@ what is changed here on the Deployment itself only saves the wait for that.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from imece.connection import connect, reachable
 from imece.errors import UsageError
+from imece.run import status
 from imece.run.status import Backlog
+from imece.settings import Settings
 from imece_producer.cluster.client import Cluster, ClusterError
 
 _KEDA = "autoscaling.keda.sh/"
@@ -124,6 +127,12 @@ def change(
         return before, after
     needed = max(least, min(limit, backlog.pending + backlog.in_flight))
     return before, replace(after, wanted=_start(cluster, deployment, needed))
+
+
+def read_backlog(settings: Settings) -> Backlog:
+    """The queue. Raises ServiceError: Redis is out of reach."""
+    with reachable(settings), connect(settings, retries=0, timeout=2.0) as redis:
+        return status.backlog(redis, settings.queue)
 
 
 def _may_not_grow(notes: dict[str, str]) -> bool:

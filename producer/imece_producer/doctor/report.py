@@ -8,18 +8,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from imece import names
 from imece.errors import ImeceError
 from imece.settings import Settings
-from imece_producer.cluster import diagnose, kubeconfig, scaling
+from imece_producer.cluster import diagnose, kubeconfig, pods, scaling
 from imece_producer.cluster.client import Cluster, connect
 from imece_producer.cluster.errors import ClusterError
-from imece_producer.cluster.rights import RIGHTS
-from imece_producer.cluster.scaling import numbers
+from imece_producer.cluster.reason import Object, Reason
+from imece_producer.cluster.rights import ASK_KEDA, RIGHTS
+from imece_producer.cluster.scaling import Scaling, numbers
 from imece_producer.display import seconds
 from imece_producer.doctor.check import Check, clock, fail, failed, ok, warn
 from imece_producer.doctor.redis import of_redis
@@ -99,21 +100,27 @@ def _of_connected(cluster: Cluster) -> Iterator[Check]:
     else:
         yield ok("workers", says)
         queue = cluster.settings.queue
-        flaws = list(diagnose.of_keda(cluster, scaled_object, queue))
+        flaws = list(diagnose.of_scaled_object(cluster, scaled_object, queue))
         yield from _each("scaled object", flaws, f"ready, and its triggers count the queue {queue}")
-        yield from _autoscaler(cluster, scaled_object.get("status", {}).get("hpaName"), now.wanted)
-    bound = ", ".join(diagnose.claims(deployment))
-    flaws = list(diagnose.of_claims(cluster, deployment))
-    yield from _each("claim", flaws, f"{bound} bound" if bound else "the workers mount none")
-    flaws = [*diagnose.of_deployment(deployment), *diagnose.of_pods(cluster, deployment)]
-    yield from _each("pods", flaws, "nothing keeps them from working")
+        if not flaws:  # they explain what the autoscaler would say
+            yield from _autoscaler(cluster, scaled_object, now)
+    there = pods.pods_of(cluster, deployment)
+    claims = pods.of_claims(cluster, deployment, there)
+    mounted = ", ".join(pods.claims_of(deployment["spec"]["template"]["spec"]))
+    bound = f"{mounted} bound" if mounted else "the workers mount none"
+    yield from _each("claim", claims.values(), bound)
+    flaws = [
+        *pods.of_deployment(cluster, deployment),
+        *pods.of_pods(cluster, there, claims),
+    ]
+    yield from _each("pods", flaws, f"nothing{' else' if claims else ''} keeps them from working")
 
 
-def _each(name: str, flaws: list[str], fine: str) -> Iterator[Check]:
+def _each(name: str, flaws: Collection[Reason], fine: str) -> Iterator[Check]:
     if not flaws:
         yield ok(name, fine)
     for flaw in flaws:
-        yield fail(name, flaw, "docs/troubleshooting.md")
+        yield (warn if flaw.may_pass else fail)(name, flaw.what, flaw.fix)
 
 
 def _keda(cluster: Cluster) -> Check:
@@ -129,24 +136,29 @@ def _keda(cluster: Cluster) -> Check:
     return ok("keda", f"version {version}")
 
 
-def _autoscaler(cluster: Cluster, name: str | None, wanted: int) -> Iterator[Check]:
-    """What KEDA has made of the ScaledObject."""
+def _autoscaler(cluster: Cluster, scaled_object: Object, now: Scaling) -> Iterator[Check]:
+    """What KEDA has made of the ScaledObject, and whether KEDA answers it."""
+    name = scaled_object.get("status", {}).get("hpaName")
     if not name:
         return
-    try:
-        active = diagnose.condition(cluster.autoscaler(name).get("status", {}), "ScalingActive")
-    except ClusterError as error:
-        yield failed("autoscaler", error)
-        return
-    # With no replicas an autoscaler rests, and KEDA starts the first.
-    if active.get("status") == "False" and active.get("reason") != "ScalingDisabled":
-        yield fail(
-            "autoscaler",
-            f"{name} does not scale: {active.get('message')}",
-            "KEDA's metrics server must run: kubectl -n keda (OpenShift: openshift-keda) get pods",
-        )
+    flaws = list(diagnose.of_autoscaler(cluster, scaled_object, now, _pending(cluster.settings)))
+    if flaws or cluster.has_right(ASK_KEDA):
+        at_rest = "" if now.wanted else ", at rest with no workers"
+        yield from _each("autoscaler", flaws, f"{name}{at_rest}; KEDA answers it")
     else:
-        yield ok("autoscaler", name if wanted else f"{name}, at rest with no workers")
+        yield warn(
+            "autoscaler",
+            f"{name}; whether KEDA answers it cannot be seen from here: no right to {ASK_KEDA}",
+            f"deploy/ask-keda gives it; or look: {diagnose.KEDA_PODS}",
+        )
+
+
+def _pending(settings: Settings) -> int:
+    """How many bucket jobs wait, as far as it can be seen from here."""
+    try:
+        return scaling.read_backlog(settings).pending
+    except ImeceError:
+        return 0  # the check of Redis says why
 
 
 # What processes files, and where they are
