@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,14 +146,18 @@ def from_chart(folder: Path, given: dict[str, Any], namespace: str = "imece") ->
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 
 
-def on_page(page: str, heading: str, title: str) -> list[Block]:
-    """The blocks with that title in a section of a how-to page."""
+def on_page(page: str, heading: str, title: str | None) -> list[Block]:
+    """The YAML with that title in a section of a how-to page."""
     path = DOCS / "how-to" / page
     text = path.read_text("utf-8")
     start = text.index(f"\n## {heading}\n")
     end = text.find("\n## ", start + 1)
     lines = range(text.count("\n", 0, start) + 1, text.count("\n", 0, end if end > 0 else None) + 2)
-    found = [block for block in blocks(path) if block.line in lines and block.title == title]
+    found = [
+        block
+        for block in blocks(path)
+        if block.line in lines and block.language == "yaml" and block.title == title
+    ]
     assert found, f"{page}, {heading}: no {title}"
     return found
 
@@ -164,13 +167,32 @@ def values_of(page: str, heading: str, number: int = 0) -> dict[str, Any]:
     return content
 
 
-def patch_of(heading: str) -> str:
-    """The patch in a section of the page of nodes, as an entry of a list that is indented."""
-    (block,) = on_page("nodes.md", heading, "kustomization.yaml")
-    return textwrap.indent(block.text, "  ")
+def patch_on_page(page: str, heading: str, title: str | None = None) -> dict[str, Any]:
+    """The one patch for kustomize in a section of a how-to page."""
+    (block,) = on_page(page, heading, title)
+    (content,) = yaml.safe_load(block.text)
+    patch: dict[str, Any] = content
+    return patch
 
 
-SECTIONS = re.findall(r"^## (.+)$", NODES.read_text("utf-8"), re.MULTILINE)
+def patch(kind: str, name: str, **operation: Any) -> dict[str, Any]:
+    return {"target": {"kind": kind, "name": name}, "patch": yaml.safe_dump([operation])}
+
+
+def overlay(
+    *patches: dict[str, Any],
+    settings: tuple[str, ...] = (),
+    resources: tuple[str, ...] = ("../plain",),
+    transformers: tuple[str, ...] = ("../../redis/wiring", "../../wiring"),
+) -> str:
+    content: dict[str, Any] = {
+        "namespace": "imece",
+        "resources": list(resources),
+        "patches": list(patches),
+        "configMapGenerator": [{"name": "imece", "behavior": "merge", "literals": list(settings)}],
+        "transformers": list(transformers),
+    }
+    return str(yaml.safe_dump(content))
 
 
 @dataclass(frozen=True)
@@ -182,47 +204,52 @@ class Choice:
     namespace: str = "imece"
 
 
-WIRED = "transformers: [../../redis/wiring, ../../wiring]\n"
-
-
-def overlay(rest: str = "", resources: str = "../plain", namespace: str = "imece") -> str:
-    return f"namespace: {namespace}\nresources: [{resources}]\n{WIRED}{rest}"
-
-
-def settings(*literals: str) -> str:
-    return f"configMapGenerator: [{{name: imece, behavior: merge, literals: {list(literals)}}}]\n"
-
-
-def patch(kind: str, operations: str, name: str = ".*") -> str:
-    return f"patches: [{{target: {{kind: {kind}, name: {name}}}, patch: '{operations}'}}]\n"
-
-
+SECTIONS = re.findall(r"^## (.+)$", NODES.read_text("utf-8"), re.MULTILINE)
 CHANGE = "Change something"
-LABELS = "labels:\n  - pairs:\n      release: kube-prometheus-stack\n"
+OPENSHIFT = {"openshift": True}
+REDIS_ELSEWHERE = {
+    platform: overlay(
+        patch_on_page("own-redis.md", "On a cluster"),
+        patch(
+            "NetworkPolicy",
+            "imece",
+            op="add",
+            path="/spec/egress/-",
+            value={
+                "to": [{"ipBlock": {"cidr": "192.0.2.10/32"}}],
+                "ports": [{"protocol": "TCP", "port": 6380}],
+            },
+        ),
+        settings=("IMECE_REDIS_URL=redis://redis.example.com:6380/3",),
+        resources=(f"../{platform}",),
+        transformers=("../../wiring",),
+    )
+    for platform in ("plain", "openshift")
+}
+NO_PRODUCER = {
+    "target": {"kind": "Deployment|Role|RoleBinding|ServiceAccount", "name": "imece-producer"},
+    "patch": "{$patch: delete, apiVersion: any, kind: any, metadata: {name: any}}",
+}
 CHOICES = {
     "plain": Choice(overlay()),
-    "openshift": Choice(overlay(resources="../openshift"), {"openshift": True}),
-    "the five things": Choice(
-        EXAMPLE,
-        values_of("helm.md", "Steps"),
-        "team-a",
-    ),
+    "openshift": Choice(overlay(resources=("../openshift",)), OPENSHIFT),
+    "the five things": Choice(EXAMPLE, values_of("helm.md", "Steps"), "team-a"),
     "the five things on openshift": Choice(
         EXAMPLE.replace("- ../plain #", "- ../openshift #"),
-        values_of("helm.md", "Steps") | {"openshift": True},
+        values_of("helm.md", "Steps") | OPENSHIFT,
         "team-a",
     ),
     "another queue": Choice(
-        overlay(settings("IMECE_QUEUE=night-2_B")), {"settings": {"IMECE_QUEUE": "night-2_B"}}
+        overlay(settings=("IMECE_QUEUE=night-2_B",)), {"settings": {"IMECE_QUEUE": "night-2_B"}}
     ),
     "settings that are numbers and words": Choice(
-        overlay(settings("IMECE_MEMORY_LIMIT=1000000", "IMECE_VERSION=on")),
+        overlay(settings=("IMECE_MEMORY_LIMIT=1000000", "IMECE_VERSION=on")),
         {"settings": {"IMECE_MEMORY_LIMIT": 1000000, "IMECE_VERSION": "on"}},
     ),
     "a program": Choice(
         overlay(
-            settings("IMECE_COMMAND=tool --in {input} --out {output}")
-            + patch("ConfigMap", "[{op: remove, path: /data/IMECE_PROCESSOR}]", "imece")
+            patch("ConfigMap", "imece", op="remove", path="/data/IMECE_PROCESSOR"),
+            settings=("IMECE_COMMAND=tool --in {input} --out {output}",),
         ),
         values_of("helm.md", CHANGE, 0),
     ),
@@ -230,32 +257,25 @@ CHOICES = {
         overlay(
             patch(
                 "ServiceAccount",
-                "[{op: add, path: /imagePullSecrets, value: [{name: my-registry}]}]",
+                ".*",
+                op="add",
+                path="/imagePullSecrets",
+                value=[{"name": "my-registry"}],
             )
         ),
         values_of("helm.md", CHANGE, 1),
     ),
-    "a redis of one's own": Choice(
-        "namespace: imece\nresources: [../../base, ../../producer]\ntransformers: [../../wiring]\n"
-        + settings("IMECE_REDIS_URL=redis://redis.example.com:6380/3")
-        + patch(
-            "NetworkPolicy",
-            "[{op: add, path: /spec/egress/-, value: {to: [{ipBlock: {cidr: 192.0.2.10/32}}],"
-            " ports: [{protocol: TCP, port: 6380}]}}]",
-        ),
-        # Without an overlay no user and no group is named.
-        values_of("helm.md", CHANGE, 2) | {"openshift": True},
+    "a redis of one's own": Choice(REDIS_ELSEWHERE["plain"], values_of("helm.md", CHANGE, 2)),
+    "a redis of one's own on openshift": Choice(
+        REDIS_ELSEWHERE["openshift"], values_of("helm.md", CHANGE, 2) | OPENSHIFT
     ),
-    "no producer": Choice(
-        overlay(resources="../../base, ../../redis"),
-        {"producer": {"enabled": False}, "openshift": True, "keda": {"namespace": "keda"}},
-    ),
+    "no producer": Choice(overlay(NO_PRODUCER), {"producer": {"enabled": False}}),
     "monitoring": Choice(
-        overlay(resources="../plain, ../../monitoring"), values_of("helm.md", CHANGE, 3)
+        overlay(resources=("../plain", "../../monitoring")), values_of("helm.md", CHANGE, 3)
     ),
     **{
         heading: Choice(
-            overlay("patches:\n" + patch_of(heading)),
+            overlay(patch_on_page("nodes.md", heading, "kustomization.yaml")),
             values_of("nodes.md", heading),
         )
         for heading in SECTIONS
@@ -270,7 +290,7 @@ def test_chart_and_overlay_give_the_same_objects(name: str, tmp_path: Path) -> N
     (yours.directory / "kustomization.yaml").write_text(choice.overlay)
     if name == "monitoring":  # as its comment says
         with (yours.directory.parents[1] / "monitoring" / "kustomization.yaml").open("a") as file:
-            file.write(LABELS)
+            file.write("labels: [{pairs: {release: kube-prometheus-stack}}]\n")
     by_kustomize = without_what_is_meant(rendered(yours.directory))
     by_helm = without_what_is_meant(from_chart(tmp_path, choice.values, choice.namespace))
     assert by_helm.keys() == by_kustomize.keys()
@@ -370,9 +390,9 @@ def test_the_package_has_no_sources(tmp_path: Path) -> None:
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_each_patch_on_the_page_of_nodes_fits_the_example(heading: str, tmp_path: Path) -> None:
     yours = Yours(tmp_path)
-    (yours.directory / "kustomization.yaml").write_text(
-        EXAMPLE.replace("patches:\n", f"patches:\n{patch_of(heading)}")
-    )
+    content = yaml.safe_load(EXAMPLE)
+    content["patches"].append(patch_on_page("nodes.md", heading, "kustomization.yaml"))
+    (yours.directory / "kustomization.yaml").write_text(yaml.safe_dump(content))
     before = rendered(DEPLOY / "overlays" / "example")
     (changed,) = (one for one in rendered(yours.directory) if one not in before)
     assert chart.identity(changed) == ("Deployment", "imece-worker")
