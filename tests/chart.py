@@ -47,15 +47,7 @@ def write(chart: Path) -> None:
             part = places[identity(manifest)]
             condition = PARTS[part]
         if manifest["kind"] == "ConfigMap":
-            name = manifest["metadata"]["name"]
-            if name == "imece":
-                data = 'include "imece.settings" .'
-            else:
-                data = f'(.Files.Glob "files/{name}/*").AsConfig'
-                (chart / "files" / name).mkdir(parents=True)
-                for key, text in manifest["data"].items():
-                    (chart / "files" / name / key).write_text(text)
-            manifest["data"] = {f"«with {data} | fromYaml»": ""}
+            manifest["data"] = data(manifest, chart)
         path = chart / "templates" / part / f"{manifest['kind'].lower()}.yaml"
         texts[path].append(template(manifest, condition))
     for path, found in texts.items():
@@ -63,6 +55,17 @@ def write(chart: Path) -> None:
         origin = f"deploy/{path.parent.name}"
         head = f"{{{{- /* Made from {origin} by `make chart`: change it there. */ -}}}}\n"
         path.write_text(head + "---\n".join(found))
+
+
+def data(manifest: Manifest, chart: Path) -> dict[str, str]:
+    """What stands for the data of a map: the settings, or files, which are written too."""
+    name = manifest["metadata"]["name"]
+    if name == "imece":
+        return {'«with include "imece.settings" . | fromYaml»': ""}
+    (chart / "files" / name).mkdir(parents=True)
+    for key, text in manifest["data"].items():
+        (chart / "files" / name / key).write_text(text)
+    return {key: f'«.Files.Get "files/{name}/{key}"»' for key in manifest["data"]}
 
 
 def both_platforms() -> list[Manifest]:
