@@ -14,7 +14,7 @@ CODE = $(wildcard imece producer worker dags tests bench examples)
 KUSTOMIZE := build/bin/kustomize
 ACTIONLINT := build/bin/actionlint
 RENDERER := $(if $(shell command -v kubectl),,$(KUSTOMIZE))
-# Compared with kustomize by slow tests only: to build it takes minutes.
+# The slow tests compare the chart by it: its build takes ten minutes of one core.
 HELM := build/bin/helm
 CHART_RENDERER := $(if $(shell command -v helm),,$(HELM))
 VERSION = $(shell $(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
