@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ from tests.manifests import DEPLOY, Manifest, rendered
 
 CHART = DEPLOY / "helm"
 
-PARTS = {
-    "base": "",
+CONDITIONS = {
     "producer": ".Values.producer.enabled",
     "redis": ".Values.redis.enabled",
     "monitoring": ".Values.monitoring.enabled",
+    "PersistentVolumeClaim": ".Values.claim.create",
 }
-"""The directories of deploy/, and the value of the chart that each depends on."""
+"""The value of the chart that a directory of deploy/ depends on, or a kind of object."""
 
-CLAIM = ".Values.claim.create"
-"""The value that the claim depends on. Its name is a value, too."""
+ONLY_PLAIN, ONLY_OPENSHIFT = "(not .Values.openshift)", ".Values.openshift"
+"""What an object depends on that only one of the two overlays has."""
 
 PLAIN = "«plain»"
 """What stands before the value of a field that is in overlays/plain only."""
@@ -36,20 +37,24 @@ HASH = re.compile(r"-[24-9bcdfghkmt]{10}$")
 
 def write(chart: Path) -> None:
     """Writes what the chart has of the manifests: its templates, and the files of its maps."""
-    for made in (*(chart / "templates" / part for part in PARTS), chart / "files"):
-        shutil.rmtree(made, ignore_errors=True)
-    places = {identity(one): part for part in PARTS for one in rendered(DEPLOY / part)}
+    for made in [*(chart / "templates").glob("*/"), chart / "files"]:
+        if made.is_dir():
+            shutil.rmtree(made)
+    places = {
+        identity(one): path.parent.name
+        for path in DEPLOY.glob("*/kustomization.yaml")
+        for one in rendered(path.parent)
+    }
     texts: defaultdict[Path, list[str]] = defaultdict(list)
-    for manifest in both_platforms():
-        if manifest["kind"] == "PersistentVolumeClaim":
-            part, condition = "base", CLAIM
-        else:
-            part = places[identity(manifest)]
-            condition = PARTS[part]
-        if manifest["kind"] == "ConfigMap":
+    for manifest, platform in both_platforms():
+        kind, name = identity(manifest)
+        # The claim's name is a value of the chart.
+        part = "base" if kind == "PersistentVolumeClaim" else places[kind, name]
+        if kind == "ConfigMap":
             manifest["data"] = data(manifest, chart)
-        path = chart / "templates" / part / f"{manifest['kind'].lower()}.yaml"
-        texts[path].append(template(manifest, condition))
+        conditions = [CONDITIONS.get(part, ""), CONDITIONS.get(kind, ""), platform]
+        path = chart / "templates" / part / f"{kind.lower()}.yaml"
+        texts[path].append(template(manifest, [one for one in conditions if one]))
     for path, found in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         origin = f"deploy/{path.parent.name}"
@@ -68,21 +73,23 @@ def data(manifest: Manifest, chart: Path) -> dict[str, str]:
     return {key: f'«.Files.Get "files/{name}/{key}"»' for key in manifest["data"]}
 
 
-def both_platforms() -> list[Manifest]:
-    """The objects of deploy/helm/source, on plain and on openshift in one."""
+def both_platforms() -> Iterator[tuple[Manifest, str]]:
+    """The objects of deploy/helm/source for both overlays, with what each depends on."""
     with tempfile.TemporaryDirectory() as folder:
         deploy = shutil.copytree(DEPLOY, Path(folder) / "deploy")
-        source = deploy / "helm" / "source"
-        text = (source / "kustomization.yaml").read_text()
-        assert "overlays/plain\n" in text
-        plain = unhashed(rendered(source))
-        text = text.replace("overlays/plain", "overlays/openshift")
-        (source / "kustomization.yaml").write_text(text)
-        openshift = {identity(one): one for one in unhashed(rendered(source))}
-    assert openshift.keys() == {identity(one) for one in plain}, (
-        "only one platform has some objects"
-    )
-    return [merged(one, openshift[identity(one)]) for one in plain]
+        file = deploy / "helm" / "source" / "kustomization.yaml"
+        on_plain = file.read_text()
+        assert "overlays/plain\n" in on_plain
+        plain = {identity(one): one for one in unhashed(rendered(file.parent))}
+        file.write_text(on_plain.replace("overlays/plain", "overlays/openshift"))
+        openshift = {identity(one): one for one in unhashed(rendered(file.parent))}
+    for key in [*plain, *(key for key in openshift if key not in plain)]:
+        if key not in openshift:
+            yield plain[key], ONLY_PLAIN
+        elif key not in plain:
+            yield openshift[key], ONLY_OPENSHIFT
+        else:
+            yield merged(plain[key], openshift[key]), ""
 
 
 def identity(manifest: Manifest) -> tuple[str, str]:
@@ -124,7 +131,7 @@ Dumper.add_representer(
 )
 
 
-def template(manifest: Manifest, condition: str) -> str:
+def template(manifest: Manifest, conditions: list[str]) -> str:
     """An object as a template of Helm's: {{ … }} where it has «…»."""
     head = {key: manifest.pop(key) for key in ("apiVersion", "kind", "metadata")}
     text = yaml.dump(
@@ -133,7 +140,10 @@ def template(manifest: Manifest, condition: str) -> str:
     text = text.replace("{{", '{{ "{{" }}')
     text = "".join(f"{expanded(line)}\n" for line in text.splitlines())
     text = re.sub(r" *\{\{- end \}\}\n *\{\{- if not .Values.openshift \}\}\n", "", text)
-    return f"{{{{- if {condition} }}}}\n{text}{{{{- end }}}}\n" if condition else text
+    if not conditions:
+        return text
+    condition = conditions[0] if len(conditions) == 1 else f"and {' '.join(conditions)}"
+    return f"{{{{- if {condition} }}}}\n{text}{{{{- end }}}}\n"
 
 
 def expanded(line: str) -> str:
