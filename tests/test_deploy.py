@@ -326,11 +326,14 @@ def addresses(manifests: list[Manifest]) -> set[str]:
     return {trigger["metadata"]["address"] for trigger in triggers}
 
 
-def test_a_redis_of_ones_own_is_kedas_too(yours: Yours) -> None:
-    """As docs/how-to/own-redis.md says: base and producer, without deploy/redis and its wiring."""
+@pytest.mark.parametrize("platform", ["plain", "openshift"])
+def test_a_redis_of_ones_own_is_kedas_too(platform: str, yours: Yours) -> None:
+    """As docs/how-to/own-redis.md says: without deploy/redis and its wiring."""
+    (without_redis,) = blocks_of_code(ROOT / "docs" / "how-to" / "own-redis.md", "yaml")
     (yours.directory / "kustomization.yaml").write_text(
         "namespace: imece\n"
-        "resources: [../../base, ../../producer]\n"
+        f"resources: [../{platform}]\n"
+        f"patches:\n{without_redis.rstrip(' ')}"
         "configMapGenerator:\n"
         "  - {name: imece, behavior: merge, literals: ["
         "IMECE_REDIS_URL=redis://redis.example.com:6380/3]}\n"
@@ -340,6 +343,9 @@ def test_a_redis_of_ones_own_is_kedas_too(yours: Yours) -> None:
     assert addresses(manifests) == {"redis.example.com:6380"}
     triggers = one(manifests, "ScaledObject", "imece-worker")["spec"]["triggers"]
     assert {trigger["metadata"]["databaseIndex"] for trigger in triggers} == {"3"}
+    assert len(list(pods(manifests))) == 2
+    for spec in pods(manifests):  # what the platform needs is kept
+        assert ("fsGroup" in spec["securityContext"]) == (platform == "plain")
 
 
 def test_the_limits_of_a_worker_are_set_once(yours: Yours) -> None:
