@@ -19,6 +19,7 @@ CHART = DEPLOY / "helm"
 
 CONDITIONS = {
     "producer": ".Values.producer.enabled",
+    "ask-keda": "(and .Values.producer.enabled .Values.producer.askKeda)",
     "redis": ".Values.redis.enabled",
     "monitoring": ".Values.monitoring.enabled",
     "PersistentVolumeClaim": ".Values.claim.create",

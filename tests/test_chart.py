@@ -234,7 +234,10 @@ REDIS_ELSEWHERE = {
     for platform in ("plain", "openshift")
 }
 NO_PRODUCER = {
-    "target": {"kind": "Deployment|Role|RoleBinding|ServiceAccount", "name": "imece-producer"},
+    "target": {
+        "kind": "Deployment|Role|RoleBinding|ServiceAccount",
+        "name": "imece-producer|imece-ask-keda",
+    },
     "patch": "{$patch: delete, apiVersion: any, kind: any, metadata: {name: any}}",
 }
 CHOICES = {
