@@ -16,7 +16,11 @@ from tests.conftest import ROOT
             *("process", ["ratio of the two", "a processor that does nothing"]),
             marks=pytest.mark.slow,  # the same command, and seconds of processing
         ),
-        ("enqueue", ["ratio of the two", "memory in Redis a file", "peak memory of the producer"]),
+        pytest.param(
+            "enqueue",
+            ["ratio of the two", "memory in Redis a file", "peak memory of the producer"],
+            marks=pytest.mark.slow,
+        ),
         ("status", ["`imece status`, 10,000 files", "`imece status`, 100 files", "`rq info`"]),
     ],
 )

@@ -26,10 +26,13 @@ SERVER = "redis://localhost:6379/0"
 LANGUAGES = {"sh", "text", "python", "yaml"}
 SCHEMA = json.loads((DOCS / "reference" / "imece.schema.json").read_text("utf-8"))
 SLOW = {
+    "choose-files.md",
+    "gnu-parallel.md",
     "limit-time-and-memory.md",
     "many-to-one.md",
     "nightly-run.md",
     "process-again.md",
+    "retry-after-a-fix.md",
     "run-a-program.md",
     "use-in-a-script.md",
     "workers-on-machines.md",

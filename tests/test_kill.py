@@ -145,7 +145,8 @@ def test_workers_killed_while_a_run_goes_on_leave_the_books_right(workbench: Wor
     assert workbench.ended().state == "done"
     assert workbench.outputs() == names
     now = workbench.check_books()
-    assert (now.done, now.skipped, now.failed) == (150, 0, 0)
+    # Who is too slow to renew a lease loses it; what it has done meanwhile is found done.
+    assert (now.done + now.skipped, now.failed) == (150, 0)
     # What each kill may cost: the file in hand.
     assert sum(workbench.begun().values()) <= 153
     assert workbench.leaves_nothing_behind()
@@ -165,7 +166,6 @@ def test_workers_killed_many_times_leave_the_books_right(
     kill_workers_at_random_moments(workbench, 40)
     assert workbench.ended(timeout=300).state == "done"
     now = workbench.check_books()
-    # Who is too slow to renew a lease loses it; what it has done meanwhile is found done.
     assert (now.done + now.skipped, now.failed) == (count, 0)
     assert workbench.leaves_nothing_behind()
 

@@ -5,6 +5,9 @@ Against a stand-in for the API server; the queue is a real one.
 
 import fcntl
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from imece_producer.cli import app
 from imece_producer.cluster import scaling
 from imece_producer.cluster.client import connect
 from imece_producer.cluster.rights import ASK_KEDA
-from tests.conftest import Workbench
+from tests.conftest import ROOT, Workbench
 from tests.kubernetes_stand_in import StandIn, deployment, pod, scaled_object
 
 PAUSED_REPLICAS = "autoscaling.keda.sh/paused-replicas"
@@ -259,12 +262,13 @@ def test_status_asks_no_cluster_that_nothing_names(queued: Workbench, cluster: S
     assert (cluster.asked, note) == ([], "")
 
 
-def test_status_answers_at_once_without_a_cluster(
-    queued: Workbench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_status_answers_at_once_without_a_cluster(queued: Workbench) -> None:
     """Not by the clock, which is another one on each machine: the slow package is not imported."""
-    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
-    answer = queued.imece("status")
+    environment = os.environ | queued.environment() | {"PYTHONPROFILEIMPORTTIME": "1"}
+    answer = subprocess.run(  # a new process: a forked one has imported more (tests/forks.py)
+        [sys.executable, "-m", "imece_producer", "status"],
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert answer.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
     assert "imece.run.status" in imported
