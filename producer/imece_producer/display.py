@@ -13,7 +13,6 @@ from imece.run.status import Status, read
 from imece.run.store import Run
 
 if TYPE_CHECKING:
-    from imece_producer.doctor.check import Check
     from imece_producer.enqueue import Enqueued
     from imece_producer.grouping import Plan
 
@@ -171,12 +170,6 @@ def replicas(found: dict[str, Any]) -> str:
     if found["paused"]:
         parts.append(f"paused: {found['paused']}")
     return ", ".join(parts)
-
-
-def check(made: "Check") -> str:
-    """One line of `imece doctor`."""
-    says = names.printable(f"{made.says}: {made.hint}" if made.hint else made.says)
-    return f"{made.verdict:<4}  {made.name:<18}  {says}"
 
 
 def age(value: float) -> str:

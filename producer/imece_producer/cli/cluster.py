@@ -8,7 +8,6 @@ import typer
 from imece import commandline
 from imece.errors import UsageError
 from imece.settings import load
-from imece_producer import display
 from imece_producer.cli.app import Context, Json, Namespace, app, find, given_run, redis_of
 from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
@@ -101,5 +100,5 @@ def doctor(
         if as_json:
             put_json(check.summary())
         else:
-            put(display.check(check))
+            put(check.line())
     raise typer.Exit(report.exit_code(checks))

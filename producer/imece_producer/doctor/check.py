@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from imece import names
 from imece.errors import ImeceError
 from imece_producer.display import seconds
 
@@ -29,6 +30,11 @@ class Check:
     hint: str = ""
     exit_code: int = 0
     may_pass: bool = False
+
+    def line(self) -> str:
+        """What `imece doctor` prints."""
+        says = names.printable(f"{self.says}: {self.hint}" if self.hint else self.says)
+        return f"{self.verdict:<4}  {self.name:<18}  {says}"
 
     def summary(self) -> dict[str, Any]:
         """Ready for JSON."""
