@@ -317,6 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(409, "the object has been modified; please apply your changes to the latest")
         else:
             _merge(found, body)
+            found["metadata"]["managedFields"] = [{"manager": query["fieldManager"][0]}]
             found["metadata"]["resourceVersion"] = str(int(_version(found)) + 1)
             self._send({"spec": found["spec"]} if subresource == "scale" else found)
 

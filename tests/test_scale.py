@@ -85,6 +85,14 @@ def test_scale_raises_the_limit_and_starts_at_once_what_the_queue_needs(
     assert cluster.changed() == [cluster.scaled_object_path, cluster.deployment_path + "/scale"]
 
 
+def test_who_has_changed_the_limit_is_said_to_the_cluster(
+    queued: Workbench, cluster: StandIn
+) -> None:
+    """`helm upgrade` names it, where somebody has changed what the chart sets."""
+    told(queued, "scale", "30")
+    assert cluster.scaled["metadata"]["managedFields"] == [{"manager": "imece"}]
+
+
 def test_scale_starts_no_more_than_the_limit(queued: Workbench, cluster: StandIn) -> None:
     was, now = changed(queued, "scale", "7")
     assert (was["limit"], was["wanted"]) == (20, 0)

@@ -253,7 +253,8 @@ class Cluster:
     def _change(
         self, right: Right, call: Callable[..., Any], name: str, changes: dict[str, Any]
     ) -> dict[str, Any]:
-        return self._json(right, call, *self._place(right), name, changes, name=name)
+        options = {"name": name, "field_manager": "imece"}  # the name that `managedFields` shows
+        return self._json(right, call, *self._place(right), name, changes, **options)
 
     def _place(self, right: Right) -> tuple[str, str, str, str]:
         return right.group, VERSIONS[right.group], self.namespace, right.resource
