@@ -229,12 +229,15 @@ def test_a_disk_that_is_read_only_for_a_while_costs_no_file_a_try(
     workbench: Workbench, small_disk: Path
 ) -> None:
     workbench.target = small_disk / "out"
-    workbench.files(200)
-    workbench.settings["processor"] = "tests.processors:slow"
-    workbench.enqueue(buckets=2, retries=0)
+    workbench.files(20)
+    gate = workbench.folder / "gate"
+    workbench.file("f-0010.txt", f"wait-for {gate}")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, files_per_job=10, retries=0)
     worker = workbench.worker(log_format="json")
-    until(lambda: workbench.status().done >= 5, "files to be done")
-    remount(small_disk, "ro")
+    until(lambda: workbench.status().done == 10, "half of the files to be done")
+    remount(small_disk, "ro")  # nobody writes at this moment
+    gate.touch()
     until(lambda: stalled(worker, f"{workbench.target} is read-only"), "the fault to be told")
     before = workbench.status()
     assert (before.failed, before.retried) == (0, 0)
@@ -242,7 +245,7 @@ def test_a_disk_that_is_read_only_for_a_while_costs_no_file_a_try(
     remount(small_disk, "rw")
     assert workbench.ended().state == "done"
     now = workbench.check_books()
-    assert (now.done + now.skipped, now.failed, now.retried) == (200, 0, 0)
+    assert (now.done + now.skipped, now.failed, now.retried) == (20, 0, 0)
     assert workbench.leaves_nothing_behind()
 
 
