@@ -79,7 +79,7 @@ def find(settings: Settings) -> Access:
     """
     if importlib.util.find_spec("kubernetes") is None:
         raise SettingsError(
-            "the package kubernetes is not installed, by which the cluster is asked",
+            "a cluster needs the package kubernetes, which is not installed",
             "pip install 'imece[cluster]'",
         )
     if in_pod(settings) and not (settings.kubeconfig or settings.kube_context):
