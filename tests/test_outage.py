@@ -351,6 +351,7 @@ def test_workers_cost_next_to_nothing_while_redis_is_away_and_come_back_one_by_o
         until(lambda: worker.events("redis is back"), "word that it is back", 60)  # noqa: B023
     back = sorted(moments(worker, "redis is back")[-1] for worker in everyone)
     print(f"back within {back[-1] - back[0]:.2f} s")
-    tenths = [sum(start <= at < start + 0.1 for at in back) for start in back]
     assert back[-1] - back[0] < 15
-    assert max(tenths) <= max(2, len(everyone) // 4)
+    if len(everyone) > 10:  # of a few, all may come back at one moment by chance
+        tenths = [sum(start <= at < start + 0.1 for at in back) for start in back]
+        assert max(tenths) <= len(everyone) // 4
