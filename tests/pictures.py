@@ -1,6 +1,7 @@
 """Makes docs/images/demo.svg: `python -m tests.pictures`. Needs tmux."""
 
 import io
+import re
 import subprocess
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.text import Text
 from tests.conftest import ROOT
 
 PICTURE = ROOT / "docs/images/demo.svg"
-WIDTH, HEIGHT = 90, 32
+WIDTH, HEIGHT = 100, 44
 SESSION = "imece-picture"
 
 
@@ -34,7 +35,9 @@ def main() -> None:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(Text("$ make demo"))
     console.print(Text.from_ansi(shown))
-    PICTURE.write_text(console.export_svg(title="make demo", unique_id="imece"))
+    svg = console.export_svg(title="make demo", unique_id="imece")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # they are on another host
+    PICTURE.write_text(svg.replace("Fira Code", "DejaVu Sans Mono"))
 
 
 if __name__ == "__main__":
