@@ -44,7 +44,7 @@ test: lint workflows $(RENDERER) ## Run lint and the tests
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED) $(RENDERER) $(CHART_RENDERER) ## Run the fault and load tests
-	$(BIN)/python -m pytest -m 'slow and not e2e'
+	$(BIN)/python -m pytest -m 'slow and not e2e' $(TESTS)
 
 # All that need a server, or those of TESTS=...: .ci/run names the ones in which servers may differ.
 test-redis: $(INSTALLED) $(RENDERER) ## Run the tests against redis-server (Debian's)
