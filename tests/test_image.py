@@ -191,7 +191,7 @@ def open_bench(server: Server, redis: Redis) -> Iterator[Workbench]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    ("command", "code"), [("imece --help", 0), ("imece-worker --help", 0), ("imece runs", 3)]
+    ("command", "code"), [("imece --help", 0), ("imece-worker --help", 0), ("imece status", 3)]
 )
 def test_both_commands_start(command: str, code: int, built: Path) -> None:
     done = subprocess.run(
