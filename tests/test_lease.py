@@ -420,6 +420,20 @@ def test_a_batch_that_the_round_before_has_recorded_is_not_asked_for_again(
     assert workbench.status().done == 0
 
 
+@pytest.mark.parametrize("spoilt", [None, "1.5", "many", b"\xff"])
+def test_a_round_that_is_no_number_is_taken_as_it_is(
+    workbench: Workbench, hand: Hand, spoilt: str | bytes | None
+) -> None:
+    """A worker that never knew the round would look at its outputs for ever."""
+    hand.hold()
+    if spoilt is None:
+        workbench.redis.hdel("imece:run:run", "round")
+    else:
+        workbench.redis.hset("imece:run:run", "round", spoilt)
+    assert hand.record(at=1, done=1)[0] == "round"
+    assert hand.send("continue", 1, Cursor(1, 10), Batch(done=1))[0] == "held"
+
+
 def test_what_was_there_before_the_round_before_counts_for_nothing(workbench: Workbench) -> None:
     """The first batch of a run's first job comes late: that there were no outputs is not so now."""
     workbench.files(10)

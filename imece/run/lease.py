@@ -22,8 +22,8 @@ class Lease:
         self.reference = reference
         self.execution = execution
         self.run = Run(redis, reference.run)
-        self._round = ""
-        """The run's round, as far as this worker knows."""
+        self._round = b""
+        """The run's round, as far as this worker knows, and as it stands in Redis."""
 
     def take(self, worker: str, to_others: bool = False) -> Claimed | str:
         """Turns the popped job into a held one.
@@ -55,8 +55,7 @@ class Lease:
             raise self.run.unusable(what, helps)
         if answer[0] != b"taken":
             return text(answer[0])
-        _, cursor, earlier, parameters, blob, pending, untouched, now, number = answer
-        self._round = text(number)
+        _, cursor, earlier, parameters, blob, pending, untouched, now, self._round = answer
         claimed = Claimed(
             Cursor.decode(cursor),
             [execution for execution in text(earlier).split(",") if execution],
@@ -99,11 +98,11 @@ class Lease:
             for name, microseconds in batch.slowest:
                 arguments += [name, microseconds]
         where = [self.run.key, keys.leases(queue), keys.pending(queue)]
-        verdict, number = scripts.run("checkpoint", self.redis, where, arguments)
+        verdict, told = scripts.run("checkpoint", self.redis, where, arguments)
         if verdict == b"round":
-            self._round = str(number)
+            self._round = told
             return "round", 0
-        return verdict.decode(), number
+        return verdict.decode(), told
 
     def trouble(self, error: Exception) -> Trouble | None:
         try:

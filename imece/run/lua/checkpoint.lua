@@ -15,7 +15,7 @@
 --      13 failures, count, then name, record, output of each
 --      then pairs of name and microseconds: candidates for the slowest files
 -- Returns {'held' | 'stop' (the run is not on) | 'lost' | 'gone', length of the queue}, or {'round',
--- number}: another round has begun since, and has kept the job. Nothing is recorded of the batch, for
+-- round}: another round has begun since, and has kept the job. Nothing is recorded of the batch, for
 -- its outputs may have been removed before that round: the worker is to look, and to send it again.
 local run, leases, queue = KEYS[1], KEYS[2], KEYS[3]
 local member, field, action, number = ARGV[1] .. ':' .. ARGV[2], ARGV[4], ARGV[5], tonumber(ARGV[6])
@@ -28,7 +28,7 @@ end
 
 -- First all that can go wrong, then all that is written.
 must_fit(run, counters)
-local state = redis.call('HGET', run, 'state')
+local state, round = unpack(redis.call('HMGET', run, 'state', 'round'))
 if not state then
   redis.call('ZREM', leases, member)
   return {'gone', 0}
@@ -44,10 +44,9 @@ if not cursor or number > sequence + 1 then
   return {'lost', 0}
 end
 local deltas = number > sequence and cjson.decode(ARGV[8])
-local round = redis.call('HGET', run, 'round') or ''
-if deltas and ARGV[12] ~= round then
+if deltas and ARGV[12] ~= (round or '') then
   redis.call('ZADD', leases, 'XX', time + tonumber(ARGV[3]), member)
-  return {'round', tonumber(round) or 0}
+  return {'round', round or ''}
 end
 
 local function add(key, name, amount)
