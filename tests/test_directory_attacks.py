@@ -202,24 +202,13 @@ def under_attack(
 
 @pytest.mark.slow
 @BOTH
-def test_a_directory_of_inputs_swapped_in_a_loop_gives_no_secret_away(
-    workbench: Workbench, elsewhere: Path, module: str
+@pytest.mark.parametrize("swap", [swap_directory, swap_files])
+def test_inputs_swapped_in_a_loop_give_no_secret_away(
+    workbench: Workbench, elsewhere: Path, module: str, swap: Callable[..., None]
 ) -> None:
     many(workbench)
     processor = f"{module}:copy_after_many_reads"
-    under_attack(workbench, processor, swap_directory, workbench.source / "sub", elsewhere)
-    assert workbench.outputs()
-    assert no_secret(workbench)
-
-
-@pytest.mark.slow
-@BOTH
-def test_inputs_swapped_for_links_in_a_loop_give_no_secret_away(
-    workbench: Workbench, elsewhere: Path, module: str
-) -> None:
-    many(workbench)
-    processor = f"{module}:copy_after_many_reads"
-    under_attack(workbench, processor, swap_files, workbench.source / "sub", elsewhere)
+    under_attack(workbench, processor, swap, workbench.source / "sub", elsewhere)
     assert workbench.outputs()
     assert no_secret(workbench)
 
