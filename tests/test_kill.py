@@ -299,6 +299,9 @@ def test_a_worker_that_is_merely_slow_keeps_its_job(workbench: Workbench) -> Non
 def test_a_worker_that_lost_its_lease_records_nothing_more(workbench: Workbench) -> None:
     workbench.settings["lease"] = "3"
     frozen, idle = two_workers_one_frozen(workbench, 100)
+    idle.kill(signal.SIGSTOP)  # until all is made: it would else find outputs without a proof
+    until(lambda: len(workbench.outputs()) == 100, "the runner to end its files")
+    idle.kill(signal.SIGCONT)
     until(lambda: idle.events("job taken"), "its lease to run out")
     frozen.kill(signal.SIGCONT)
     until(lambda: frozen.events("job lost"), "it to find out")
@@ -395,7 +398,7 @@ def test_a_directory_that_was_about_to_be_replaced_is_put_back(workbench: Workbe
 def staging_directories_left(workbench: Workbench) -> list[Path]:
     """As the kill of a worker with a job leaves it."""
     workbench.files(40)
-    workbench.settings |= {"processor": "tests.processors:slow", "lease": "3"}
+    workbench.settings["processor"] = "tests.processors:slow"
     workbench.enqueue(buckets=1, files_per_job=100)
     worker = workbench.worker()
     until(lambda: workbench.status().done, "the first files")
