@@ -95,12 +95,20 @@ def test_an_images_address_is_taken_apart(image: str, parts: dict[str, str]) -> 
 
 @pytest.mark.parametrize("overlay", ["plain", "openshift"])
 def test_the_overlay_takes_up_what_it_is_given(tmp_path: Path, overlay: str) -> None:
-    options = Options("host/imece:1", "elsewhere", overlay, "shared", "ReadWriteOnce", False)
+    given = {
+        "KUBECONFIG": "/nowhere",
+        "IMECE_E2E_IMAGE": "host/imece:1",
+        "IMECE_E2E_NAMESPACE": "else",
+        "IMECE_E2E_OVERLAY": overlay,
+        "IMECE_E2E_STORAGE_CLASS": "shared",
+        "IMECE_E2E_ACCESS_MODE": "ReadWriteOnce",
+    }
+    options = Options.read(given).beside("where")
     write_overlay(options, tmp_path / "overlay")
     made = rendered(tmp_path / "overlay")
     objects = {(o["kind"], o["metadata"]["name"]): o for o in made}
     assert ("Namespace", "imece") not in objects
-    assert {o["metadata"].get("namespace") for o in objects.values()} == {"elsewhere"}
+    assert {o["metadata"].get("namespace") for o in objects.values()} == {"else-where"}
     pod = objects["Deployment", "imece-worker"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["image"] == "host/imece:1"
     assert "/app/e2e.py" in [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
@@ -110,6 +118,6 @@ def test_the_overlay_takes_up_what_it_is_given(tmp_path: Path, overlay: str) -> 
     assert objects["ScaledObject", "imece-worker"]["spec"]["maxReplicaCount"] == 2
     [settings] = [o["data"] for o in objects.values() if "IMECE_PROCESSOR" in o.get("data", {})]
     assert settings["IMECE_PROCESSOR"] == "e2e:work"
-    assert ".elsewhere.svc" in settings["IMECE_REDIS_URL"]
+    assert ".else-where.svc" in settings["IMECE_REDIS_URL"]
     passwords = objects["Secret", "imece-redis"]["data"].values()
     assert [len(base64.b64decode(password)) for password in passwords] == [64, 64]

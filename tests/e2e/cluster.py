@@ -4,15 +4,18 @@ import json
 import os
 import re
 import secrets
+import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from imece.run.store import ENDED
 from tests.conftest import ROOT
 from tests.e2e.trace import Trace
 
@@ -22,6 +25,8 @@ ENVIRONMENT = dict(os.environ)
 WORKERS = "app.kubernetes.io/name=imece,app.kubernetes.io/component=worker"
 COST = "controller.kubernetes.io/pod-deletion-cost"
 INPUT, OUTPUT = "/data/in", "/data/out"
+LIMIT = 2
+"""The limit of workers that a test finds."""
 
 MAKE_FILES = """
 import json, pathlib, sys
@@ -46,6 +51,8 @@ class Options:
     overlay: str
     storage_class: str | None
     access_mode: str
+    limit: int
+    control: tuple[str, ...]
     keep: bool
 
     @classmethod
@@ -61,8 +68,14 @@ class Options:
             overlay=environment.get("IMECE_E2E_OVERLAY", "plain"),
             storage_class=environment.get("IMECE_E2E_STORAGE_CLASS"),
             access_mode=environment.get("IMECE_E2E_ACCESS_MODE", "ReadWriteMany"),
+            limit=int(environment.get("IMECE_E2E_LIMIT", "20")),
+            control=tuple(shlex.split(environment.get("IMECE_E2E_CONTROL", ""))),
             keep=bool(environment.get("IMECE_E2E_KEEP")),
         )
+
+    def beside(self, name: str) -> "Options":
+        """The same in another namespace."""
+        return replace(self, namespace=f"{self.namespace}-{name}")
 
 
 def split_image(image: str) -> dict[str, str]:
@@ -107,7 +120,7 @@ def write_overlay(options: Options, folder: Path, deploy: Path = ROOT / "deploy"
             {
                 "name": "values",
                 "behavior": "merge",
-                "literals": ["MAX_REPLICAS=2", "CPU=100m", "MEMORY=256Mi"],
+                "literals": [f"MAX_REPLICAS={LIMIT}", "CPU=100m", "MEMORY=256Mi"],
             },
             {"name": "imece", "behavior": "merge", "literals": ["IMECE_PROCESSOR=e2e:work"]},
             {"name": "e2e-processor", "files": ["e2e.py"]},
@@ -133,9 +146,30 @@ class Pod:
     """A worker's pod that is there and has not been told to go."""
 
     name: str
+    node: str
     running: bool
     cost: str
     restarts: int
+
+
+@dataclass
+class Replicas:
+    """How many workers the Deployment was told to have: moment and number, at each change."""
+
+    changes: list[tuple[float, int]] = field(default_factory=list)
+
+    def reached(self, number: int, since: float, seconds: float) -> float:
+        """Waits until so many are wanted; the seconds it took from a moment on."""
+
+        def moment() -> float | None:
+            return next(
+                (at for at, wanted in self.changes if at > since and wanted == number), None
+            )
+
+        within(seconds, lambda: moment() is not None, f"{number} workers to be wanted")
+        found = moment()
+        assert found is not None
+        return found - since
 
 
 class Cluster:
@@ -148,14 +182,28 @@ class Cluster:
 
     def kubectl(self, *arguments: str, given: str | None = None, timeout: float = 120) -> str:
         """As a person would call it; its output. An error is the test's."""
-        return self._call(
-            ["kubectl", "--namespace", self.options.namespace, *arguments], given, timeout
-        )
+        return _call(self._kubectl(*arguments), given, timeout)
+
+    def refused(self, *arguments: str, given: str | None = None) -> str | None:
+        """The same where an error is an answer: what it says; None if there was none."""
+        done = _run(self._kubectl(*arguments), given, 60)
+        return done.stderr if done.returncode else None
+
+    def _kubectl(self, *arguments: str) -> list[str]:
+        return ["kubectl", "--namespace", self.options.namespace, *arguments]
 
     def imece(self, *arguments: str) -> str:
         """The command on this machine, by the kubeconfig."""
+        return _call(self._imece(*arguments), None, 60)
+
+    def doctor(self) -> str:
+        """What `imece doctor` says on this machine, whatever its exit code."""
+        done = _run(self._imece("doctor"), None, 60)
+        return done.stdout + done.stderr
+
+    def _imece(self, *arguments: str) -> list[str]:
         command = [sys.executable, "-m", "imece_producer", *arguments]
-        return self._call([*command, "--namespace", self.options.namespace], None, 60)
+        return [*command, "--namespace", self.options.namespace]
 
     def inside(self, *arguments: str, given: str | None = None, timeout: float = 120) -> str:
         """In the producer's pod, which sees Redis and the volume."""
@@ -165,21 +213,9 @@ class Cluster:
             timeout=timeout,
         )
 
-    def _call(self, command: list[str], given: str | None, timeout: float) -> str:
-        ours = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("IMECE_")}
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=ours,
-            input=given if given is not None else "",
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        said = f"{' '.join(command)}: {done.stderr}{done.stdout}"
-        assert done.returncode == 0, said
-        return done.stdout
+    def control(self, *arguments: str) -> str:
+        """What stops and starts parts of the cluster: `stop apiserver`, `node-kill NODE`."""
+        return _call([*self.options.control, *arguments], None, 120)
 
     # Coming and going
 
@@ -203,6 +239,16 @@ class Cluster:
             timeout=130,
         )
 
+    def clear(self) -> None:
+        """No run that is on, no worker, the limit of the overlay."""
+        for run in json.loads(self.inside("imece", "runs", "--json")):
+            if run["state"] not in ENDED:
+                self.inside("imece", "cancel", run["run"])
+        self.limit(LIMIT)
+        # Else the autoscaler and KEDA wait for 45 s, in case more is to come.
+        self.kubectl("scale", "deployment/imece-worker", "--replicas=0")
+        within(120, lambda: not self.pods(WORKERS), "no workers")
+
     def remove(self) -> None:
         self.kubectl("delete", "namespace", self.options.namespace, "--wait=true", timeout=600)
 
@@ -213,12 +259,39 @@ class Cluster:
         found = self.kubectl("get", "deployment", "imece-worker", "-o", "jsonpath={.spec.replicas}")
         return int(found or 0)
 
+    @contextmanager
+    def replicas(self) -> Iterator[Replicas]:
+        """Watches how many workers are wanted, for as long as the block lasts."""
+        found = Replicas()
+        path = r'jsonpath={.spec.replicas}{"\n"}'
+        command = self._kubectl("get", "deployment", "imece-worker", "--watch", "-o", path)
+        with subprocess.Popen(command, env=OURS, stdout=subprocess.PIPE, text=True) as watch:
+
+            def note() -> None:
+                assert watch.stdout is not None
+                for line in watch.stdout:
+                    found.changes.append((time.time(), int(line)))
+
+            noting = threading.Thread(target=note)
+            noting.start()
+            try:
+                yield found
+            finally:
+                watch.terminate()
+                noting.join()
+
+    def pods(self, labels: str) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = json.loads(
+            self.kubectl("get", "pods", "-l", labels, "-o", "json")
+        )["items"]
+        return listed
+
     def workers(self) -> dict[str, Pod]:
         """The workers' pods by name, without those that are about to go."""
-        listed = json.loads(self.kubectl("get", "pods", "-l", WORKERS, "-o", "json"))["items"]
         return {
             item["metadata"]["name"]: Pod(
                 name=item["metadata"]["name"],
+                node=item["spec"].get("nodeName", ""),
                 running=item["status"].get("phase") == "Running",
                 cost=item["metadata"].get("annotations", {}).get(COST, ""),
                 restarts=sum(
@@ -226,7 +299,7 @@ class Cluster:
                     for container in item["status"].get("containerStatuses", [])
                 ),
             )
-            for item in listed
+            for item in self.pods(WORKERS)
             if "deletionTimestamp" not in item["metadata"]
         }
 
@@ -245,14 +318,21 @@ class Cluster:
         source, target = f"{INPUT}/{run_id}", f"{OUTPUT}/{run_id}/files"
         self.inside("python", "-c", MAKE_FILES, source, given=json.dumps(seconds))
         jobs = ("--buckets", "1", "--files-per-job", "1")
+        began = time.time()
         self.inside("imece", "enqueue", source, target, "--run-id", run_id, *jobs)
-        return ClusterRun(self, run_id, list(seconds))
+        return ClusterRun(self, run_id, list(seconds), began)
 
     @contextmanager
-    def redis_away(self) -> Iterator[None]:
-        """Redis is gone for as long as the block lasts."""
+    def redis_away(self, *delete: str) -> Iterator[None]:
+        """Redis is gone for as long as the block lasts.
+
+        Args:
+            delete: options that say how its pod is to end.
+        """
         redis = "statefulset/imece-redis"
         self.kubectl("scale", redis, "--replicas=0")
+        if delete:
+            self.refused("delete", "pod", "imece-redis-0", *delete)  # it may be gone already
         self.kubectl("wait", "--for=delete", "pod/imece-redis-0", "--timeout=120s", timeout=130)
         try:
             yield
@@ -263,11 +343,16 @@ class Cluster:
 
 @dataclass(frozen=True)
 class ClusterRun:
-    """A run in the cluster."""
+    """A run in the cluster.
+
+    Attributes:
+        enqueued: when the call that enqueued it began.
+    """
 
     cluster: Cluster
     id: str
     files: list[str]
+    enqueued: float
 
     def trace(self) -> Trace:
         folders = (f"{OUTPUT}/{self.id}/trace", f"{OUTPUT}/{self.id}/files")
@@ -282,9 +367,32 @@ class ClusterRun:
 
     def done(self, timeout: float = 600) -> Trace:
         """Waits until every file is done; what it has left behind. Failed files are an error."""
-        within(timeout, lambda: self.status()["left"] == 0, f"run {self.id} to end")
-        assert self.status()["state"] == "done"
+        self.cluster.inside("imece", "wait", self.id, timeout=timeout)
         return self.trace()
+
+
+OURS = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("IMECE_")}
+
+
+def _call(command: list[str], given: str | None, timeout: float) -> str:
+    done = _run(command, given, timeout)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{done.stdout}"
+    return done.stdout
+
+
+def _run(
+    command: list[str], given: str | None, timeout: float
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=OURS,
+        input=given if given is not None else "",
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def within(seconds: float, condition: Callable[[], Any], what: str) -> float:
@@ -295,3 +403,11 @@ def within(seconds: float, condition: Callable[[], Any], what: str) -> float:
         assert waited < seconds, f"waited {waited:.0f} s for {what}"
         time.sleep(1)
     return time.monotonic() - began
+
+
+def kept(seconds: float, promise: Callable[[], bool], what: str) -> None:
+    """Looks for so long that something stays as it is."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert promise(), what
+        time.sleep(1)

@@ -1,29 +1,48 @@
-"""imece in a namespace of a real cluster, once for all tests."""
+"""imece in a namespace of a real cluster, one for each process of pytest."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.cluster import ENVIRONMENT, Cluster, Options, within
+from tests.e2e.cluster import ENVIRONMENT, Cluster, Options
 
-DOWN_WITHIN = 180.0
+Figure = Callable[[str, float], None]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the tests measured; the figures in docs/explanation/faults.md are these."""
+    lines = [
+        f"{report.head_line}: {name} {value} s"
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+    ]
+    if lines:
+        terminalreporter.section("measured")
+        terminalreporter.write_line("\n".join(sorted(lines)))
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Figure:
+    """Notes seconds that a test measured, for the summary."""
+    return lambda name, seconds: record_property(name, round(seconds, 1))
 
 
 @pytest.fixture(scope="session")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        pytest.fail("these tests share a cluster: run them with -n 0", pytrace=False)
+def options() -> Options:
     try:
-        options = Options.read(ENVIRONMENT)
+        found = Options.read(ENVIRONMENT)
     except LookupError as error:
         message = f"{error.args[0]}; see tests/e2e/README.md"
         raise pytest.fail.Exception(message, pytrace=False) from None
+    return found.beside(os.environ.get("PYTEST_XDIST_WORKER", "gw"))
+
+
+@pytest.fixture(scope="session")
+def deployed(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(options)
-    folder: Path = tmp_path_factory.mktemp("overlay")
     try:
-        cluster.deploy(folder)
+        cluster.deploy(tmp_path_factory.mktemp("overlay"))
         yield cluster
     finally:
         if not options.keep:
@@ -33,6 +52,5 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def cluster(deployed: Cluster) -> Cluster:
     """With no work and no workers."""
-    deployed.limit(2)
-    within(DOWN_WITHIN, lambda: not deployed.workers() and deployed.wanted() == 0, "no workers")
+    deployed.clear()
     return deployed

@@ -25,4 +25,5 @@ def work(source: str, target: str) -> None:
 
 
 def _note(trace: Path, name: str, word: str) -> None:
-    (trace / f"{name}:{word}:{socket.gethostname()}:{uuid.uuid4().hex}").touch()
+    now = f"{time.time():.3f}"
+    (trace / f"{name}:{word}:{socket.gethostname()}:{now}:{uuid.uuid4().hex}").touch()

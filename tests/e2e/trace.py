@@ -11,11 +11,13 @@ class Trace:
 
     Attributes:
         begun, finished: file -> the pods that began and finished it, one entry a time.
+        moments: file -> when it was begun, by the clocks of the nodes, the first time first.
         outputs: the files in the output directory, temporary ones too.
     """
 
     begun: dict[str, list[str]]
     finished: dict[str, list[str]]
+    moments: dict[str, list[float]]
     outputs: list[str]
 
     @classmethod
@@ -25,10 +27,13 @@ class Trace:
             "begun": defaultdict(list),
             "finished": defaultdict(list),
         }
+        moments: dict[str, list[float]] = defaultdict(list)
         for note in notes:
-            name, word, pod, _ = note.split(":")
+            name, word, pod, moment, _ = note.split(":")
             found[word][name].append(pod)
-        return cls(dict(found["begun"]), dict(found["finished"]), sorted(outputs))
+            if word == "begun":
+                moments[name] = sorted([*moments[name], float(moment)])
+        return cls(dict(found["begun"]), dict(found["finished"]), dict(moments), sorted(outputs))
 
     def flaws(self, files: Iterable[str], deaths: int = 0) -> list[str]:
         """Which of the files were lost, or done again, in words; none is good.
@@ -49,3 +54,16 @@ class Trace:
     def pods(self, files: Iterable[str]) -> set[str]:
         """The pods that began these files."""
         return {pod for name in files for pod in self.begun.get(name, [])}
+
+    def in_hand(self, pods: Iterable[str]) -> list[str]:
+        """The files that these pods have begun and not finished."""
+        return [
+            name
+            for name, began in self.begun.items()
+            if name not in self.finished and not set(began).isdisjoint(pods)
+        ]
+
+    def begun_again(self, moment: float) -> float | None:
+        """Seconds from a moment until the last file that was begun twice was begun again."""
+        again = [moments[-1] for moments in self.moments.values() if len(moments) > 1]
+        return max(again) - moment if again else None
