@@ -335,9 +335,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def say(self, status: int, body: Object | str) -> None:
-        data = (body if isinstance(body, str) else json.dumps(body)).encode()
+        text = body if isinstance(body, str) else json.dumps(body)
+        kind = "text/plain" if text is body else "application/json"
+        data = text.encode()
         self.send_response_only(status)
         self.send_header("Date", self.date_time_string())
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -83,6 +83,8 @@ class StandIn(ApiServer):
         metadata = found["metadata"]
         metadata["resourceVersion"] = str(int(_version(found)) + 1)
         metadata["generation"] += found.get("spec") != before
+        if not metadata.get("annotations"):
+            metadata.pop("annotations", None)
 
     def delete(self, path: str) -> None:
         del self.objects[path]
@@ -162,6 +164,7 @@ class _Handler(Handler):
         group, namespace, resource, name, subresource = _split(path)
         kind = f"{resource}.{group}" if group else resource
         what = f'{kind} "{name}"' if name else kind
+        place = path.removesuffix(f"/{subresource}")
         right = _right(verb, resource, group, subresource)
         if right not in granted:
             where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
@@ -179,14 +182,19 @@ class _Handler(Handler):
             self.say(*self.api.keda.answer())
         elif not name:
             self.say(200, {"items": self._list(path, query)})
+        elif (found := self.api.objects.get(place)) is None:
+            self._fail(404, f"{what} not found")
         elif subresource == "log":
             self.say(200, self.api.logs.get(name, ""))
-        elif (found := self.api.objects.get(path.removesuffix("/scale"))) is None:
-            self._fail(404, f"{what} not found")
         elif verb == "get":
             self.say(200, found)
         elif self.headers["Content-Type"] != "application/merge-patch+json":
-            self._fail(415, "the body of the request was in an unknown format")
+            self._fail(
+                415,
+                "the body of the request was in an unknown format - accepted media types include: "
+                "application/json-patch+json, application/merge-patch+json, "
+                "application/apply-patch+yaml",
+            )
         elif body.get("metadata", {}).pop("resourceVersion", _version(found)) != _version(found):
             self._fail(
                 409,
@@ -194,9 +202,10 @@ class _Handler(Handler):
                 "please apply your changes to the latest version and try again",
             )
         else:
-            self.api.change(path.removesuffix("/scale"), body)
+            self.api.change(place, body)
             found["metadata"]["managedFields"] = [{"manager": query["fieldManager"][0]}]
-            self.say(200, found)
+            scale = {**found, "kind": "Scale", "spec": {"replicas": found["spec"].get("replicas")}}
+            self.say(200, scale if subresource == "scale" else found)
 
     def _list(self, path: str, query: dict[str, list[str]]) -> list[Object]:
         prefix, resource = path.rsplit("/", 1)
