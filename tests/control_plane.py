@@ -293,7 +293,8 @@ class ControlPlane:
 
         def holds() -> bool:
             for name, process in self._processes.items():
-                assert process.poll() is None, f"{name} has ended: {self._folder}"
+                log = (self._folder / f"{name}.log").read_text()
+                assert process.poll() is None, f"{name} has ended: {log[-1000:]}"
             return bool(condition())
 
         until(holds, f"the API server {what}; see {self._folder}", timeout)

@@ -160,7 +160,7 @@ def test_a_limit_is_set_before_the_run_and_its_workers_are_started_at_once(
         task.execute({})
     assert api.scaled["spec"]["maxReplicaCount"] == 7
     assert api.deployed["spec"]["replicas"] == 7
-    assert states == [None, "queued"]
+    assert states == [None, "queued", "queued"]
 
 
 def test_workers_that_cannot_be_started_at_once_do_not_fail_the_task(
