@@ -85,6 +85,9 @@ class StandIn(ApiServer):
         metadata["generation"] += found.get("spec") != before
         if not metadata.get("annotations"):
             metadata.pop("annotations", None)
+        for variable in _variables(found):
+            if not variable.get("value"):
+                variable.pop("value", None)
 
     def delete(self, path: str) -> None:
         del self.objects[path]
@@ -230,6 +233,12 @@ class _Handler(Handler):
 def _labels(one: Object) -> dict[str, str]:
     labels: dict[str, str] = one["metadata"].get("labels", {})
     return labels
+
+
+def _variables(one: Object) -> list[Object]:
+    """The environment variables of a Deployment's containers."""
+    pod = one.get("spec", {}).get("template", {}).get("spec", {})
+    return [variable for each in pod.get("containers", []) for variable in each.get("env", [])]
 
 
 def _field(one: Any, path: str) -> Any:

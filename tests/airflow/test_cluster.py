@@ -77,8 +77,8 @@ def test_another_processor_is_the_worker_s_alone(api: ApiServer, connected: Work
     ImeceScaleOperator(task_id="scale", processor="mine:convert").execute({})
     other, worker = containers(api)
     assert (other["name"], other["image"], "env" in other) == ("other", "other", False)
-    env = {one["name"]: one["value"] for one in worker["env"]}
-    assert env == {"IMECE_PROCESSOR": "mine:convert", "IMECE_COMMAND": ""}
+    env = {one["name"]: one.get("value") for one in worker["env"]}
+    assert env == {"IMECE_PROCESSOR": "mine:convert", "IMECE_COMMAND": None}  # that is: empty
     before = len(api.patched())
     ImeceScaleOperator(task_id="scale", processor="mine:convert").execute({})
     assert len(api.patched()) == before
