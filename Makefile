@@ -52,10 +52,11 @@ test-redis: $(INSTALLED) $(RENDERER) ## Run the tests against redis-server (Debi
 	TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -m 'redis and not slow and not e2e' $(TESTS)
 
 # Its programs are those of `setup-envtest use`, or of any release of Kubernetes and etcd.
-test-cluster: $(INSTALLED) ## Run the tests of clusters against a real API server
+test-cluster: $(INSTALLED) $(INSTALLED_AIRFLOW) ## Run the tests of clusters against a real API server
 	@test -x '$(KUBEBUILDER_ASSETS)/kube-apiserver' && test -x '$(KUBEBUILDER_ASSETS)/etcd' || { \
 	  echo 'Set KUBEBUILDER_ASSETS to a directory with the programs kube-apiserver and etcd: CONTRIBUTING.md'; exit 1; }
-	TEST_CONTROL_PLANE='$(KUBEBUILDER_ASSETS)' $(BIN)/python -m pytest -n 2 -m 'cluster and not slow and not e2e' $(TESTS)
+	TEST_CONTROL_PLANE='$(KUBEBUILDER_ASSETS)' $(BIN)/python -m pytest -n 2 -m 'cluster and not e2e'
+	TEST_CONTROL_PLANE='$(KUBEBUILDER_ASSETS)' $(PYTEST_AIRFLOW) -m cluster
 
 test-e2e: $(INSTALLED) ## Run the tests on a cluster: tests/e2e/README.md
 	$(BIN)/python -m pytest -n 0 -m e2e tests/e2e
