@@ -27,7 +27,7 @@ STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("s
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis test-slow test-e2e test-airflow test-airflow-e2e lint workflows format coverage dist release docs bench lock llms schemas chart kustomize helm go clean
+.PHONY: help demo test test-redis test-cluster test-slow test-e2e test-airflow test-airflow-e2e lint workflows format coverage dist release docs bench lock llms schemas chart kustomize helm go clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -51,6 +51,13 @@ test-slow: $(INSTALLED) $(RENDERER) $(CHART_RENDERER) ## Run the fault and load 
 test-redis: $(INSTALLED) $(RENDERER) ## Run the tests against redis-server (Debian's)
 	@command -v redis-server >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends redis-server; }
 	TEST_SERVER=$$(command -v redis-server) $(BIN)/python -m pytest -m 'redis and not slow and not e2e' $(TESTS)
+
+# Its programs are those of `setup-envtest use`, or of any release of Kubernetes and etcd.
+test-cluster: $(INSTALLED) $(INSTALLED_AIRFLOW) ## Run the tests of clusters against a real API server
+	@test -x '$(KUBEBUILDER_ASSETS)/kube-apiserver' && test -x '$(KUBEBUILDER_ASSETS)/etcd' || { \
+	  echo 'Set KUBEBUILDER_ASSETS to a directory with the programs kube-apiserver and etcd: CONTRIBUTING.md'; exit 1; }
+	TEST_CONTROL_PLANE='$(KUBEBUILDER_ASSETS)' $(BIN)/python -m pytest -n 2 -m 'cluster and not e2e'
+	TEST_CONTROL_PLANE='$(KUBEBUILDER_ASSETS)' $(PYTEST_AIRFLOW) -m cluster
 
 # Five at a time, each in a namespace of its own: most of their time is spent waiting.
 test-e2e: $(INSTALLED) ## Run the tests on a cluster: tests/e2e/README.md

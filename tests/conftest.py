@@ -28,7 +28,7 @@ from imece_producer.local.server import Server
 from imece_producer.request import list_files, parameters_of
 from imece_worker.capture import DRAINER
 from tests import forks
-from tests.kubernetes_stand_in import StandIn
+from tests.clusters import cluster, control_plane, stand_in  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,8 +62,9 @@ def is_running(pid: int) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "server" in getattr(item, "fixturenames", ()):
-            item.add_marker("redis")
+        for fixture, marker in (("server", "redis"), ("cluster", "cluster")):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -374,15 +375,5 @@ def uptime(workbench: Workbench) -> int:
 @pytest.fixture
 def workbench(server: Server, redis: Redis, tmp_path: Path) -> Iterator[Workbench]:
     made = Workbench(server, redis, tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A stand-in for a cluster with what deploy/ makes, and KUBECONFIG naming it."""
-    made = StandIn()
-    made.deploy()
-    monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig(tmp_path / "kubeconfig")))
     yield made
     made.close()

@@ -1,262 +1,129 @@
-"""A stand-in for a Kubernetes API server, because no machine that runs the tests has one.
+"""A stand-in for a Kubernetes API server, for machines that have none.
 
 It speaks HTTPS with a certificate of its own CA, keeps objects by path, and answers as the API
 does where imece asks: bearer tokens, RBAC, lists with selectors, merge patches, the scale of a
-Deployment, access reviews, and its errors. It runs nothing: no controller changes an object.
+Deployment, access reviews, and its errors. It checks no object: a real one does (api_server.py).
 """
 
+import copy
 import json
-import ssl
-import threading
 from collections.abc import Callable
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import trustme
-import yaml
 
-TOKEN = "a-token-of-the-village"
-NAMESPACE = "imece"
-USER = "system:serviceaccount:imece:someone"
+from tests.api_server import (
+    GRANTED,
+    KEDA_VERSION,
+    METRIC,
+    NAMESPACES,
+    SCALED_OBJECT,
+    USER,
+    ApiServer,
+    Handler,
+    HttpsServer,
+    Object,
+)
 
-Object = dict[str, Any]
-
-
-def deployment(replicas: int = 0, ready: int = 0, **spec: Any) -> Object:
-    """The workers' Deployment. An API server leaves out zeros."""
-    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": "worker"}
-    found: Object = {
-        "metadata": {"name": "imece-worker", "namespace": NAMESPACE},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [], "volumes": []}},
-            **spec,
-        },
-        "status": {},
-    }
-    if replicas:
-        found["spec"]["replicas"] = replicas
-    if ready:
-        found["status"]["readyReplicas"] = ready
-    return found
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/scaledobjects.keda.sh"
+REVIEW = "create selfsubjectaccessreviews.authorization.k8s.io"
+"""Everybody may, who is known."""
 
 
-def scaled_object(queue: str = "imece", **spec: Any) -> Object:
-    """KEDA's object for it, ready and active."""
-    keys = (f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate", f"rq:wip:{queue}")
-    return {
-        "metadata": {"name": "imece-worker", "namespace": NAMESPACE},
-        "spec": {
-            "scaleTargetRef": {"name": "imece-worker"},
-            "minReplicaCount": 0,
-            "maxReplicaCount": 20,
-            "triggers": [{"type": "redis", "metadata": {"listName": key}} for key in keys],
-            **spec,
-        },
-        "status": {
-            "hpaName": "keda-hpa-imece-worker",
-            "conditions": [
-                {"type": "Ready", "status": "True", "reason": "ScaledObjectReady", "message": ""},
-                {"type": "Active", "status": "True", "reason": "ScalerActive", "message": ""},
-                {"type": "Fallback", "status": "False"},
-                {"type": "Paused", "status": "False"},
-            ],
-        },
-    }
-
-
-def autoscaler() -> Object:
-    """What KEDA makes of the ScaledObject, while there are workers."""
-    selector = {"matchLabels": {"scaledobject.keda.sh/name": "imece-worker"}}
-    metric = {"name": "composite-metric", "selector": selector}
-    return {
-        "metadata": {"name": "keda-hpa-imece-worker", "namespace": NAMESPACE},
-        "spec": {"metrics": [{"type": "External", "external": {"metric": metric}}]},
-        "status": {
-            "conditions": [
-                {"type": "AbleToScale", "status": "True", "reason": "ReadyForNewScale"},
-                {"type": "ScalingActive", "status": "True", "reason": "ValidMetricFound"},
-            ]
-        },
-    }
-
-
-def pod(
-    name: str = "imece-worker-1",
-    phase: str = "Running",
-    *,
-    component: str = "worker",
-    claims: tuple[str, ...] = (),
-    **status: Any,
-) -> Object:
-    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": component}
-    volumes = [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims]
-    return {
-        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
-        "spec": {"volumes": volumes},
-        "status": {"phase": phase, **status},
-    }
-
-
-class StandIn:
+class StandIn(ApiServer):
     """The server, running until `close`.
 
+    The attributes are what no real server can be brought to do: tests that need them, or a
+    certificate that is wrong, have this server alone.
+
     Attributes:
-        objects: the objects by their path.
-        forbidden: what RBAC does not grant, as `patch scaledobjects.keda.sh`.
-        answers: (method, path) -> status and body, in place of what would be answered.
-        counted: what KEDA answers its autoscaler.
-        unknown: API groups there are none of.
-        asked: method and path of every request, in order.
+        answers: verb and path -> status and body, in place of what would be answered.
         before: called before a request is answered.
     """
 
-    def __init__(
-        self, *identities: str, until: datetime | None = None, ca: trustme.CA | None = None
-    ) -> None:
-        self.ca = ca or trustme.CA()
-        self.objects: dict[str, Object] = {}
-        self.forbidden: set[str] = set()
+    token = "eyJ-a-token-of-the-village"
+
+    def __init__(self, *identities: str, until: datetime | None = None) -> None:
+        super().__init__()
         self.answers: dict[tuple[str, str], tuple[int, str]] = {}
-        self.counted = "0"
-        self.unknown: set[str] = set()
-        self.asked: list[tuple[str, str]] = []
-        self.logs: dict[str, str] = {}
         self.before: Callable[[], object] = lambda: None
-        self.headers: dict[str, str] = {}
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.objects: dict[str, Object] = {}
+        self.granted = GRANTED
+        self.has_keda = True
+        self.requests: list[tuple[str, str]] = []
+        for name in NAMESPACES:
+            self.put(f"/api/v1/namespaces/{name}", {"metadata": {"name": name}})
+        self.set_keda_version(KEDA_VERSION)
+        self.ca = trustme.CA()
         start = datetime(2020, 1, 1) if until else None
         names = identities or ("localhost",)
-        self.ca.issue_cert(*names, not_before=start, not_after=until).configure_cert(context)
+        certificate = self.ca.issue_cert(*names, not_before=start, not_after=until)
         stand_in = self
 
-        class Handler(_Handler):
+        class Ours(_Handler):
             api = stand_in
 
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def finish_request(self, request: Any, address: Any) -> None:
-                try:
-                    request.settimeout(30)
-                    with context.wrap_socket(request, server_side=True) as secured:
-                        Handler(secured, address, self)
-                except OSError:
-                    pass  # a client that does not trust us, or is gone
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), daemon=True
-        )
-        self._thread.start()
-        self.port: int = self._server.server_address[1]
-        self.url = f"https://localhost:{self.port}"
-        self.put(f"/api/v1/namespaces/{NAMESPACE}", {"metadata": {"name": NAMESPACE}})
+        self._server = HttpsServer(Ours, certificate)
+        self.port = self._server.port
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
     def put(self, path: str, body: Object) -> None:
-        body["metadata"].setdefault("resourceVersion", "1")
-        self.objects[path] = body
+        namespace = _split(path)[1]
+        ours = {"namespace": namespace, "resourceVersion": "1", "generation": 1}
+        self.objects[path] = copy.deepcopy(body | {"metadata": body["metadata"] | ours})
 
-    def deploy(self, deployed: Object | None = None, scaled: Object | None = None) -> None:
-        """What deploy/ makes."""
-        self.put(self.deployment_path, deployed or deployment())
-        self.put(self.scaled_object_path, scaled or scaled_object())
-        self.put(self.autoscaler_path, autoscaler())
-        crd = {"metadata": {"labels": {"app.kubernetes.io/version": "2.20.0"}}}
-        self.put(
-            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/scaledobjects.keda.sh", crd
+    def change(self, path: str, changes: Object) -> None:
+        found = self.objects[path]
+        before = copy.deepcopy(found.get("spec"))
+        _merge(found, copy.deepcopy(changes))
+        metadata = found["metadata"]
+        metadata["resourceVersion"] = str(int(_version(found)) + 1)
+        metadata["generation"] += found.get("spec") != before
+        if not metadata.get("annotations"):
+            metadata.pop("annotations", None)
+        for variable in _variables(found):
+            if not variable.get("value"):
+                variable.pop("value", None)
+
+    def delete(self, path: str) -> None:
+        del self.objects[path]
+
+    def read(self, path: str) -> Object:
+        return copy.deepcopy(self.objects[path])
+
+    def forbid(self, *rights: str) -> None:
+        assert GRANTED.issuperset(rights)
+        self.granted = GRANTED.difference(rights)
+
+    def deny_changes(self, status: int, why: str) -> None:
+        said = (
+            'scaledobjects.keda.sh "imece-worker" is forbidden: ValidatingAdmissionPolicy '
+            f"'tests' with binding 'tests' denied request: {why}"
         )
+        self.answers["patch", SCALED_OBJECT] = (status, json.dumps({"message": said}))
 
-    deployment_path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/imece-worker"
-    scaled_object_path = f"/apis/keda.sh/v1alpha1/namespaces/{NAMESPACE}/scaledobjects/imece-worker"
-    autoscaler_path = (
-        f"/apis/autoscaling/v2/namespaces/{NAMESPACE}"
-        "/horizontalpodautoscalers/keda-hpa-imece-worker"
-    )
-    metric_path = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{NAMESPACE}/composite-metric"
+    def remove_keda(self) -> None:
+        self.has_keda = False
+        del self.objects[CRD]
+
+    def set_keda_version(self, version: str) -> None:
+        labels = {"app.kubernetes.io/version": version}
+        self.put(CRD, {"metadata": {"name": "scaledobjects.keda.sh", "labels": labels}})
 
     @property
-    def deployed(self) -> Object:
-        return self.objects[self.deployment_path]
+    def asked(self) -> list[tuple[str, str]]:
+        return self.requests
 
-    @property
-    def scaled(self) -> Object:
-        return self.objects[self.scaled_object_path]
-
-    def add_pods(self, *pods: Object) -> None:
-        for one in pods:
-            self.put(f"/api/v1/namespaces/{NAMESPACE}/pods/{one['metadata']['name']}", one)
-
-    def add_claim(self, name: str, phase: str) -> None:
-        """A claim that the workers mount."""
-        path = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims/{name}"
-        self.put(path, {"metadata": {"name": name}, "status": {"phase": phase}})
-        volume = {"name": "data", "persistentVolumeClaim": {"claimName": name}}
-        self.deployed["spec"]["template"]["spec"]["volumes"].append(volume)
-
-    def add_warning(self, kind: str, name: str, reason: str, message: str) -> None:
-        event: Object = {
-            "metadata": {"name": f"event-{len(self.objects)}"},
-            "involvedObject": {"kind": kind, "name": name},
-            "type": "Warning",
-            "reason": reason,
-            "message": message,
-            "lastTimestamp": f"2026-01-01T00:00:{len(self.objects):02d}Z",
-        }
-        self.put(f"/api/v1/namespaces/{NAMESPACE}/events/{event['metadata']['name']}", event)
-
-    def changed(self) -> list[str]:
-        """The paths that were patched."""
-        return [path for method, path in self.asked if method == "PATCH"]
-
-    def kubeconfig(
-        self,
-        file: Path,
-        *,
-        user: Object | None = None,
-        namespace: str | None = NAMESPACE,
-        trusted: bool = True,
-        server: str | None = None,
-    ) -> Path:
-        """Writes a kubeconfig whose current context, `village`, is this server."""
-        ca = file.with_suffix(".ca")
-        self.ca.cert_pem.write_to_path(ca)
-        cluster: Object = {"server": server or self.url}
-        if trusted:
-            cluster["certificate-authority"] = str(ca)
-        context: Object = {"cluster": "here", "user": "someone"}
-        if namespace:
-            context["namespace"] = namespace
-        user = {"token": TOKEN} if user is None else user
-        file.write_text(
-            yaml.safe_dump(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "current-context": "village",
-                    "clusters": [{"name": "here", "cluster": cluster}],
-                    "users": [{"name": "someone", "user": user}],
-                    "contexts": [{"name": "village", "context": context}],
-                }
-            )
-        )
-        return file
+    def forget(self) -> None:
+        self.requests.clear()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     api: StandIn
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         self._serve()
@@ -269,63 +136,85 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else None
+        body = json.loads(self.rfile.read(length) or "null")
         parts = urlsplit(self.path)
         path, query = unquote(parts.path), parse_qs(parts.query)
-        self.api.asked.append((self.command, path))
+        name = _split(path)[3]
+        verb = {"GET": "get" if name else "list", "PATCH": "patch", "POST": "create"}[self.command]
+        self.api.requests.append((verb, path))
         self.api.before()
-        if (given := self.api.answers.get((self.command, path))) is not None:
-            self._say(*given)
-        elif self.headers.get("Authorization", "").lower() != f"bearer {TOKEN}".lower():
+        bearer = self.headers.get("Authorization")
+        if (given := self.api.answers.get((verb, path))) is not None:
+            self.say(*given)
+        elif bearer and bearer.partition(" ")[2] != self.api.token:
             self._fail(401, "Unauthorized")
-        elif any(path.startswith(f"/apis/{group}/") for group in self.api.unknown):
-            self._say(404, "404 page not found\n")
+        elif path.startswith("/apis/keda.sh/") and not self.api.has_keda:
+            self.say(404, "404 page not found\n")
+        elif bearer:
+            self._answer(verb, path, query, body, USER, self.api.granted | {REVIEW})
         else:
-            self._answer(path, query, body)
+            self._answer(verb, path, query, body, "system:anonymous", frozenset())
 
-    def _answer(self, path: str, query: dict[str, list[str]], body: Any) -> None:
-        if self.command == "POST":
-            wanted = body["spec"]["resourceAttributes"]
-            right = _right(
-                wanted["verb"], wanted["resource"], wanted["group"], wanted["subresource"]
-            )
-            self._send({"status": {"allowed": right not in self.api.forbidden}})
-            return
-        where, name, subresource = _split(path)
-        verb = {"GET": "get" if name else "list", "PATCH": "patch"}[self.command]
-        right = _right(verb, where["resource"], where["group"], subresource)
-        if right in self.api.forbidden:
+    def _answer(
+        self,
+        verb: str,
+        path: str,
+        query: dict[str, list[str]],
+        body: Any,
+        user: str,
+        granted: frozenset[str],
+    ) -> None:
+        group, namespace, resource, name, subresource = _split(path)
+        kind = f"{resource}.{group}" if group else resource
+        what = f'{kind} "{name}"' if name else kind
+        place = path.removesuffix(f"/{subresource}")
+        right = _right(verb, resource, group, subresource)
+        if right not in granted:
+            where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
+            asked = f"{resource}/{subresource}" if subresource else resource
             self._fail(
                 403,
-                f'{where["resource"]} "{name}" is forbidden: User "{USER}" cannot {verb} resource '
-                f'"{where["resource"]}" in API group "{where["group"]}" in the namespace '
-                f'"{where["namespace"]}"',
+                f'{what} is forbidden: User "{user}" cannot {verb} resource "{asked}" in API group '
+                f'"{group}" {where}',
             )
-        elif where["group"] == "external.metrics.k8s.io":
-            self._send({"items": [{"metricName": "", "value": self.api.counted}]})
+        elif right == REVIEW:
+            asked = body["spec"]["resourceAttributes"]
+            right = _right(*(asked[key] for key in ("verb", "resource", "group", "subresource")))
+            self.say(201, {"status": {"allowed": right in granted}})
+        elif path == METRIC:
+            self.say(*self.api.keda.answer())
         elif not name:
-            self._send({"items": self._list(path, where, query)})
+            self.say(200, {"items": self._list(path, query)})
+        elif (found := self.api.objects.get(place)) is None:
+            self._fail(404, f"{what} not found")
         elif subresource == "log":
-            self._say(200, self.api.logs.get(name, ""))
-        elif (found := self.api.objects.get(path.removesuffix("/scale"))) is None:
-            self._fail(404, f'{where["resource"]} "{name}" not found')
-        elif self.command == "GET":
-            self._send(found)
+            self.say(200, self.api.logs.get(name, ""))
+        elif verb == "get":
+            self.say(200, found)
         elif self.headers["Content-Type"] != "application/merge-patch+json":
-            self._fail(415, "the body of the request was in an unknown format")
-        elif body.get("metadata", {}).get("resourceVersion", _version(found)) != _version(found):
-            self._fail(409, "the object has been modified; please apply your changes to the latest")
+            self._fail(
+                415,
+                "the body of the request was in an unknown format - accepted media types include: "
+                "application/json-patch+json, application/merge-patch+json, "
+                "application/apply-patch+yaml",
+            )
+        elif body.get("metadata", {}).pop("resourceVersion", _version(found)) != _version(found):
+            self._fail(
+                409,
+                f"Operation cannot be fulfilled on {what}: the object has been modified; "
+                "please apply your changes to the latest version and try again",
+            )
         else:
-            _merge(found, body)
+            self.api.change(place, body)
             found["metadata"]["managedFields"] = [{"manager": query["fieldManager"][0]}]
-            found["metadata"]["resourceVersion"] = str(int(_version(found)) + 1)
-            self._send({"spec": found["spec"]} if subresource == "scale" else found)
+            scale = {**found, "kind": "Scale", "spec": {"replicas": found["spec"].get("replicas")}}
+            self.say(200, scale if subresource == "scale" else found)
 
-    def _list(self, path: str, where: Object, query: dict[str, list[str]]) -> list[Object]:
+    def _list(self, path: str, query: dict[str, list[str]]) -> list[Object]:
         prefix, resource = path.rsplit("/", 1)
         found = [
             one
-            for place, one in self.api.objects.items()
+            for place, one in sorted(self.api.objects.items())
             if place.startswith(prefix) and place.split("/")[-2] == resource
         ]
         for pair in query.get("labelSelector", [""])[0].split(","):
@@ -337,25 +226,19 @@ class _Handler(BaseHTTPRequestHandler):
             found = [one for one in found if not key or _field(one, key) == value]
         return found
 
-    def _send(self, body: Object) -> None:
-        self._say(200, json.dumps(body))
-
     def _fail(self, status: int, message: str) -> None:
-        self._say(status, json.dumps({"kind": "Status", "status": "Failure", "message": message}))
-
-    def _say(self, status: int, text: str) -> None:
-        data = text.encode()
-        self.send_response_only(status)
-        headers = {"Date": self.date_time_string(), "Content-Length": str(len(data))}
-        for name, value in (headers | self.api.headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
+        self.say(status, {"kind": "Status", "status": "Failure", "message": message})
 
 
 def _labels(one: Object) -> dict[str, str]:
     labels: dict[str, str] = one["metadata"].get("labels", {})
     return labels
+
+
+def _variables(one: Object) -> list[Object]:
+    """The environment variables of a Deployment's containers."""
+    pod = one.get("spec", {}).get("template", {}).get("spec", {})
+    return [variable for each in pod.get("containers", []) for variable in each.get("env", [])]
 
 
 def _field(one: Any, path: str) -> Any:
@@ -372,16 +255,17 @@ def _right(verb: str, resource: str, group: str, subresource: str) -> str:
     )
 
 
-def _split(path: str) -> tuple[Object, str, str]:
-    """A path as what it says: group, namespace and resource; name; subresource."""
+def _split(path: str) -> tuple[str, str, str, str, str]:
+    """A path as what it says: group, namespace, resource, name, subresource."""
     parts = path.strip("/").split("/")
     group = parts[1] if parts[0] == "apis" else ""
     rest = parts[3:] if group else parts[2:]
     namespace = ""
-    if rest[0] == "namespaces" and len(rest) > 2:
-        namespace, rest = rest[1], rest[2:]
+    if rest[0] == "namespaces" and len(rest) > 1:
+        namespace = rest[1]
+        rest = rest[2:] or rest
     rest += ["", ""]
-    return {"group": group, "namespace": namespace, "resource": rest[0]}, rest[1], rest[2]
+    return group, namespace, rest[0], rest[1], rest[2]
 
 
 def _version(one: Object) -> str:

@@ -1,6 +1,6 @@
 """The way to a cluster, and the one sentence for each way it can be barred: the cause, the fix.
 
-Against a stand-in for the API server, over real TLS.
+Over real TLS. A server that answers as none should is the stand-in.
 """
 
 import base64
@@ -28,8 +28,9 @@ from imece_producer.cluster import client as module
 from imece_producer.cluster import kubeconfig, scaling
 from imece_producer.cluster.client import ClusterError, connect
 from imece_producer.cluster.rights import READ_DEPLOYMENT, READ_LOG, RIGHTS, Right
+from tests.api_server import SCALED_OBJECT, USER, ApiServer
 from tests.conftest import ROOT
-from tests.kubernetes_stand_in import TOKEN, USER, StandIn, scaled_object
+from tests.kubernetes_stand_in import StandIn
 
 
 def limit(**settings: Any) -> int:
@@ -56,12 +57,12 @@ def checked(error: ServiceError | SettingsError) -> str:
     text = str(error)
     assert error.hint, text
     assert "\n" not in text
-    assert TOKEN not in text
+    assert "eyJ" not in text  # as every token begins
     return text
 
 
-def use(monkeypatch: pytest.MonkeyPatch, cluster: StandIn, tmp_path: Path, **how: Any) -> None:
-    """Makes KUBECONFIG name the stand-in in another way."""
+def use(monkeypatch: pytest.MonkeyPatch, cluster: ApiServer, tmp_path: Path, **how: Any) -> None:
+    """Makes KUBECONFIG name the server in another way."""
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path / "other", **how)))
 
 
@@ -75,7 +76,7 @@ def jwt(expires: float) -> str:
 # The way
 
 
-def test_a_kubeconfig_leads_there_and_it_is_said_by_which_way(cluster: StandIn) -> None:
+def test_a_kubeconfig_leads_there_and_it_is_said_by_which_way(cluster: ApiServer) -> None:
     with connect(load()) as found:
         assert scaling.read(found).limit == 20
         assert str(found) == (
@@ -84,7 +85,7 @@ def test_a_kubeconfig_leads_there_and_it_is_said_by_which_way(cluster: StandIn) 
         )
 
 
-def test_the_context_can_be_chosen(cluster: StandIn, tmp_path: Path) -> None:
+def test_the_context_can_be_chosen(cluster: ApiServer, tmp_path: Path) -> None:
     text = misfit(kube_context="town")
     assert "has no context town" in text
     assert text.endswith("it has: village")
@@ -92,7 +93,7 @@ def test_the_context_can_be_chosen(cluster: StandIn, tmp_path: Path) -> None:
 
 
 def test_several_kubeconfigs_count_as_one(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = tmp_path / "first"
     first.write_text("apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts: []\n")
@@ -100,7 +101,7 @@ def test_several_kubeconfigs_count_as_one(
     assert limit() == 20
 
 
-def test_without_a_current_context_one_must_be_named(cluster: StandIn, tmp_path: Path) -> None:
+def test_without_a_current_context_one_must_be_named(cluster: ApiServer, tmp_path: Path) -> None:
     file = tmp_path / "kubeconfig"
     file.write_text(file.read_text().replace("current-context: village", ""))
     assert "has no current context: name one with --context" in misfit()
@@ -108,11 +109,11 @@ def test_without_a_current_context_one_must_be_named(cluster: StandIn, tmp_path:
 
 
 @pytest.fixture
-def pod(cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pod(cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes this process look like one in a pod; the directory of its service account."""
     folder = tmp_path / "serviceaccount"
     folder.mkdir()
-    (folder / "token").write_text(TOKEN)
+    (folder / "token").write_text(cluster.token)
     (folder / "namespace").write_text("imece")
     cluster.ca.cert_pem.write_to_path(folder / "ca.crt")
     monkeypatch.setenv("IMECE_SERVICE_ACCOUNT_DIR", str(folder))
@@ -145,7 +146,7 @@ def test_a_pod_with_an_empty_token_says_so(pod: Path) -> None:
 
 
 def test_a_cluster_is_meant_only_in_a_pod_or_where_a_setting_names_it(
-    cluster: StandIn, request: pytest.FixtureRequest
+    cluster: ApiServer, request: pytest.FixtureRequest
 ) -> None:
     assert not kubeconfig.is_named(load())
     assert kubeconfig.is_named(load(kube_context="village"))
@@ -155,7 +156,7 @@ def test_a_cluster_is_meant_only_in_a_pod_or_where_a_setting_names_it(
 
 
 def test_the_namespace_is_the_settings_else_the_contexts_else_default(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def namespace(**settings: str) -> str:
         with connect(load(**settings)) as found:
@@ -204,7 +205,7 @@ def test_a_kubeconfig_that_is_none(
     assert str(tmp_path / "broken") in misfit()
 
 
-def test_a_kubeconfig_that_names_a_file_that_is_gone(cluster: StandIn, tmp_path: Path) -> None:
+def test_a_kubeconfig_that_names_a_file_that_is_gone(cluster: ApiServer, tmp_path: Path) -> None:
     (tmp_path / "kubeconfig.ca").unlink()
     text = misfit()
     assert "kubeconfig.ca" in text
@@ -224,12 +225,12 @@ def plugin(folder: Path, *lines: str) -> dict[str, Any]:
 
 
 def test_a_program_may_fetch_the_token(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = {
         "apiVersion": "client.authentication.k8s.io/v1",
         "kind": "ExecCredential",
-        "status": {"token": TOKEN},
+        "status": {"token": cluster.token},
     }
     user = plugin(tmp_path, f"print({json.dumps(answer)!r})")
     use(monkeypatch, cluster, tmp_path, user=user)
@@ -237,7 +238,7 @@ def test_a_program_may_fetch_the_token(
 
 
 def test_a_program_that_is_not_installed(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = plugin(tmp_path)
     user["exec"]["command"] = "some-cloud-auth"
@@ -250,7 +251,7 @@ def test_a_program_that_is_not_installed(
 
 
 def test_a_program_that_fails(
-    cluster: StandIn,
+    cluster: ApiServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -267,7 +268,7 @@ def test_a_program_that_fails(
 
 
 def test_a_token_that_has_expired_says_since_when(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = jwt(time.time() - 3 * 3600 - 30)
     use(monkeypatch, cluster, tmp_path, user={"token": token})
@@ -279,7 +280,7 @@ def test_a_token_that_has_expired_says_since_when(
 
 @pytest.mark.parametrize("token", ["sha256~opaque", jwt(4e9), "a.b.c", ".."])
 def test_any_other_token_that_is_not_accepted(
-    token: str, cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    token: str, cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, cluster, tmp_path, user={"token": token})
     text = refusal()
@@ -287,9 +288,9 @@ def test_any_other_token_that_is_not_accepted(
     assert token not in text
 
 
-@pytest.mark.parametrize("token", [TOKEN + "\n", "two\nlines", "snow☃"])
+@pytest.mark.parametrize("token", ["a line's end\n", "two\nlines", "snow☃"])
 def test_a_token_that_cannot_be_one_is_not_shown(
-    token: str, cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    token: str, cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library would raise an error with the token in it."""
     (tmp_path / "token").write_text(token)
@@ -299,9 +300,14 @@ def test_a_token_that_cannot_be_one_is_not_shown(
     assert "snow" not in text
 
 
-def test_no_token_at_all(cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_token_at_all(
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, cluster, tmp_path, user={})
-    assert "there is no token; a client certificate, if there is one, may" in refusal()
+    said = "there is no token; a client certificate, if there is one, may have expired (403)"
+    assert said in refusal()
+    with connect(load()) as found, pytest.raises(ClusterError, match="there is no token"):
+        found.has_right(READ_LOG)
 
 
 def test_a_pods_token_that_is_not_accepted(pod: Path) -> None:
@@ -311,8 +317,8 @@ def test_a_pods_token_that_is_not_accepted(pod: Path) -> None:
     assert "delete the pod" in text
 
 
-def test_a_missing_right_is_named_with_the_role_that_grants_it(cluster: StandIn) -> None:
-    cluster.forbidden = {str(READ_DEPLOYMENT)}
+def test_a_missing_right_is_named_with_the_role_that_grants_it(cluster: ApiServer) -> None:
+    cluster.forbid(str(READ_DEPLOYMENT))
     text = refusal()
     assert f"no right to get deployments.apps in namespace imece for {USER}" in text
     assert "Role imece-producer" in text
@@ -322,7 +328,7 @@ def test_a_missing_right_is_named_with_the_role_that_grants_it(cluster: StandIn)
 
 
 def test_a_private_ca_can_be_named_without_touching_the_kubeconfig(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, cluster, tmp_path, trusted=False)
     text = refusal()
@@ -338,7 +344,7 @@ def test_a_private_ca_can_be_named_without_touching_the_kubeconfig(
 
 
 def test_a_named_ca_is_checked_even_where_the_kubeconfig_would_not(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = cluster.kubeconfig(tmp_path / "careless", trusted=False)
     file.write_text(
@@ -376,7 +382,7 @@ def test_a_certificate_for_another_name(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_server_that_speaks_no_tls(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer_plainly(listening: socket.socket) -> None:
         for _ in range(module.TRIES):
@@ -399,7 +405,7 @@ def test_a_server_that_speaks_no_tls(
 
 
 def test_a_port_where_nobody_listens(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -408,14 +414,14 @@ def test_a_port_where_nobody_listens(
 
 
 def test_a_name_that_nobody_knows(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, cluster, tmp_path, server="https://kubernetes.invalid:6443")
     assert "the name kubernetes.invalid is not known here: check the kubeconfig's" in refusal()
 
 
 def test_a_server_that_takes_connections_and_says_nothing(
-    cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CONNECT", 0.2)
     monkeypatch.setattr(module, "READ", 0.2)
@@ -429,55 +435,54 @@ def test_a_server_that_takes_connections_and_says_nothing(
 
 
 def test_a_server_that_never_finishes_an_answer(
-    cluster: StandIn, monkeypatch: pytest.MonkeyPatch
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "READ", 0.2)
     over = threading.Event()
-    cluster.before = lambda: over.wait(10)
+    stand_in.before = lambda: over.wait(10)
     try:
         assert "does not answer in time" in refusal()
     finally:
         over.set()
-    assert len(cluster.asked) <= module.TRIES
+    assert len(stand_in.asked) <= module.TRIES
 
 
-def test_a_server_that_is_busy_is_asked_again_but_not_for_ever(cluster: StandIn) -> None:
+def test_a_server_that_is_busy_is_asked_again_but_not_for_ever(stand_in: StandIn) -> None:
     asked = []
 
     def busy_once() -> None:
         asked.append(1)
-        cluster.answers.clear()
+        stand_in.answers.clear()
         if len(asked) == 1:
-            cluster.answers["GET", cluster.scaled_object_path] = (503, "overloaded")
+            stand_in.answers["get", SCALED_OBJECT] = (503, "overloaded")
 
-    cluster.before = busy_once
+    stand_in.before = busy_once
     assert limit() == 20
-    cluster.before = lambda: None
-    cluster.answers["GET", cluster.scaled_object_path] = (503, "overloaded")
-    cluster.asked.clear()
+    stand_in.before = lambda: None
+    stand_in.answers["get", SCALED_OBJECT] = (503, "overloaded")
+    stand_in.forget()
     text = refusal()
     assert "not able to answer now (503: overloaded): try again" in text
-    assert len(cluster.asked) == module.TRIES
+    assert len(stand_in.asked) == module.TRIES
 
 
 @pytest.mark.parametrize("status", [200, 403, 404])
-def test_a_login_page_in_the_way(status: int, cluster: StandIn) -> None:
-    cluster.answers["GET", cluster.scaled_object_path] = (status, "<html>log in</html>")
+def test_a_login_page_in_the_way(status: int, stand_in: StandIn) -> None:
+    stand_in.answers["get", SCALED_OBJECT] = (status, "<html>log in</html>")
     assert "does not answer as Kubernetes does: a proxy or a login page" in refusal()
 
 
 # Not there
 
 
-def test_a_namespace_that_is_not_there_with_those_that_are(cluster: StandIn) -> None:
-    cluster.put("/api/v1/namespaces/other", {"metadata": {"name": "other"}})
+def test_a_namespace_that_is_not_there_with_those_that_are(cluster: ApiServer) -> None:
     text = refusal(kube_namespace="typo")
     assert "there is no namespace typo in the cluster at" in text
-    assert "there are: imece, other: name the right one with --namespace" in text
+    names = "default, imece, keda, kube-node-lease, kube-public, kube-system, other"
+    assert f"there are: {names}: name the right one with --namespace" in text
 
 
-def test_the_wrong_namespace_says_where_the_object_is(cluster: StandIn) -> None:
-    cluster.put("/api/v1/namespaces/other", {"metadata": {"name": "other"}})
+def test_the_wrong_namespace_says_where_the_object_is(cluster: ApiServer) -> None:
     text = refusal(kube_namespace="other")
     assert (
         "there is no ScaledObject imece-worker in namespace other; there is one in: imece" in text
@@ -485,7 +490,7 @@ def test_the_wrong_namespace_says_where_the_object_is(cluster: StandIn) -> None:
     assert "--namespace or IMECE_KUBE_NAMESPACE" in text
 
 
-def test_the_wrong_name_says_which_there_are(cluster: StandIn) -> None:
+def test_the_wrong_name_says_which_there_are(cluster: ApiServer) -> None:
     text = refusal(scaled_object="imece-workers")
     assert "no ScaledObject imece-workers in namespace imece; there are: imece-worker" in text
     assert text.endswith("or name another in IMECE_SCALED_OBJECT")
@@ -493,14 +498,14 @@ def test_the_wrong_name_says_which_there_are(cluster: StandIn) -> None:
     assert "no Deployment x in namespace imece; there are: imece-worker" in text
 
 
-def test_what_may_not_be_listed_is_not(cluster: StandIn) -> None:
-    cluster.forbidden = {"list scaledobjects.keda.sh", "get namespaces", "list namespaces"}
+def test_what_may_not_be_listed_is_not(cluster: ApiServer) -> None:
+    cluster.forbid("list scaledobjects.keda.sh", "get namespaces", "list namespaces")
     text = refusal(scaled_object="x")
     assert text.startswith("there is no ScaledObject x in namespace imece: check --namespace")
 
 
-def test_a_cluster_without_keda(cluster: StandIn) -> None:
-    cluster.unknown = {"keda.sh"}
+def test_a_cluster_without_keda(cluster: ApiServer) -> None:
+    cluster.remove_keda()
     text = refusal()
     assert "knows no scaledobjects: KEDA is not installed: install KEDA" in text
 
@@ -508,16 +513,15 @@ def test_a_cluster_without_keda(cluster: StandIn) -> None:
 # Rights
 
 
-def test_a_right_can_be_asked_for(cluster: StandIn) -> None:
-    cluster.forbidden = {"get pods/log"}
+def test_a_right_can_be_asked_for(cluster: ApiServer) -> None:
+    cluster.forbid("get pods/log")
     with connect(load()) as found:
         assert [right for right in RIGHTS if not found.has_right(right)] == [READ_LOG]
 
 
-def test_every_request_names_the_right_it_takes(cluster: StandIn) -> None:
+def test_every_request_names_the_right_it_takes(cluster: ApiServer) -> None:
     """Whoever lacks a right is told its name: so the names must be those that RBAC goes by."""
-    cluster.deploy(scaled=scaled_object())
-    cluster.forbidden = {str(right) for right in RIGHTS}
+    cluster.forbid(*map(str, RIGHTS))
     with connect(load()) as found:
         requests: dict[str, Callable[[], object]] = {
             "get scaledobjects.keda.sh": found.scaled_object,

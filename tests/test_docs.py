@@ -16,8 +16,8 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from imece import settings
+from tests.api_server import ApiServer
 from tests.conftest import ROOT, Workbench
-from tests.kubernetes_stand_in import StandIn
 from tests.pages import DOCS, IN_BACKGROUND, NOT_RUN, Block, anchors, blocks, links, llms, pages
 
 SERVER = "redis://localhost:6379/0"
@@ -269,7 +269,7 @@ def test_output_of_a_local_run_fits_the_schemas(workbench: Workbench) -> None:
     check("local", json.loads(done.stdout))
 
 
-def test_output_about_a_cluster_fits_the_schemas(workbench: Workbench, cluster: StandIn) -> None:
+def test_output_about_a_cluster_fits_the_schemas(workbench: Workbench, cluster: ApiServer) -> None:
     workbench.files(1)
     workbench.enqueue()
     for arguments in (["scale", "5"], ["pause"], ["resume"]):

@@ -1,6 +1,6 @@
 """`imece doctor`: each thing a first-time user trips over is found, with its fix.
 
-Against real servers for Redis, and a stand-in for the API server.
+Against real servers.
 """
 
 import json
@@ -8,19 +8,27 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from redis import Redis
 
 from imece.settings import load
-from imece_producer.cluster.rights import ASK_KEDA
+from imece_producer.cluster.rights import ASK_KEDA, RIGHTS
 from imece_producer.doctor import redis as redis_checks
 from imece_producer.doctor import report
 from imece_producer.doctor.check import Check
 from imece_producer.local.server import Server
+from tests.api_server import (
+    AUTOSCALER,
+    GRANTED,
+    SCALED_OBJECT,
+    ApiServer,
+    deployment,
+    pod,
+)
 from tests.conftest import ROOT, Workbench
-from tests.kubernetes_stand_in import StandIn, deployment, pod
 from tests.test_cluster import jwt
 from tests.test_rights import acl
 
@@ -28,7 +36,7 @@ START = ROOT / "deploy/redis/start.sh"
 
 
 @pytest.fixture
-def sound(cluster: StandIn, server: Server) -> Iterator[dict[str, Any]]:
+def sound(cluster: ApiServer, server: Server) -> Iterator[dict[str, Any]]:
     """Settings with which nothing is wrong: Redis, and a cluster that is named."""
     cluster.deploy(deployment(2, ready=2))
     cluster.add_claim("imece-data", "Bound")
@@ -186,15 +194,15 @@ def test_a_cluster_that_is_named_must_be_there(server: Server) -> None:
 
 
 def test_a_cluster_that_nothing_names_is_looked_at_and_warned_of(
-    server: Server, cluster: StandIn
+    server: Server, cluster: ApiServer
 ) -> None:
-    cluster.unknown = {"keda.sh"}
+    cluster.remove_keda()
     check = only("keda", redis_url=server.url)
     assert (check.verdict, check.exit_code) == ("warn", 0)
 
 
 def test_an_expired_token_is_seen_before_it_is_sent(
-    sound: dict[str, Any], cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sound: dict[str, Any], cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = jwt(time.time() - 7200)
     file = cluster.kubeconfig(tmp_path / "stale", user={"token": token})
@@ -205,8 +213,8 @@ def test_an_expired_token_is_seen_before_it_is_sent(
     assert cluster.asked == []
 
 
-def test_missing_rights_are_listed(sound: dict[str, Any], cluster: StandIn) -> None:
-    cluster.forbidden = {"patch deployments.apps/scale", "list events"}
+def test_missing_rights_are_listed(sound: dict[str, Any], cluster: ApiServer) -> None:
+    cluster.forbid("patch deployments.apps/scale", "list events")
     check = only("cluster rights", **sound)
     assert check.says == (
         "no right in namespace imece to patch deployments.apps/scale, list events"
@@ -214,20 +222,25 @@ def test_missing_rights_are_listed(sound: dict[str, Any], cluster: StandIn) -> N
     assert "imece-producer" in check.hint
 
 
-def test_no_keda(sound: dict[str, Any], cluster: StandIn) -> None:
-    cluster.unknown = {"keda.sh"}
+def test_the_rights_of_the_role_in_deploy_are_enough(
+    sound: dict[str, Any], cluster: ApiServer
+) -> None:
+    """Whether the Role has these is in test_cluster.py."""
+    cluster.forbid(*GRANTED.difference(map(str, RIGHTS)))
+    assert "deploy/ask-keda" in only("autoscaler", **sound).hint
+    assert "which version is not to be seen" in made(**sound)["keda"].says
+
+
+def test_no_keda(sound: dict[str, Any], cluster: ApiServer) -> None:
+    cluster.remove_keda()
     check = only("keda", **sound)
     assert "KEDA is not installed" in check.says
 
 
-def test_an_old_keda_is_warned_of(sound: dict[str, Any], cluster: StandIn) -> None:
-    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/scaledobjects.keda.sh"
-    labels = cluster.objects[path]["metadata"]["labels"]
-    labels["app.kubernetes.io/version"] = "2.9.1"
+def test_an_old_keda_is_warned_of(sound: dict[str, Any], cluster: ApiServer) -> None:
+    cluster.set_keda_version("2.9.1")
     check = only("keda", **sound)
     assert (check.verdict, check.says) == ("warn", "version 2.9.1")
-    cluster.forbidden = {"get customresourcedefinitions.apiextensions.k8s.io"}
-    assert "which version is not to be seen" in made(**sound)["keda"].says
 
 
 def test_triggers_that_count_another_queue(sound: dict[str, Any]) -> None:
@@ -236,39 +249,46 @@ def test_triggers_that_count_another_queue(sound: dict[str, Any]) -> None:
 
 
 def test_a_pause_is_warned_of_and_not_taken_for_a_fault(
-    sound: dict[str, Any], cluster: StandIn
+    sound: dict[str, Any], cluster: ApiServer
 ) -> None:
-    cluster.scaled["metadata"]["annotations"] = {"autoscaling.keda.sh/paused-replicas": "0"}
-    del cluster.objects[cluster.autoscaler_path]  # KEDA removes it
+    cluster.annotate({"autoscaling.keda.sh/paused-replicas": "0"})
+    cluster.delete(AUTOSCALER)  # KEDA removes it
     check = only("workers", **sound)
     assert (check.verdict, check.hint) == ("warn", "`imece resume`")
 
 
-def test_an_autoscaler_that_does_not_scale(sound: dict[str, Any], cluster: StandIn) -> None:
-    _, active = cluster.objects[cluster.autoscaler_path]["status"]["conditions"]
-    active.update(status="False", reason="FailedGetExternalMetric", message="no metrics")
+def test_an_autoscaler_that_does_not_scale(sound: dict[str, Any], cluster: ApiServer) -> None:
+    scaling = {"type": "ScalingActive", "status": "False", "message": "no metrics"}
+
+    def say(reason: str) -> None:
+        conditions = [{**scaling, "reason": reason}]
+        cluster.change(AUTOSCALER, {"status": {"conditions": conditions}})
+
+    say("FailedGetExternalMetric")
     check = only("autoscaler", **sound)
     assert check.says == "the autoscaler keda-hpa-imece-worker does not scale: no metrics"
-    active.update(reason="ScalingDisabled")
+    say("ScalingDisabled")
     assert wrong(**sound) == {}
-    del cluster.objects[cluster.autoscaler_path]
+    cluster.delete(AUTOSCALER)
     assert "KEDA makes it" in only("autoscaler", **sound).hint
 
 
 def test_a_keda_that_does_not_answer_is_seen_also_with_no_workers(
-    sound: dict[str, Any], cluster: StandIn
+    sound: dict[str, Any], cluster: ApiServer
 ) -> None:
     cluster.deploy(deployment(0))
     cluster.add_claim("imece-data", "Bound")
     assert made(**sound)["autoscaler"].says == (
         "keda-hpa-imece-worker, at rest with no workers; KEDA answers it"
     )
-    cluster.answers["GET", cluster.metric_path] = (503, "service unavailable")
+    cluster.keda.failure = (503, "service unavailable")
     assert only("autoscaler", **sound).says == "KEDA's metrics server does not answer"
 
 
-def test_a_keda_that_may_not_be_asked_is_warned_of(sound: dict[str, Any], cluster: StandIn) -> None:
-    cluster.forbidden = {str(ASK_KEDA)}
+def test_a_keda_that_may_not_be_asked_is_warned_of(
+    sound: dict[str, Any], cluster: ApiServer
+) -> None:
+    cluster.forbid(str(ASK_KEDA))
     check = only("autoscaler", **sound)
     assert check.verdict == "warn"
     assert "whether KEDA answers it cannot be seen from here: no right to list comp" in check.says
@@ -276,7 +296,7 @@ def test_a_keda_that_may_not_be_asked_is_warned_of(sound: dict[str, Any], cluste
 
 
 def test_jobs_that_keda_does_not_see(
-    sound: dict[str, Any], cluster: StandIn, workbench: Workbench
+    sound: dict[str, Any], cluster: ApiServer, workbench: Workbench
 ) -> None:
     cluster.deploy(deployment(0))
     cluster.add_claim("imece-data", "Bound")
@@ -284,31 +304,30 @@ def test_jobs_that_keda_does_not_see(
     workbench.enqueue()
     check = only("autoscaler", **sound)
     assert check.says.startswith("KEDA counts no bucket jobs, and ")
-    cluster.counted = "3"
+    cluster.keda.counted = "3"
     assert only("autoscaler", **sound).verdict == "warn"  # it starts one in some seconds
 
 
 def test_a_scaled_object_that_keda_has_not_finished_with(
-    sound: dict[str, Any], cluster: StandIn
+    sound: dict[str, Any], cluster: ApiServer
 ) -> None:
     """As KEDA leaves it just after an apply."""
-    for condition in cluster.scaled["status"]["conditions"]:
-        condition["status"] = "Unknown"
-    del cluster.scaled["status"]["hpaName"]
+    conditions = cluster.scaled["status"]["conditions"]
+    unknown = [{**condition, "status": "Unknown"} for condition in conditions]
+    cluster.change(SCALED_OBJECT, {"status": {"conditions": unknown, "hpaName": None}})
     check = only("scaled object", **sound)
     assert (check.verdict, "Ready is Unknown" in check.says) == ("warn", True)
 
 
 def test_a_claim_that_is_mounted_twice_is_named_once(
-    sound: dict[str, Any], cluster: StandIn
+    sound: dict[str, Any], cluster: ApiServer
 ) -> None:
-    cluster.add_claim("imece-data", "Bound")
+    cluster.mount("imece-data", "imece-data")
     assert made(**sound)["claim"].says == "imece-data bound"
 
 
-def test_a_missing_claim_is_said_once(sound: dict[str, Any], cluster: StandIn) -> None:
-    cluster.add_claim("scans", "Bound")
-    del cluster.objects["/api/v1/namespaces/imece/persistentvolumeclaims/scans"]
+def test_a_missing_claim_is_said_once(sound: dict[str, Any], cluster: ApiServer) -> None:
+    cluster.mount("scans")
     unscheduled = {
         "type": "PodScheduled",
         "status": "False",
@@ -325,36 +344,31 @@ def test_a_missing_claim_is_said_once(sound: dict[str, Any], cluster: StandIn) -
     )
 
 
-def test_a_claim_that_is_not_bound(sound: dict[str, Any], cluster: StandIn) -> None:
+def test_a_claim_that_is_not_bound(sound: dict[str, Any], cluster: ApiServer) -> None:
     cluster.add_claim("other", "Lost")
     assert "the volume claim other is not bound (Lost)" in only("claim", **sound).says
 
 
-def test_pods_that_do_not_start(sound: dict[str, Any], cluster: StandIn) -> None:
+def test_pods_that_do_not_start(sound: dict[str, Any], cluster: ApiServer) -> None:
     state = {"waiting": {"reason": "ErrImagePull", "message": "who are you"}}
     cluster.add_pods(pod(containerStatuses=[{"image": "x", "state": state}]))
     assert only("pods", **sound).says == "1 worker pod: the image x cannot be pulled: who are you"
 
 
-@pytest.mark.parametrize(("offset", "way"), [(90, "ahead of"), (-90, "behind")])
+@pytest.mark.parametrize(("offset", "way"), [(-90, "ahead of"), (90, "behind")])
 def test_a_clock_that_is_wrong(
-    offset: int, way: str, sound: dict[str, Any], cluster: StandIn
+    offset: int, way: str, sound: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from email.utils import formatdate
-
-    cluster.headers["Date"] = formatdate(time.time() + offset, usegmt=True)
-    check = only("cluster clock", **sound)
-    assert check.verdict == "warn"
-    assert f"{way} this machine" in check.says
-
-
-def test_a_clock_of_redis_that_is_wrong(
-    sound: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = time.time
-    monkeypatch.setattr("imece_producer.doctor.report.time.time", lambda: now() - 60)
+    """This machine's, which is another than Redis' and the API server's."""
+    clock = SimpleNamespace(time=lambda: time.time() + offset)
+    for module in (report, redis_checks):
+        monkeypatch.setattr(module, "time", clock)
     found = wrong(**sound)
-    assert "Redis is 1 min" in found["redis clock"].says
+    assert {check.verdict for check in found.values()} == {"warn"}
+    assert f"Redis is 1 min 30 s {way} this machine" in found["redis clock"].says
+    assert re.match(
+        rf"the API server is 1 min (29|30|31) s {way} this machine", found["cluster clock"].says
+    )
 
 
 # What processes files, and where they are

@@ -1,8 +1,9 @@
-"""The tasks that speak to a cluster, and a stand-in for its API server."""
+"""The tasks that speak to a cluster."""
 
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +19,38 @@ from imece_producer.airflow import (
     cluster,
 )
 from imece_producer.airflow.connection import settings_of
+from imece_producer.cluster.client import Cluster
+from tests.api_server import DEPLOYMENT, SCALED_OBJECT, ApiServer, deployment
 from tests.conftest import Workbench, until
-from tests.kubernetes_stand_in import StandIn, deployment
 from tests.test_cluster import jwt
 
 IMAGE = "registry.example.com/imece:2"
 
 
 @pytest.fixture
-def api(cluster: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """The stand-in, known by the connection imece_kubernetes and by nothing else."""
+def api(cluster: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ApiServer:
+    """The API server, known by the connection imece_kubernetes and by nothing else."""
     config = (tmp_path / "kubeconfig").read_text()
     monkeypatch.delenv("KUBECONFIG")
     monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
     connect_by({"kube_config": config}, monkeypatch)
-    made = deployment(2)
+    made = deployment(2, ready=2)
     worker = {"name": "worker", "image": "registry.example.com/imece:1"}
     made["spec"]["template"]["spec"]["containers"] = [{"name": "other", "image": "other"}, worker]
-    made["metadata"]["generation"] = 4
-    made["status"] = {
-        "observedGeneration": 4,
-        "updatedReplicas": 2,
-        "replicas": 2,
-        "availableReplicas": 2,
-    }
+    made["status"] = seen(9, updated=2, there=2, ready=2)  # each change is through at once
     cluster.deploy(made)
     return cluster
+
+
+def seen(generation: int, updated: int, there: int, ready: int) -> dict[str, int]:
+    """How far the rollout of a Deployment is."""
+    return {
+        "observedGeneration": generation,
+        "updatedReplicas": updated,
+        "replicas": there,
+        "readyReplicas": ready,
+        "availableReplicas": ready,
+    }
 
 
 def connect_by(extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,44 +58,46 @@ def connect_by(extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_IMECE_KUBERNETES", json.dumps(connection))
 
 
-def containers(api: StandIn) -> Any:
+def containers(api: ApiServer) -> Any:
     return api.deployed["spec"]["template"]["spec"]["containers"]
 
 
-def test_scale_sets_the_limit_it_is_given(api: StandIn, connected: Workbench) -> None:
+def test_scale_sets_the_limit_it_is_given(api: ApiServer, connected: Workbench) -> None:
     ImeceScaleOperator(task_id="scale", max_replicas="7").execute({})
     assert api.scaled["spec"]["maxReplicaCount"] == 7
-    assert api.changed() == [api.scaled_object_path]
+    assert api.patched() == [SCALED_OBJECT]
 
 
-def test_scale_leaves_alone_what_it_is_not_given(api: StandIn) -> None:
+def test_scale_leaves_alone_what_it_is_not_given(api: ApiServer) -> None:
     ImeceScaleOperator(task_id="scale", max_replicas="None", processor="").execute({})
     assert api.asked == []
 
 
-def test_another_processor_is_the_worker_s_alone(api: StandIn, connected: Workbench) -> None:
+def test_another_processor_is_the_worker_s_alone(api: ApiServer, connected: Workbench) -> None:
     ImeceScaleOperator(task_id="scale", processor="mine:convert").execute({})
     other, worker = containers(api)
-    assert other == {"name": "other", "image": "other"}
-    env = {one["name"]: one["value"] for one in worker["env"]}
-    assert env == {"IMECE_PROCESSOR": "mine:convert", "IMECE_COMMAND": ""}
-    before = len(api.changed())
+    assert (other["name"], other["image"], "env" in other) == ("other", "other", False)
+    env = {one["name"]: one.get("value") for one in worker["env"]}
+    assert env == {"IMECE_PROCESSOR": "mine:convert", "IMECE_COMMAND": None}  # that is: empty
+    before = len(api.patched())
     ImeceScaleOperator(task_id="scale", processor="mine:convert").execute({})
-    assert len(api.changed()) == before
+    assert len(api.patched()) == before
 
 
-def test_a_rollout_sets_the_image_and_waits(api: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_sets_the_image_and_waits(
+    api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = [
-        {"observedGeneration": 3},
-        {"observedGeneration": 4, "updatedReplicas": 1, "replicas": 3},
-        {"observedGeneration": 4, "updatedReplicas": 2, "replicas": 3},
-        {"observedGeneration": 4, "updatedReplicas": 2, "replicas": 2},
-        {"observedGeneration": 4, "updatedReplicas": 2, "replicas": 2, "availableReplicas": 2},
+        seen(1, updated=2, there=2, ready=2),
+        seen(2, updated=1, there=3, ready=2),
+        seen(2, updated=2, there=3, ready=2),
+        seen(2, updated=2, there=2, ready=0),
+        seen(2, updated=2, there=2, ready=2),
     ]
     said: list[str] = []
 
     def next_step(seconds: float) -> None:
-        api.deployed["status"] = steps.pop(0)
+        api.change(DEPLOYMENT, {"status": steps.pop(0)})
 
     next_step(0)
     monkeypatch.setattr("imece_producer.airflow.cluster.time.sleep", next_step)
@@ -107,15 +116,15 @@ def test_a_rollout_sets_the_image_and_waits(api: StandIn, monkeypatch: pytest.Mo
     assert task.execute({}) == IMAGE  # it is so already
 
 
-def test_a_rollout_that_takes_too_long_says_what_it_waits_for(api: StandIn) -> None:
-    api.deployed["status"] = {"observedGeneration": 4, "updatedReplicas": 1, "replicas": 2}
+def test_a_rollout_that_takes_too_long_says_what_it_waits_for(api: ApiServer) -> None:
+    api.change(DEPLOYMENT, {"status": seen(2, updated=1, there=2, ready=2)})
     task = ImeceRolloutOperator(task_id="roll_out", image=IMAGE, rollout_timeout=0.001)
     with pytest.raises(AirflowFailException, match=r"not through after .*: 1 of 2 workers are new"):
         task.execute({})
 
 
-def test_a_cluster_that_forbids_it_says_so(api: StandIn) -> None:
-    api.forbidden.add("patch deployments.apps")
+def test_a_cluster_that_forbids_it_says_so(api: ApiServer) -> None:
+    api.forbid("patch deployments.apps")
     with pytest.raises(AirflowException, match=r"patch deployments\.apps"):
         ImeceRolloutOperator(task_id="roll_out", image=IMAGE).execute({})
 
@@ -133,40 +142,50 @@ def limited(workbench: Workbench) -> ImeceRunOperator:
 
 
 def test_a_limit_is_set_before_the_run_and_its_workers_are_started_at_once(
-    api: StandIn, connected: Workbench
+    api: ApiServer, connected: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = limited(connected)
     states = []
-    api.before = lambda: states.append(Run(connected.redis, "run").state())
+
+    def noting(change: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            states.append(Run(connected.redis, "run").state())
+            return change(*arguments)
+
+        return call
+
+    for name in ("change_scaled_object", "change_scale"):
+        monkeypatch.setattr(Cluster, name, noting(getattr(Cluster, name)))
     with pytest.raises(TaskDeferred):
         task.execute({})
     assert api.scaled["spec"]["maxReplicaCount"] == 7
     assert api.deployed["spec"]["replicas"] == 7
-    assert states[0] is None
-    assert states[-1] == "queued"
+    assert states == [None, "queued", "queued"]
 
 
 def test_workers_that_cannot_be_started_at_once_do_not_fail_the_task(
-    api: StandIn, connected: Workbench
+    api: ApiServer, connected: Workbench
 ) -> None:
     task = limited(connected)
-    api.forbidden.add("patch deployments/scale.apps")
+    api.forbid("patch deployments.apps/scale")
     with pytest.raises(TaskDeferred):
         task.execute({})
 
 
-def test_another_processor_is_refused_while_a_run_is_on(api: StandIn, connected: Workbench) -> None:
+def test_another_processor_is_refused_while_a_run_is_on(
+    api: ApiServer, connected: Workbench
+) -> None:
     ImeceScaleOperator(task_id="scale", processor="mine:convert").execute({})
     connected.files(1)
     connected.enqueue()
     ImeceScaleOperator(task_id="scale", processor="mine:convert").execute({})  # it is so already
-    before = len(api.changed())
+    before = len(api.patched())
     other = ImeceScaleOperator(task_id="scale", processor="mine:other")
     with pytest.raises(
         AirflowFailException, match=r"run run of the queue imece is on.*imece cancel"
     ):
         other.execute({})
-    assert len(api.changed()) == before
+    assert len(api.patched()) == before
     other.run_queue = "another"
     other.execute({})
     Run(connected.redis, "run").cancel(600)
@@ -175,7 +194,7 @@ def test_another_processor_is_refused_while_a_run_is_on(api: StandIn, connected:
 
 
 def test_a_token_that_has_expired_fails_at_once_and_says_how_to_make_one(
-    api: StandIn, connected: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: ApiServer, connected: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expired = {"token": jwt(time.time() - 3600)}
     api.kubeconfig(tmp_path / "kubeconfig", user=expired)
@@ -199,7 +218,7 @@ def preflight(**fields: Any) -> str:
 
 
 def test_preflight_looks_at_what_the_run_will_use(
-    api: StandIn, connected: Workbench, tmp_path: Path
+    api: ApiServer, connected: Workbench, tmp_path: Path
 ) -> None:
     connected.worker()
     until(lambda: connected.redis.scard("rq:workers:imece"), "a worker")
@@ -216,7 +235,7 @@ def test_preflight_looks_at_what_the_run_will_use(
 
 @pytest.mark.parametrize("how", ["expired", "wrong CA", "empty", "missing"])
 def test_preflight_fails_with_a_cluster_that_cannot_be_used_as_compose_names_it(
-    api: StandIn, connected: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    api: ApiServer, connected: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     file = tmp_path / "kubeconfig"
     if how == "expired":
@@ -268,7 +287,7 @@ def test_preflight_fails_at_once_with_a_wrong_password(connected: Workbench) -> 
 
 
 def test_a_connection_that_says_two_things_is_refused(
-    api: StandIn, monkeypatch: pytest.MonkeyPatch
+    api: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect_by({"kube_config_path": "/a", "in_cluster": True}, monkeypatch)
     with pytest.raises(AirflowFailException, match="exclude each other"):

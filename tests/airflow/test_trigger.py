@@ -15,8 +15,8 @@ from airflow.triggers.base import TriggerEvent
 from imece.run.store import Run
 from imece_producer.airflow import ImeceRunTrigger
 from imece_producer.airflow.trigger import Quiet, Report
+from tests.api_server import ApiServer, pod
 from tests.conftest import Workbench, until
-from tests.kubernetes_stand_in import StandIn, pod
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ def test_the_log_says_what_to_look_at_when_no_worker_comes(
 
 def test_the_log_says_what_keeps_workers_from_coming_a_wrong_processor_too(
     workbench: Workbench,
-    cluster: StandIn,
+    cluster: ApiServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

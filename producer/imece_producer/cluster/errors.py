@@ -18,6 +18,9 @@ BUSY = (429, 502, 503, 504)
 REFUSALS = (401, 403, 404)
 """The statuses of a server that will not do what was asked, however often."""
 
+ANONYMOUS = "system:anonymous"
+"""Who comes without a token, at an API server that lets such in."""
+
 NO_SUCH_PATH = "404 page not found"
 """What an API server says of a kind of object it does not know, in plain text."""
 
@@ -99,15 +102,14 @@ def refused(
     """What went wrong, by the status the API server answered with."""
     where = f"the cluster at {address}"
     said, is_kubernetes = _message(body)
-    if status == 401:
-        return _not_logged_in(where, access)
+    user = re.search(r'User "([^"]+)" cannot', said)
+    if status == 401 or (user and user[1] == ANONYMOUS):
+        return _not_logged_in(where, access, status)
     if not is_kubernetes and status < 500:
         return other_service(address)
-    if status == 403:
-        user = re.search(r'User "([^"]+)"', said)
+    if status == 403 and user:  # without, a quota, a policy or a webhook denies the change
         return ClusterError(
-            f"no right to {right} in namespace {access.namespace} for "
-            f"{user[1] if user else access.how}",
+            f"no right to {right} in namespace {access.namespace} for {user[1]}",
             "check the namespace, or have the Role imece-producer of deploy/producer bound in it",
             status,
         )
@@ -137,7 +139,7 @@ def other_service(address: str) -> ClusterError:
     )
 
 
-def _not_logged_in(where: str, access: Access) -> ClusterError:
+def _not_logged_in(where: str, access: Access, status: int) -> ClusterError:
     flaw = token_flaw(access.token)
     if access.in_pod:
         hint = "check that its ServiceAccount is still there, then delete the pod"
@@ -148,7 +150,7 @@ def _not_logged_in(where: str, access: Access) -> ClusterError:
         hint = "log in again, as you did when you got the kubeconfig"
     return ClusterError(
         f"{where} does not accept {access.how}: "
-        f"{flaw or 'its token is not valid, or no longer'} (401)",
+        f"{flaw or 'its token is not valid, or no longer'} ({status})",
         hint,
         401,
     )

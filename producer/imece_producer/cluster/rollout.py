@@ -62,7 +62,7 @@ def _with_processor(env: list[dict[str, Any]], processor: str) -> list[dict[str,
     return [
         *others,
         {"name": "IMECE_PROCESSOR", "value": processor},
-        {"name": "IMECE_COMMAND", "value": ""},
+        {"name": "IMECE_COMMAND"},  # empty: an API server leaves out the value, too
     ]
 
 
