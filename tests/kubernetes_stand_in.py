@@ -25,9 +25,15 @@ USER = "system:serviceaccount:imece:someone"
 Object = dict[str, Any]
 
 
+def labels_of(component: str, pipeline: str = "imece") -> dict[str, str]:
+    """Those of a pod. Redis belongs to no pipeline."""
+    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": component}
+    return labels if component == "redis" else {**labels, "app.kubernetes.io/instance": pipeline}
+
+
 def deployment(replicas: int = 0, ready: int = 0, **spec: Any) -> Object:
     """The workers' Deployment. An API server leaves out zeros."""
-    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": "worker"}
+    labels = labels_of("worker")
     found: Object = {
         "metadata": {"name": "imece-worker", "namespace": NAMESPACE},
         "spec": {
@@ -89,13 +95,17 @@ def pod(
     phase: str = "Running",
     *,
     component: str = "worker",
+    pipeline: str = "imece",
     claims: tuple[str, ...] = (),
     **status: Any,
 ) -> Object:
-    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": component}
     volumes = [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims]
     return {
-        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
+        "metadata": {
+            "name": name,
+            "namespace": NAMESPACE,
+            "labels": labels_of(component, pipeline),
+        },
         "spec": {"volumes": volumes},
         "status": {"phase": phase, **status},
     }

@@ -137,7 +137,7 @@ def test_a_limit_is_set_before_the_run_and_its_workers_are_started_at_once(
 ) -> None:
     task = limited(connected)
     states = []
-    api.before = lambda: states.append(Run(connected.redis, "run").state())
+    api.before = lambda: states.append(Run(connected.redis, "imece", "run").state())
     with pytest.raises(TaskDeferred):
         task.execute({})
     assert api.scaled["spec"]["maxReplicaCount"] == 7
@@ -169,7 +169,7 @@ def test_another_processor_is_refused_while_a_run_is_on(api: StandIn, connected:
     assert len(api.changed()) == before
     other.run_queue = "another"
     other.execute({})
-    Run(connected.redis, "run").cancel(600)
+    Run(connected.redis, "imece", "run").cancel(600)
     ImeceScaleOperator(task_id="scale", processor="mine:third").execute({})
     assert containers(api)[1]["env"][0]["value"] == "mine:third"
 

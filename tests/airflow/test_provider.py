@@ -107,7 +107,7 @@ def test_a_task_that_waits_where_it_is_and_is_killed_cancels_its_run(
 ) -> None:
     connected.files(3)
     waiting = task(connected, deferrable=False)
-    run = Run(connected.redis, waiting._id)
+    run = Run(connected.redis, "imece", waiting._id)
 
     def killed(trigger: Any) -> None:
         attached = run.attach()
