@@ -649,6 +649,7 @@ def test_each_command_works_as_a_process_of_its_own(workbench: Workbench) -> Non
     assert call("doctor") == 0
     for words in (("scale", "3"), ("pause",), ("resume",)):
         assert call(*words) == 2, words  # there is no cluster
+    assert call("new", "pipeline", "imece", "--image", "a:1", "--processor", "a:b") == 2
     assert tried == set(commands())
 
 
@@ -664,9 +665,10 @@ def commands() -> dict[str, click.Command]:
 def test_every_command_and_every_option_has_a_help_text() -> None:
     assert set(commands()) == {
         *("enqueue", "status", "runs", "wait", "failures", "retry", "cancel", "delete"),
-        *("scale", "pause", "resume", "doctor", "local"),
+        *("scale", "pause", "resume", "doctor", "local", "new"),
     }
-    for name, command in commands().items():
+    group: Any = commands()["new"]
+    for name, command in (commands() | group.commands).items():
         assert command.help, name
         for parameter in command.params:
             text = getattr(parameter, "help", None)

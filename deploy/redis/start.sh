@@ -24,7 +24,7 @@ users_of() {
   imece=$(hash_of "IMECE_REDIS_PASSWORD$3" "$4") || exit
   keda=$(hash_of "KEDA_REDIS_PASSWORD$3" "$4") || exit
   cat <<EOF
-user imece$2 on $imece ~imece:$1:* ~rq:queue:$1 ~rq:queue:$1:intermediate ~rq:wip:$1 ~rq:workers:$1 ~rq:worker:$1.* &rq:pubsub:$1.* ~rq:workers ~rq:queues -@all +@read +@write +@scripting +@transaction +@pubsub +@connection -@dangerous +info +time +acl|whoami
+user imece$2 on $imece ~imece:$1:* ~rq:queue:$1 ~rq:queue:$1:intermediate ~rq:wip:$1 ~rq:workers:$1 ~rq:worker:$1.* &rq:pubsub:$1.* ~rq:workers ~rq:queues -@all +@read +@write +@scripting +@transaction +@pubsub +@connection -@dangerous +info +time
 user keda$2 on $keda ~rq:queue:$1 ~rq:queue:$1:intermediate ~rq:wip:$1 -@all +ping +hello +auth +select +eval +type +llen +zcard
 EOF
 }
