@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Workbench
-from tests.e2e.cluster import LIST, MAKE_FILES, Options, split_image, write_overlay
+from tests.e2e.cluster import LIST, MAKE_FILES, Cluster, Options, split_image, write_overlay
+from tests.e2e.test_pipelines import Scans, write
 from tests.e2e.trace import Trace
 from tests.manifests import rendered
 
@@ -113,3 +114,20 @@ def test_the_overlay_takes_up_what_it_is_given(tmp_path: Path, overlay: str) -> 
     assert ".elsewhere.svc" in settings["IMECE_REDIS_URL"]
     passwords = objects["Secret", "imece-redis"]["data"].values()
     assert [len(base64.b64decode(password)) for password in passwords] == [64, 64]
+
+
+@pytest.mark.parametrize("overlay", ["plain", "openshift"])
+def test_the_further_pipeline_has_the_same_processor_and_paths(
+    tmp_path: Path, overlay: str
+) -> None:
+    options = Options("host/imece:1", "elsewhere", overlay, "shared", "ReadWriteOnce", False)
+    made = rendered(write(Cluster(options), tmp_path / "deploy"))
+    objects = {(o["kind"], o["metadata"]["name"]): o for o in made}
+    assert {o["metadata"]["namespace"] for o in made} == {"elsewhere"}
+    pod = objects["Deployment", "imece-worker-scans"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (processor,) = (v["configMap"]["name"] for v in pod["volumes"] if v["name"] == "processor")
+    assert "def work" in objects["ConfigMap", processor]["data"]["e2e.py"]
+    assert container["resources"]["requests"] == {"cpu": "100m", "memory": "256Mi"}
+    places = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert {"/app/e2e.py", Scans.source, Scans.target} <= set(places)

@@ -20,6 +20,7 @@ ENVIRONMENT = dict(os.environ)
 """As it was before a fixture for all tests clears it."""
 
 WORKERS = "app.kubernetes.io/name=imece,app.kubernetes.io/component=worker"
+PIPELINE = "app.kubernetes.io/instance"
 COST = "controller.kubernetes.io/pod-deletion-cost"
 INPUT, OUTPUT = "/data/in", "/data/out"
 
@@ -139,10 +140,14 @@ class Pod:
 
 
 class Cluster:
-    """imece in its namespace."""
+    """imece in its namespace: the first pipeline, or a further one."""
 
-    def __init__(self, options: Options) -> None:
+    source, target = INPUT, OUTPUT
+
+    def __init__(self, options: Options, pipeline: str = "imece") -> None:
         self.options = options
+        self.pipeline = pipeline
+        self.ending = "" if pipeline == "imece" else f"-{pipeline}"
 
     # Commands
 
@@ -160,7 +165,7 @@ class Cluster:
     def inside(self, *arguments: str, given: str | None = None, timeout: float = 120) -> str:
         """In the producer's pod, which sees Redis and the volume."""
         return self.kubectl(
-            *("exec", "--stdin", "deployment/imece-producer", "--", *arguments),
+            *("exec", "--stdin", f"deployment/imece-producer{self.ending}", "--", *arguments),
             given=given,
             timeout=timeout,
         )
@@ -210,12 +215,14 @@ class Cluster:
 
     def wanted(self) -> int:
         """How many workers the Deployment is told to have."""
-        found = self.kubectl("get", "deployment", "imece-worker", "-o", "jsonpath={.spec.replicas}")
+        name = f"imece-worker{self.ending}"
+        found = self.kubectl("get", "deployment", name, "-o", "jsonpath={.spec.replicas}")
         return int(found or 0)
 
     def workers(self) -> dict[str, Pod]:
         """The workers' pods by name, without those that are about to go."""
-        listed = json.loads(self.kubectl("get", "pods", "-l", WORKERS, "-o", "json"))["items"]
+        ours = f"{WORKERS},{PIPELINE}={self.pipeline}"
+        listed = json.loads(self.kubectl("get", "pods", "-l", ours, "-o", "json"))["items"]
         return {
             item["metadata"]["name"]: Pod(
                 name=item["metadata"]["name"],
@@ -242,7 +249,7 @@ class Cluster:
 
     def enqueue(self, run_id: str, seconds: dict[str, float]) -> "ClusterRun":
         """A run of files that take so many seconds each, a bucket job a file."""
-        source, target = f"{INPUT}/{run_id}", f"{OUTPUT}/{run_id}/files"
+        source, target = f"{self.source}/{run_id}", f"{self.target}/{run_id}/files"
         self.inside("python", "-c", MAKE_FILES, source, given=json.dumps(seconds))
         jobs = ("--buckets", "1", "--files-per-job", "1")
         self.inside("imece", "enqueue", source, target, "--run-id", run_id, *jobs)
@@ -270,7 +277,8 @@ class ClusterRun:
     files: list[str]
 
     def trace(self) -> Trace:
-        folders = (f"{OUTPUT}/{self.id}/trace", f"{OUTPUT}/{self.id}/files")
+        above = f"{self.cluster.target}/{self.id}"
+        folders = (f"{above}/trace", f"{above}/files")
         notes, outputs = json.loads(self.cluster.inside("python", "-c", LIST, *folders))
         return Trace.read(notes, outputs)
 
