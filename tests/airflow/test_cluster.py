@@ -1,5 +1,6 @@
 """The tasks that speak to a cluster, and a stand-in for its API server."""
 
+import copy
 import json
 import re
 import time
@@ -55,10 +56,30 @@ def containers(api: StandIn) -> Any:
     return api.deployed["spec"]["template"]["spec"]["containers"]
 
 
+def add_pipeline(api: StandIn, name: str) -> str:
+    """The workers of another pipeline; the path of their Deployment."""
+    for path in (api.deployment_path, api.scaled_object_path):
+        body = copy.deepcopy(api.objects[path])
+        body["metadata"]["name"] += f"-{name}"
+        api.put(f"{path}-{name}", body)
+    return f"{api.deployment_path}-{name}"
+
+
 def test_scale_sets_the_limit_it_is_given(api: StandIn, connected: Workbench) -> None:
     ImeceScaleOperator(task_id="scale", max_replicas="7").execute({})
     assert api.scaled["spec"]["maxReplicaCount"] == 7
     assert api.changed() == [api.scaled_object_path]
+
+
+def test_a_queue_names_the_pipeline_whose_workers_are_meant(
+    api: StandIn, connected: Workbench
+) -> None:
+    place = add_pipeline(api, "scans")
+    ImeceScaleOperator(task_id="scale", max_replicas=7, run_queue="scans").execute({})
+    assert api.changed() == [f"{api.scaled_object_path}-scans"]
+    ImeceRolloutOperator(task_id="roll_out", image=IMAGE, run_queue="scans").execute({})
+    assert api.changed()[1:] == [place]
+    assert containers(api)[1]["image"] != IMAGE
 
 
 def test_scale_leaves_alone_what_it_is_not_given(api: StandIn) -> None:
@@ -167,8 +188,10 @@ def test_another_processor_is_refused_while_a_run_is_on(api: StandIn, connected:
     ):
         other.execute({})
     assert len(api.changed()) == before
-    other.run_queue = "another"
+    other.run_queue = "another"  # a pipeline with workers of its own
+    place = add_pipeline(api, "another")
     other.execute({})
+    assert api.changed()[before:] == [place]
     Run(connected.redis, "imece", "run").cancel(600)
     ImeceScaleOperator(task_id="scale", processor="mine:third").execute({})
     assert containers(api)[1]["env"][0]["value"] == "mine:third"

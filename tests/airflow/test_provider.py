@@ -139,3 +139,5 @@ def test_the_hook_asks_about_runs_and_cancels_them(connected: Workbench) -> None
         assert redis.ping()
     with pytest.raises(AirflowFailException, match="there is no run third"):
         hook.status("third")
+    with pytest.raises(AirflowFailException, match="there is no run first"):
+        ImeceHook(run_queue="another").status("first")
