@@ -811,6 +811,18 @@ def test_an_option_with_a_wrong_value_is_refused(
     assert option.strip("-") in line or "glob" in line
 
 
+def test_a_set_of_all_queues_that_another_has_spoilt_keeps_no_run_from_coming(
+    workbench: Workbench,
+) -> None:
+    """The users of other queues may write to it, too."""
+    workbench.files(3)
+    workbench.redis.set(keys.QUEUES, "no set")
+    workbench.enqueue()
+    assert workbench.status().state == "queued"
+    assert workbench.redis.llen(keys.pending("imece")) == workbench.status().jobs_left > 0
+    workbench.redis.delete(keys.QUEUES)
+
+
 def test_two_queues_each_have_a_run_of_the_same_id(workbench: Workbench) -> None:
     """And neither command line sees the other's."""
     workbench.files(3)
