@@ -22,7 +22,7 @@ app.add_typer(new, name="new")
 
 TAKEN = {
     "imece": "it is the name of the first pipeline",
-    "redis": "its network policy would have the name of the Redis'",
+    "redis": "its network policy would get the name imece-redis, which Redis has",
 }
 
 OVERLAY = """\
