@@ -365,6 +365,10 @@ def test_a_command_changes_the_pipeline_that_is_named(
     assert (scans["maxReplicaCount"], cluster.scaled["spec"]["maxReplicaCount"]) == (7, 20)
     scale("8", queue="scans")
     assert (scans["maxReplicaCount"], cluster.scaled["spec"]["maxReplicaCount"]) == (8, 20)
+    for wrong in ("Scans", "", "a b"):
+        answer = workbench.imece("scale", "5", "--pipeline", wrong)
+        assert answer.returncode == 2
+        assert "is not the name of a pipeline" in answer.stderr
     # As in the producer's pod of the pipeline scans.
     here = {"queue": "scans", "deployment": "imece-worker-scans"}
     scale("9", "--pipeline", "imece", scaled_object="imece-worker-scans", **here)

@@ -213,15 +213,13 @@ class Run:
         Raises:
             RunError: there is no such run, or it has ended.
         """
-        parameters = self.readable_parameters()
         where = [self.key, keys.claim(self.key)]
         answer = text(scripts.run("cancel", self.redis, where, [generation, result_ttl]))
         if answer == "":
             raise self.missing()
         if answer != "cancelled":
             raise RunError(f"run {self.id} is {answer}: there is nothing to cancel")
-        if parameters is not None:  # else workers drop its jobs where they meet them
-            self.purge()
+        self.purge()
 
     def purge(self) -> None:
         """Takes the jobs of a run that is not on out of the queue, piece by piece."""

@@ -3,6 +3,7 @@
 What one command needs for itself is imported in it: `imece status` has to answer at once.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from imece import commandline, names
 from imece.connection import connect, reachable
 from imece.errors import ImeceError, RunError, ServiceError
 from imece.run.store import Run, recent
-from imece.settings import Settings, load, unknown, workers_of
+from imece.settings import PIPELINE, Settings, load, unknown, workers_of
 from imece_producer.cluster import kubeconfig
 from imece_producer.display import say
 
@@ -41,6 +42,13 @@ def common(asked_for_version: commandline.Version = False) -> None:
 def given_run(text: str) -> str:
     """The id of the run that somebody calls so."""
     return names.slug(commandline.given(text))
+
+
+def given_pipeline(text: str) -> str:
+    """The name of a pipeline; another one would mean the first pipeline's workers."""
+    if not re.fullmatch(PIPELINE, text):
+        raise typer.BadParameter(f"{text!r} is not the name of a pipeline")
+    return text
 
 
 RunId = Annotated[
@@ -73,7 +81,7 @@ Pipeline = Annotated[
         metavar="NAME",
         help="Which pipeline of the namespace: its queue's name. [IMECE_QUEUE]",
         show_default=False,
-        parser=commandline.given,
+        parser=given_pipeline,
     ),
 ]
 
