@@ -111,7 +111,7 @@ def by_imece(server: Server, source: Path, target: Path | str, processor: str, f
             stdout=subprocess.DEVNULL,
             check=True,
         )
-        run = Run(redis, run_id)
+        run = Run(redis, "imece", run_id)
         while not (last := status.read(run)).has_ended:
             time.sleep(0.05)
         whole = time.perf_counter() - began

@@ -35,6 +35,14 @@ _QUOTED = re.compile(r"\\.|'[^']*'|\"(\\.|[^\"\\])*\"", re.DOTALL)
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 QUEUE = r"[A-Za-z0-9_-]{1,64}"
 KUBE_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+PIPELINE = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
+"""The name of a pipeline: that of its queue, and the end of names in Kubernetes. So it is short."""
+
+
+def workers_of(queue: str) -> str:
+    """The name of a pipeline's Deployment and ScaledObject, as `imece new pipeline` makes them."""
+    is_first = queue == "imece" or not re.fullmatch(PIPELINE, queue)
+    return "imece-worker" if is_first else f"imece-worker-{queue}"
 
 
 class Settings(BaseSettings):
@@ -70,7 +78,8 @@ class Settings(BaseSettings):
     """The name under which the sentinels know the master."""
 
     queue: Annotated[str, Field(pattern=f"^{QUEUE}$")] = "imece"
-    """The RQ queue that bucket jobs go through. Letters, digits, dash and underscore."""
+    """The RQ queue that bucket jobs go through: the name of the pipeline. Letters, digits, dash and
+    underscore."""
 
     input: Path | None = None
     """Worker: where it sees the run's input directory, if not at the path the producer saw."""
@@ -158,13 +167,20 @@ class Settings(BaseSettings):
     """A PEM file with the CA of the cluster's API server, in place of the kubeconfig's."""
 
     deployment: Annotated[str, Field(pattern=KUBE_NAME)] = "imece-worker"
-    """The name of the workers' Deployment."""
+    """The name of the workers' Deployment. Unset: for a queue other than `imece`, the name that
+    `imece new pipeline QUEUE` gives it: `imece-worker-QUEUE`."""
 
     scaled_object: Annotated[str, Field(pattern=KUBE_NAME)] = "imece-worker"
-    """The name of KEDA's ScaledObject for it."""
+    """The name of KEDA's ScaledObject for it. Unset: the same name."""
 
     state_dir: Path = Path(os.environ.get("XDG_STATE_HOME", "~/.local/state")) / "imece"
     """Local mode: where the embedded server keeps its data between two calls."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pipeline(cls, given: dict[str, Any]) -> dict[str, Any]:
+        workers = workers_of(str(given.get("queue", "imece")))
+        return {"deployment": workers, "scaled_object": workers, **given}
 
     @field_validator("processor")
     @classmethod

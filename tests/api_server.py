@@ -60,9 +60,15 @@ KEDA_VERSION = "2.20.0"
 Object = dict[str, Any]
 
 
+def labels_of(component: str, pipeline: str = "imece") -> dict[str, str]:
+    """Those of a pod. Redis belongs to no pipeline."""
+    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": component}
+    return labels if component == "redis" else {**labels, "app.kubernetes.io/instance": pipeline}
+
+
 def deployment(replicas: int = 0, ready: int = 0) -> Object:
     """The workers' Deployment."""
-    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": "worker"}
+    labels = labels_of("worker")
     containers = [{"name": "worker", "image": "imece:1"}]
     return {
         "metadata": {"name": "imece-worker"},
@@ -131,12 +137,12 @@ def pod(
     phase: str = "Running",
     *,
     component: str = "worker",
+    pipeline: str = "imece",
     claims: tuple[str, ...] = (),
     **status: Any,
 ) -> Object:
-    labels = {"app.kubernetes.io/name": "imece", "app.kubernetes.io/component": component}
     return {
-        "metadata": {"name": name, "labels": labels},
+        "metadata": {"name": name, "labels": labels_of(component, pipeline)},
         "spec": {
             "nodeName": NODE,
             "containers": [{"name": "worker", "image": "imece:1"}],
@@ -244,6 +250,14 @@ class ApiServer(ABC):
         self.put(DEPLOYMENT, deployed or deployment())
         self.put(SCALED_OBJECT, scaled or scaled_object())
         self.put(AUTOSCALER, autoscaler())
+
+    def add_pipeline(self, name: str) -> tuple[str, str]:
+        """The workers of another pipeline; the paths of their Deployment and ScaledObject."""
+        for path in (DEPLOYMENT, SCALED_OBJECT):
+            found = self.read(path)
+            body = {key: found[key] for key in ("apiVersion", "kind", "spec") if key in found}
+            self.put(f"{path}-{name}", body | {"metadata": {"name": f"imece-worker-{name}"}})
+        return f"{DEPLOYMENT}-{name}", f"{SCALED_OBJECT}-{name}"
 
     @property
     def deployed(self) -> Object:

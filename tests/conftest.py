@@ -283,8 +283,11 @@ class Workbench:
         self.workers.append(WorkerProcess(environment, log, before, fresh))
         return self.workers[-1]
 
+    def run(self, run_id: str = "run") -> Run:
+        return Run(self.redis, self.settings.get("queue", "imece"), run_id)
+
     def status(self, run_id: str = "run") -> Status:
-        return read_status(Run(self.redis, run_id))
+        return read_status(self.run(run_id))
 
     def ended(self, run_id: str = "run", timeout: float = 30.0) -> Status:
         """Waits until the run has ended; its last status."""
@@ -306,7 +309,7 @@ class Workbench:
 
     def failures(self, run_id: str = "run") -> dict[str, Failure]:
         """The quarantined files and why."""
-        return {os.fsdecode(name): why for name, why in Run(self.redis, run_id).failures()}
+        return {os.fsdecode(name): why for name, why in self.run(run_id).failures()}
 
     def begun(self) -> Counter[str]:
         """How often each file was begun, by processors that keep a trace."""
@@ -340,7 +343,7 @@ class Workbench:
         assert now.left >= 0
         assert self.temporaries() == []
         assert len(self.outputs()) == now.done + now.skipped + others
-        assert self.redis.hlen(f"imece:run:{run_id}:failures") == now.failed
+        assert self.redis.hlen(f"{self.run(run_id).key}:failures") == now.failed
         return now
 
     def immortal_keys(self) -> list[str]:
@@ -355,7 +358,7 @@ class Workbench:
         """Stops the workers and deletes the run: whether every key left has a TTL."""
         for worker in self.workers:
             worker.stop()
-        Run(self.redis, run_id).delete()
+        self.run(run_id).delete()
         assert self.immortal_keys() == []
         return True
 

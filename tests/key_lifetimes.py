@@ -60,12 +60,12 @@ def table(settings: Settings) -> list[tuple[str, Range]]:
         # The queue itself.
         (r"rq:queue:[^:]+(:intermediate)?|rq:wip:[^:]+|rq:queues", lasting_or_none(settings)),
         # A run is not off the list before its hash is gone.
-        (r"imece:runs", lasting),
+        (r"imece:[^:]+:runs", lasting),
         # What a worker is known by: it runs out with the lease.
         (r"rq:workers?(:.+)?", registration),
         # Who sweeps for the dead: a key that elects one worker for a while.
-        (r"imece:swe[^:]*:.+", Range(0, max(settings.lease, CLAIM) + 1)),
-        (r"imece:refused:.+", Range(settings.result_ttl - SLACK, settings.result_ttl + 1)),
+        (r"imece:[^:]+:sweeper", Range(0, max(settings.lease, CLAIM) + 1)),
+        (r"imece:[^:]+:refused", Range(settings.result_ttl - SLACK, settings.result_ttl + 1)),
         (r"imece:local:.+", lasting_or_none(settings)),
         # Anything else has an end within the life of a run.
         (r".*", Range(0, settings.run_ttl + 1)),
@@ -77,7 +77,7 @@ def lasting_or_none(settings: Settings) -> Range:
 
 
 def of_a_run(suffix: str, state: str, claimed: bool, settings: Settings) -> Range:
-    """The key `imece:run:<id>` + suffix.
+    """The key `imece:<queue>:run:<id>` + suffix.
 
     Args:
         state: of the run; "" if there is no run's hash.
@@ -107,8 +107,8 @@ def flaws(redis: Redis, settings: Settings) -> list[str]:
     rows = table(settings)
     said = []
     for key, left, _ in found:
-        if key.startswith("imece:run:"):
-            base, suffix = re.fullmatch(r"(imece:run:[^:]+)(.*)", key).groups()  # type: ignore[union-attr]
+        if of_run := re.fullmatch(r"(imece:[^:]+:run:[^:]+)(.*)", key):
+            base, suffix = of_run.groups()
             claimed = f"{base}:claim" in states
             wanted = of_a_run(suffix, states.get(base, ""), claimed, settings)
         else:

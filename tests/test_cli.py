@@ -141,7 +141,7 @@ def test_settings_from_the_command_line_are_recorded_in_the_run(workbench: Workb
         *("--suffix", ".json", "--overwrite", "--retries", "7", "--timeout", "2.5"),
         *("--buckets", "4", "--files-per-job", "9", "--include", "f-*", "--exclude", "x"),
     )
-    found = Run(workbench.redis, "run").parameters()
+    found = Run(workbench.redis, "imece", "run").parameters()
     assert (found.suffix, found.overwrite, found.retries, found.timeout) == (".json", True, 7, 2.5)
     assert (found.buckets, found.files_per_job) == (4, 9)
     assert (found.include, found.exclude) == (("f-*",), ("x",))
@@ -209,9 +209,9 @@ def test_a_run_that_has_expired_is_no_longer_listed(workbench: Workbench) -> Non
     workbench.files(1)
     workbench.enqueue("gone")
     workbench.enqueue("there")
-    workbench.redis.delete("imece:run:gone")
+    workbench.redis.delete("imece:imece:run:gone")
     assert [run["run"] for run in told_json(workbench, "runs")] == ["there"]
-    assert workbench.redis.zrange("imece:runs", 0, -1) == [b"there"]
+    assert workbench.redis.zrange("imece:imece:runs", 0, -1) == [b"there"]
 
 
 def cost_of_status(workbench: Workbench, run_id: str) -> tuple[int, int]:
@@ -259,7 +259,7 @@ def test_wait_ends_with_1_when_files_failed_or_the_run_was_cancelled(failed: Wor
     assert "run run: failed\n" in told(failed, "wait", "run", code=1)
     assert told_json(failed, "wait", "run", code=1)["failed"] == 3
     failed.enqueue("another")
-    Run(failed.redis, "another").cancel(600)
+    Run(failed.redis, "imece", "another").cancel(600)
     assert told_json(failed, "wait", "another", code=1)["state"] == "cancelled"
 
 
@@ -462,10 +462,10 @@ def test_cancel_takes_only_the_jobs_of_its_run_out_of_the_queue(workbench: Workb
 
 def keys_of(workbench: Workbench, run_id: str) -> list[bytes]:
     """Every key that has to do with a run, and its place in the list of runs."""
-    patterns = (f"imece:run:{run_id}", f"imece:run:{run_id}:*")
+    patterns = (f"imece:imece:run:{run_id}", f"imece:imece:run:{run_id}:*")
     keys = [key for pattern in patterns for key in workbench.redis.scan_iter(pattern)]
-    listed = workbench.redis.zscore("imece:runs", run_id) is not None
-    return sorted([*keys, *([b"imece:runs"] if listed else [])])
+    listed = workbench.redis.zscore("imece:imece:runs", run_id) is not None
+    return sorted([*keys, *([b"imece:imece:runs"] if listed else [])])
 
 
 def test_delete_leaves_no_key_of_the_run_and_every_output(failed: Workbench) -> None:
@@ -537,8 +537,8 @@ def test_a_setting_that_is_wrong_is_named(workbench: Workbench) -> None:
 
 
 def test_a_run_whose_keys_hold_something_else_is_no_traceback(workbench: Workbench) -> None:
-    workbench.redis.set("imece:run:text", "not a hash")
-    workbench.redis.hset("imece:run:hash", mapping={"state": "done", "parameters": "[1]"})
+    workbench.redis.set("imece:imece:run:text", "not a hash")
+    workbench.redis.hset("imece:imece:run:hash", mapping={"state": "done", "parameters": "[1]"})
     for run_id in ("text", "hash"):
         for command in ("status", "wait", "cancel", "retry"):
             answer = workbench.imece(command, run_id)
@@ -552,7 +552,7 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(workbench: Workbench
     workbench.files(1)
     workbench.enqueue("strange")
     workbench.enqueue("fine")
-    workbench.redis.hset("imece:run:strange", "parameters", '{"a": 1}')
+    workbench.redis.hset("imece:imece:run:strange", "parameters", '{"a": 1}')
     answer = workbench.imece("runs", "--json")
     assert answer.returncode == 0
     assert [run["run"] for run in json.loads(answer.stdout)] == ["fine"]
@@ -649,6 +649,7 @@ def test_each_command_works_as_a_process_of_its_own(workbench: Workbench) -> Non
     assert call("doctor") == 0
     for words in (("scale", "3"), ("pause",), ("resume",)):
         assert call(*words) == 2, words  # there is no cluster
+    assert call("new", "pipeline", "imece", "--image", "a:1", "--processor", "a:b") == 2
     assert tried == set(commands())
 
 
@@ -664,9 +665,10 @@ def commands() -> dict[str, click.Command]:
 def test_every_command_and_every_option_has_a_help_text() -> None:
     assert set(commands()) == {
         *("enqueue", "status", "runs", "wait", "failures", "retry", "cancel", "delete"),
-        *("scale", "pause", "resume", "doctor", "local"),
+        *("scale", "pause", "resume", "doctor", "local", "new"),
     }
-    for name, command in commands().items():
+    group: Any = commands()["new"]
+    for name, command in (commands() | group.commands).items():
         assert command.help, name
         for parameter in command.params:
             text = getattr(parameter, "help", None)

@@ -15,7 +15,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 from redis import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
 from imece.run import keys
 from imece.settings import PREFIX, Settings
@@ -139,7 +139,7 @@ def test_the_policy_for_workers_is_for_the_account_and_the_request_they_use(
     policy, binding = render("own-pod-only")
     account = one(render("base"), "ServiceAccount", "imece-worker")["metadata"]["name"]
     (condition,) = policy["spec"]["matchConditions"]
-    assert condition["expression"].endswith(f"+ ':{account}'")
+    assert condition["expression"].endswith(f"+ ':{account}')")  # and more: another pipeline's
     assert binding["spec"]["policyName"] == policy["metadata"]["name"]
     for manifests in (render(name) for name in OVERLAYS):  # one for the whole cluster: not theirs
         assert policy["kind"] not in {manifest["kind"] for manifest in manifests}
@@ -309,6 +309,8 @@ def test_another_queue_is_another_one_for_keda_too(platform: str, yours: Yours) 
     manifests = yours.render(platform, settings={"IMECE_QUEUE": "night-2_B"})
     assert keys_counted(manifests)[0] == "rq:queue:night-2_B"
     assert keys_counted(manifests) == keys_used(manifests)
+    redis = one(manifests, "StatefulSet", "imece-redis")["spec"]["template"]["spec"]
+    assert {"name": "QUEUE", "value": "night-2_B"} in redis["containers"][0]["env"]
 
 
 def test_another_namespace_is_one_everywhere(yours: Yours) -> None:
@@ -432,20 +434,23 @@ def test_the_claim_is_one_that_all_nodes_can_write_to(render: Render) -> None:
 # Redis
 
 
-PASSWORDS = {"imece": "a" * 32, "keda": "b" * 32}
+PASSWORDS = {"imece": "a" * 32, "keda": "b" * 32, "imece-scans": "c" * 32, "keda-scans": "d" * 32}
+"""Of the users of two pipelines: the first one, and scans."""
 
 
 class Started:
     """deploy/redis/start.sh, run with the server of the tests."""
 
-    def __init__(self, folder: Path, passwords: dict[str, str]) -> None:
+    def __init__(self, folder: Path, passwords: dict[str, str], queue: str = "imece") -> None:
         self.folder = folder
         self.socket = folder / "redis.sock"
         for name in ("bin", "config", "secrets", "data"):
             (folder / name).mkdir(parents=True)
         (folder / "bin" / "valkey-server").symlink_to(program())
         for user, password in passwords.items():
-            (folder / "secrets" / f"{user.upper()}_REDIS_PASSWORD").write_text(password)
+            name, dash, pipeline = user.partition("-")
+            file = f"{name.upper()}_REDIS_PASSWORD{'_' if dash else ''}{pipeline}"
+            (folder / "secrets" / file).write_text(password)
         lines = (DEPLOY / "redis" / "redis.conf").read_text()
         assert "dir /data\n" in lines
         lines = lines.replace("dir /data\n", f"dir {folder / 'data'}\n")
@@ -460,6 +465,7 @@ class Started:
                 "CONFIG_DIR": str(folder / "config"),
                 "USERS_FILE": str(folder / "users.acl"),
                 "MEMORY_LIMIT": str(400 * 2**20),
+                "QUEUE": queue,
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -483,18 +489,19 @@ class Started:
         self.errors.close()
         return self.process.wait(10)
 
-    def settings(self) -> dict[str, str]:
+    def settings(self, user: str = "imece") -> dict[str, str]:
         return {
             "redis_url": f"unix://{self.socket}",
-            "redis_username": "imece",
-            "redis_password": PASSWORDS["imece"],
+            "redis_username": user,
+            "redis_password": PASSWORDS[user],
         }
 
 
 @pytest.fixture
-def started(server: Server, tmp_path: Path) -> Iterator[Started]:
+def started(server: Server, request: pytest.FixtureRequest) -> Iterator[Started]:
+    queue = getattr(request, "param", "imece")
     # In the server's directory of sockets: a socket's path may have 107 bytes only.
-    running = Started(server.socket.parent / "cluster", PASSWORDS)
+    running = Started(server.socket.parent / "cluster", PASSWORDS, queue)
     until(running.socket.exists, "Redis to start")
     yield running
     running.process.terminate()
@@ -552,8 +559,8 @@ def test_nobody_gets_in_without_a_password(started: Started) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["GET imece:runs", "KEYS *", "LRANGE rq:queue:imece 0 -1", "DEL rq:queue:imece", "INFO",
-     "LLEN imece:runs", "CONFIG GET *", "PUBLISH rq:pubsub:x y"],
+    ["GET imece:imece:runs", "KEYS *", "LRANGE rq:queue:imece 0 -1", "DEL rq:queue:imece", "INFO",
+     "LLEN imece:imece:runs", "CONFIG GET *", "PUBLISH rq:pubsub:x y"],
 )  # fmt: skip
 def test_the_scaler_can_count_and_nothing_else(command: str, started: Started) -> None:
     assert started.client("keda").llen("rq:queue:imece") == 0
@@ -569,6 +576,84 @@ def test_the_scaler_can_count_and_nothing_else(command: str, started: Started) -
 def test_workers_cannot_touch_what_is_not_imeces(command: str, started: Started) -> None:
     with pytest.raises(NoPermissionError):
         started.client("imece").execute_command(*command.split())  # type: ignore[no-untyped-call]
+
+
+OF_SCANS = [
+    *(
+        "HGETALL imece:scans:run:run",
+        "HGET imece:scans:run:run state",
+        "ZRANGE imece:scans:runs 0 -1",
+    ),
+    *("DEL imece:scans:run:run", "HSET imece:scans:run:run state done", "GET imece:scans:sweeper"),
+    *("LRANGE rq:queue:scans 0 -1", "LPOP rq:queue:scans", "DEL rq:queue:scans:intermediate"),
+    *("ZRANGE rq:wip:scans 0 -1", "ZADD rq:wip:scans 1 a", "SMEMBERS rq:workers:scans"),
+    *("HGETALL rq:worker:scans.a", "DEL rq:worker:scans.a", "PUBLISH rq:pubsub:scans.a x"),
+    *("RENAME imece:imece:x rq:queue:scans", "COPY imece:scans:runs imece:imece:runs"),
+    "EVAL return(redis.call('HGETALL','imece:scans:run:run')) 0",
+    "EVAL return(redis.call('LPUSH','rq:queue:scans','x')) 0",
+]
+"""What another pipeline's user would do to the pipeline scans."""
+
+
+def test_two_pipelines_share_a_redis_and_nothing_in_it(
+    started: Started, bench: Workbench, server: Server, tmp_path: Path
+) -> None:
+    """Both have a run "run", which ends under the rights that start.sh gives their users."""
+    (tmp_path / "scans").mkdir()
+    scans = Workbench(server, started.client("imece-scans"), tmp_path / "scans")
+    scans.settings |= {**started.settings("imece-scans"), "queue": "scans"}
+    try:
+        for each, files in ((bench, 3), (scans, 5)):
+            each.settings["processor"] = "tests.processors:by_content"
+            each.files(files)
+            each.enqueue()
+        assert started.client("keda-scans").llen("rq:queue:scans") > 0
+        for user in ("imece", "keda"):
+            for command in OF_SCANS:
+                with pytest.raises((NoPermissionError, ResponseError), match="ermission"):
+                    started.client(user).execute_command(*command.split())  # type: ignore[no-untyped-call]
+        for each in (bench, scans):
+            each.worker()
+        assert (bench.ended().done, scans.ended().done) == (3, 5)
+        assert "run " in scans.imece("runs").stdout
+        assert scans.imece("doctor").stdout.count("ok    redis rights") == 1
+        assert bench.imece("delete", "run").returncode == 0
+        assert scans.status().state == "done"
+        assert scans.check_books().done == 5
+    finally:
+        scans.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"imece-scans": ""}, {"imece-scans": "x"}, {"imece-SCANS": "x", "keda-SCANS": "x"}]
+)
+def test_a_pipeline_without_good_passwords_keeps_no_other_from_starting(
+    wrong: dict[str, str], server: Server
+) -> None:
+    first = {user: PASSWORDS[user] for user in ("imece", "keda")}
+    running = Started(server.socket.parent / "cluster", first | wrong)
+    until(running.socket.exists, "Redis to start")
+    assert running.client("imece").ping()
+    users = (running.folder / "users.acl").read_text()
+    assert re.findall(r"^user (\S+)", users, re.MULTILINE) == ["default", "imece", "keda"]
+    (name,) = {user.partition("-")[2] for user in wrong}
+    assert f"the pipeline {name} gets no users" in (running.folder / "errors").read_text()
+    running.process.terminate()
+    assert running.ended() == 0
+
+
+def test_the_users_have_the_keys_of_one_queue(started: Started) -> None:
+    """Those that `imece doctor` names, too."""
+    users = (started.folder / "users.acl").read_text()
+    for user, queue in (("imece", "imece"), ("imece-scans", "scans")):
+        (rules,) = re.findall(rf"^user {user} (.*)$", users, re.MULTILINE)
+        places = {rule for rule in rules.split() if rule[0] in "~&"}
+        assert places == set(keys.rights(queue))
+        (rules,) = re.findall(
+            rf"^user {user.replace('imece', 'keda', 1)} (.*)$", users, re.MULTILINE
+        )
+        counted = (keys.pending(queue), keys.moving(queue), keys.leases(queue))
+        assert {rule for rule in rules.split() if rule[0] in "~&"} == {f"~{key}" for key in counted}
 
 
 def jobs_in_hand(worker: WorkerProcess) -> int:
@@ -621,6 +706,7 @@ def needed(manifests: list[Manifest], started: Started) -> int:
     return sum(counts[term] for term in terms)
 
 
+@pytest.mark.parametrize("started", ["other"], indirect=True)
 def test_the_scaler_sees_a_job_wherever_it_is(
     bench: Workbench, started: Started, yours: Yours
 ) -> None:

@@ -164,6 +164,17 @@ def test_every_pod_of_the_installation_is_looked_at_and_named(cluster: ApiServer
     assert looked()[1].fix.endswith("`kubectl -n imece logs imece-redis-0 --previous`")
 
 
+def test_pods_of_another_pipeline_are_not_looked_at(cluster: ApiServer) -> None:
+    broken: dict[str, Any] = {"containerStatuses": [waiting("ErrImagePull")]}
+    for component in ("worker", "producer"):
+        cluster.add_pods(
+            pod(f"{component}-of-scans", component=component, pipeline="scans", **broken)
+        )
+    assert reasons() == []
+    cluster.add_pods(pod("imece-redis-0", component="redis", **broken))
+    assert reasons() == ["1 redis pod: the image imece:1 cannot be pulled"]
+
+
 def test_an_image_that_is_not_there_is_one_reason_and_a_short_one(cluster: ApiServer) -> None:
     """In containerd's words: the same failure, told two ways in turn."""
     image = "docker.io/library/missing:1"
@@ -280,11 +291,12 @@ def test_a_trigger_that_is_failing(cluster: ApiServer) -> None:
 
 
 def test_triggers_that_count_another_queue(cluster: ApiServer) -> None:
-    assert reasons(queue="other") == [
+    ours = {"deployment": "imece-worker", "scaled_object": "imece-worker"}
+    assert reasons(queue="other", **ours) == [
         "KEDA does not count rq:queue:other, rq:queue:other:intermediate, rq:wip:other"
     ]
     cluster.deploy(scaled=scaled_object("other"))
-    assert reasons(queue="other") == []
+    assert reasons(queue="other", **ours) == []
 
 
 TIMEOUT = json.dumps(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Workbench
-from tests.e2e.cluster import LIST, MAKE_FILES, Options, split_image, write_overlay
+from tests.e2e.cluster import LIST, MAKE_FILES, Cluster, Options, split_image, write_overlay
+from tests.e2e.test_pipelines import Scans, write
 from tests.e2e.trace import Trace
 from tests.manifests import rendered
 
@@ -93,8 +94,8 @@ def test_an_images_address_is_taken_apart(image: str, parts: dict[str, str]) -> 
     assert split_image(image) == parts
 
 
-@pytest.mark.parametrize("overlay", ["plain", "openshift"])
-def test_the_overlay_takes_up_what_it_is_given(tmp_path: Path, overlay: str) -> None:
+def options_for(overlay: str) -> Options:
+    """As they are read from the environment, for a namespace of their own."""
     given = {
         "KUBECONFIG": "/nowhere",
         "IMECE_E2E_IMAGE": "host/imece:1",
@@ -103,8 +104,12 @@ def test_the_overlay_takes_up_what_it_is_given(tmp_path: Path, overlay: str) -> 
         "IMECE_E2E_STORAGE_CLASS": "shared",
         "IMECE_E2E_ACCESS_MODE": "ReadWriteOnce",
     }
-    options = Options.read(given).beside("where")
-    write_overlay(options, tmp_path / "overlay")
+    return Options.read(given).beside("where")
+
+
+@pytest.mark.parametrize("overlay", ["plain", "openshift"])
+def test_the_overlay_takes_up_what_it_is_given(tmp_path: Path, overlay: str) -> None:
+    write_overlay(options_for(overlay), tmp_path / "overlay")
     made = rendered(tmp_path / "overlay")
     objects = {(o["kind"], o["metadata"]["name"]): o for o in made}
     assert ("Namespace", "imece") not in objects
@@ -121,3 +126,19 @@ def test_the_overlay_takes_up_what_it_is_given(tmp_path: Path, overlay: str) -> 
     assert ".else-where.svc" in settings["IMECE_REDIS_URL"]
     passwords = objects["Secret", "imece-redis"]["data"].values()
     assert [len(base64.b64decode(password)) for password in passwords] == [64, 64]
+
+
+@pytest.mark.parametrize("overlay", ["plain", "openshift"])
+def test_the_further_pipeline_has_the_same_processor_and_paths(
+    tmp_path: Path, overlay: str
+) -> None:
+    made = rendered(write(Cluster(options_for(overlay)), tmp_path / "deploy"))
+    objects = {(o["kind"], o["metadata"]["name"]): o for o in made}
+    assert {o["metadata"]["namespace"] for o in made} == {"else-where"}
+    pod = objects["Deployment", "imece-worker-scans"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (processor,) = (v["configMap"]["name"] for v in pod["volumes"] if v["name"] == "processor")
+    assert "def work" in objects["ConfigMap", processor]["data"]["e2e.py"]
+    assert container["resources"]["requests"] == {"cpu": "100m", "memory": "256Mi"}
+    places = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert {"/app/e2e.py", Scans.source, Scans.target} <= set(places)

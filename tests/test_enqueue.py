@@ -51,7 +51,9 @@ class Produce:
     def listing(self, run_id: str = "run") -> Producing:
         """One that has begun its run and waits for names on its standard input."""
         process = self("--from-file", "-", run_id=run_id)
-        until(lambda: Run(self._workbench.redis, run_id).state() == "listing", "the listing")
+        until(
+            lambda: Run(self._workbench.redis, "imece", run_id).state() == "listing", "the listing"
+        )
         return process
 
     def close(self) -> None:
@@ -77,7 +79,7 @@ def result(process: Producing, names: Iterable[str] = ()) -> tuple[int, str, str
 
 def forget_waiting(workbench: Workbench, run_id: str = "run") -> None:
     """As if the time after which a silent producer counts as dead had passed."""
-    workbench.redis.delete(keys.claim(run_id))
+    workbench.redis.delete(keys.claim(keys.run("imece", run_id)))
 
 
 def files_in_queue(redis: Redis, queue: str = "imece") -> list[bytes]:
@@ -86,7 +88,7 @@ def files_in_queue(redis: Redis, queue: str = "imece") -> list[bytes]:
     for job_id in redis.lrange(keys.pending(queue), 0, -1):
         assert isinstance(job_id, bytes)
         reference = Reference.parse(job_id)
-        key = f"imece:run:{reference.run}"
+        key = f"imece:imece:run:{reference.run}"
         blob = redis.hget(f"{key}:manifest:{reference.part}", str(reference.bucket))
         cursor = redis.hget(f"{key}:jobs", reference.field)
         assert isinstance(blob, bytes)
@@ -98,7 +100,7 @@ def files_in_queue(redis: Redis, queue: str = "imece") -> list[bytes]:
 
 def files_to_do(workbench: Workbench, run_id: str) -> set[bytes]:
     """Every name that a job of the run stands for, be it in the queue or not."""
-    run = Run(workbench.redis, run_id)
+    run = Run(workbench.redis, "imece", run_id)
     found: set[bytes] = set()
     for (part, bucket), cursors in run.unfinished().items():
         for cursor in cursors:
@@ -207,7 +209,7 @@ def test_the_next_round_may_have_other_options_but_not_another_place(workbench: 
     assert workbench.enqueue(exclude=["f-0000.txt"], retries=7, timeout=5.0).how == "enqueued"
     assert workbench.status().parameters.retries == 7
     assert workbench.status().files == 2
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     with pytest.raises(RunError, match="another suffix"):
         workbench.enqueue(suffix=".json")
 
@@ -222,7 +224,7 @@ def test_what_a_cancelled_run_has_done_is_not_done_again_though_nobody_can_see_i
     worker = workbench.worker()
     for done in (3, 8):
         until(lambda done=done: sum(workbench.finished().values()) >= done, "some files")  # type: ignore[misc]
-        Run(workbench.redis, "run").cancel(600)
+        Run(workbench.redis, "imece", "run").cancel(600)
         workbench.file(f"new-{done}.txt", "new")
         assert workbench.enqueue(target="-", buckets=3, files_per_job=10).how == "resumed"
     now = workbench.ended()
@@ -336,7 +338,7 @@ def test_a_producer_killed_while_listing_leaves_nothing(
     process.kill()
     process.wait()
     assert nothing_to_see(workbench)
-    assert 0 < workbench.redis.ttl(keys.claim("run")) <= 10
+    assert 0 < workbench.redis.ttl(keys.claim(keys.run("imece", "run"))) <= 10
     forget_waiting(workbench)
     assert result(produce("--from-file", "-"), ["a", "b"])[0] == 0
     assert sorted(files_in_queue(workbench.redis)) == [b"a", b"b"]
@@ -348,7 +350,7 @@ def test_a_dead_producers_id_is_free_after_ten_seconds(
     process = produce.listing()
     process.kill()
     process.wait()
-    workbench.redis.expire(keys.claim("run"), 2)  # eight of them have passed
+    workbench.redis.expire(keys.claim(keys.run("imece", "run")), 2)  # eight of them have passed
     assert result(produce("--from-file", "-"), ["a"])[0] == 0
     assert files_in_queue(workbench.redis) == [b"a"]
 
@@ -357,8 +359,8 @@ def test_a_producer_that_lists_for_long_keeps_its_run(
     workbench: Workbench, produce: Produce
 ) -> None:
     process = produce.listing()
-    workbench.redis.expire(keys.claim("run"), 5)
-    until(lambda: workbench.redis.ttl(keys.claim("run")) > 5, "a sign of life")
+    workbench.redis.expire(keys.claim(keys.run("imece", "run")), 5)
+    until(lambda: workbench.redis.ttl(keys.claim(keys.run("imece", "run"))) > 5, "a sign of life")
     assert result(process, ["a"])[0] == 0
 
 
@@ -392,7 +394,7 @@ def test_an_interrupted_producer_takes_its_run_back_at_once(
     assert code == 130
     assert "Traceback" not in errors
     assert nothing_to_see(workbench)
-    assert Run(workbench.redis, "run").state() is None
+    assert Run(workbench.redis, "imece", "run").state() is None
 
 
 MOMENTS = 40
@@ -426,7 +428,7 @@ class Moments:
         self.jobs = workbench.enqueue("whole", files_per_job=2, buckets=500).run.redis.llen(
             keys.pending("imece")
         )
-        self.parameters = Run(workbench.redis, "whole").parameters()
+        self.parameters = Run(workbench.redis, "imece", "whole").parameters()
         workbench.redis.flushall()
 
     def start(self, run_id: str) -> Producing:
@@ -457,7 +459,7 @@ class Moments:
         time.sleep(delay)  # the moment itself, not a wait for something
         process.kill()
         process.communicate()
-        redis, key = self.workbench.redis, f"imece:run:{run_id}"
+        redis, key = self.workbench.redis, f"imece:imece:run:{run_id}"
         committed = redis.hget(key, "state") == b"queued"
         assert redis.llen(keys.pending("imece")) == (self.jobs if committed else 0)
         assert redis.exists(f"{key}:jobs") == committed
@@ -543,7 +545,7 @@ def test_a_full_server_is_a_clear_error_and_nothing_is_enqueued(
         "raise its maxmemory, or delete ended runs\n"
     )
     assert nothing_to_see(workbench)
-    assert Run(workbench.redis, "run").state() is None
+    assert Run(workbench.redis, "imece", "run").state() is None
     workbench.redis.config_set("maxmemory", 0)
     assert workbench.imece(*call).returncode == 0
     assert workbench.status().files == 100_000
@@ -593,9 +595,9 @@ def test_a_commit_that_comes_after_its_producer_gave_up_does_nothing(
     worker = workbench.worker()
     assert workbench.ended().state == "failed"
     worker.stop()
-    run = Run(workbench.redis, "run")
+    run = Run(workbench.redis, "imece", "run")
     producer = Producer(workbench.redis, workbench.load())
-    answer = producer._commit(run, "0a1b2c3d", "imece", run.snapshot(), set(), 1, {"files": 1}, 0.0)
+    answer = producer._commit(run, "0a1b2c3d", run.snapshot(), set(), 1, {"files": 1}, 0.0)
     assert answer == "withdrawn"
     assert workbench.status().state == "failed"
     assert workbench.check_books().failed == 1
@@ -618,7 +620,7 @@ def refused(workbench: Workbench, *arguments: str, text: str = "") -> str:
     [line] = answer.stderr.splitlines()
     assert line.startswith("imece: ")
     assert nothing_to_see(workbench)
-    assert Run(workbench.redis, "run").state() is None
+    assert Run(workbench.redis, "imece", "run").state() is None
     return line.removeprefix("imece: ")
 
 
@@ -769,7 +771,7 @@ def test_a_list_with_a_flaw_is_refused(
     assert says in str(error.value)
     assert error.value.exit_code == 2
     assert nothing_to_see(workbench)
-    assert Run(workbench.redis, "run").state() is None
+    assert Run(workbench.redis, "imece", "run").state() is None
 
 
 def test_a_name_that_leaves_the_input_is_refused(workbench: Workbench) -> None:
@@ -809,14 +811,29 @@ def test_an_option_with_a_wrong_value_is_refused(
     assert option.strip("-") in line or "glob" in line
 
 
-def test_a_retry_goes_through_the_queue_of_its_run(workbench: Workbench) -> None:
-    """Whatever queue the settings of the one who retries name."""
-    workbench.settings["processor"] = "tests.processors:by_content"
-    workbench.file("bad.txt", "raise")
-    workbench.enqueue(retries=0)
-    workbench.worker()
-    assert workbench.ended().failed == 1
-    (workbench.source / "bad.txt").write_text("good")
-    assert workbench.imece("retry", "run", queue="another").returncode == 0
-    until(lambda: workbench.status().state == "done", "the retried file to be done")
-    assert workbench.redis.exists("rq:queue:another") == 0
+def test_a_set_of_all_queues_that_another_has_spoilt_keeps_no_run_from_coming(
+    workbench: Workbench,
+) -> None:
+    """The users of other queues may write to it, too."""
+    workbench.files(3)
+    workbench.redis.set(keys.QUEUES, "no set")
+    workbench.enqueue()
+    assert workbench.status().state == "queued"
+    assert workbench.redis.llen(keys.pending("imece")) == workbench.status().jobs_left > 0
+    workbench.redis.delete(keys.QUEUES)
+
+
+def test_two_queues_each_have_a_run_of_the_same_id(workbench: Workbench) -> None:
+    """And neither command line sees the other's."""
+    workbench.files(3)
+    workbench.enqueue()
+    assert workbench.imece("runs", queue="another").stdout == "no runs\n"
+    missing = workbench.imece("cancel", "run", queue="another")
+    assert (missing.returncode, "there is no run run" in missing.stderr) == (2, True)
+    folders = (str(workbench.source), str(workbench.target))
+    again = workbench.imece("enqueue", *folders, "--run-id", "run", queue="another")
+    assert again.returncode == 0, again.stderr
+    assert Run(workbench.redis, "another", "run").state() == "queued"
+    assert workbench.imece("cancel", "run", queue="another").returncode == 0
+    assert workbench.status().state == "queued"
+    assert workbench.redis.llen(keys.pending("another")) == 0

@@ -437,7 +437,7 @@ def test_a_run_that_begins_with_no_output_need_not_look_for_any(workbench: Workb
     workbench.enqueue(buckets=6)
     workbench.worker()
     assert workbench.ended().done == 6
-    assert workbench.redis.hget("imece:run:run", "untouched") == b"1"
+    assert workbench.redis.hget("imece:imece:run:run", "untouched") == b"1"
 
 
 def test_a_run_that_finds_an_output_looks_for_all(workbench: Workbench) -> None:
@@ -447,7 +447,7 @@ def test_a_run_that_finds_an_output_looks_for_all(workbench: Workbench) -> None:
     workbench.enqueue(buckets=1, files_per_job=2)
     workbench.worker()
     assert workbench.ended().skipped == 1
-    assert workbench.redis.hget("imece:run:run", "untouched") != b"1"
+    assert workbench.redis.hget("imece:imece:run:run", "untouched") != b"1"
 
 
 def test_outputs_that_came_while_a_run_was_cancelled_are_skipped(workbench: Workbench) -> None:
@@ -455,8 +455,8 @@ def test_outputs_that_came_while_a_run_was_cancelled_are_skipped(workbench: Work
     workbench.enqueue(buckets=1, files_per_job=10)
     worker = workbench.worker(processor="tests.processors:slow")
     until(lambda: workbench.status().done >= 11, "the second job to be begun")
-    assert workbench.redis.hget("imece:run:run", "untouched") == b"1"
-    Run(workbench.redis, "run").cancel(600)
+    assert workbench.redis.hget("imece:imece:run:run", "untouched") == b"1"
+    Run(workbench.redis, "imece", "run").cancel(600)
     worker.stop()
     assert workbench.status().state == "cancelled"
     for name in names:

@@ -176,7 +176,7 @@ HOSTILE: list[Callable[[Redis, Path], None]] = [
 
 def refused(workbench: Workbench) -> list[dict[str, Any]]:
     """What is on record, newest first."""
-    return [json.loads(line) for line in workbench.redis.lrange("imece:refused:imece", 0, -1)]
+    return [json.loads(line) for line in workbench.redis.lrange("imece:imece:refused", 0, -1)]
 
 
 def nothing_is_counted(workbench: Workbench) -> bool:
@@ -253,8 +253,8 @@ def test_a_job_of_a_run_that_is_not_there_is_dropped(workbench: Workbench) -> No
     assert workbench.check_books().done == 3
     [dropped] = worker.events("job dropped")
     assert (dropped["run"], dropped["reason"]) == ("nowhere", "gone")
-    assert not workbench.redis.exists("imece:run:nowhere")
-    assert not workbench.redis.exists("imece:run:nowhere:holders")
+    assert not workbench.redis.exists("imece:imece:run:nowhere")
+    assert not workbench.redis.exists("imece:imece:run:nowhere:holders")
     until(lambda: nothing_is_counted(workbench), "the queue to be empty")
 
 
@@ -359,7 +359,7 @@ def test_spoilt_runs_are_refused_and_the_next_one_is_done(workbench: Workbench) 
     workbench.settings["lease"] = "60"  # who looks for lost jobs holds such runs, too
     for spoil in SPOILERS:
         workbench.enqueue(spoil.__name__, buckets=1)
-        spoil(workbench, f"imece:run:{spoil.__name__}")
+        spoil(workbench, f"imece:imece:run:{spoil.__name__}")
     workbench.enqueue("run", overwrite=True)
     worker = workbench.worker(log_format="json")
     assert workbench.ended("run").state == "done"
@@ -380,7 +380,7 @@ def test_spoilt_runs_are_refused_and_the_next_one_is_done(workbench: Workbench) 
 def test_a_spoilt_run_says_why_it_does_not_go_on(workbench: Workbench) -> None:
     workbench.file("f")
     workbench.enqueue()
-    climbs_out(workbench, "imece:run:run")
+    climbs_out(workbench, "imece:imece:run:run")
     workbench.worker()
     until(lambda: workbench.status().blocking_reason, "word of it")
     assert "has an empty, '.' or '..' part" in str(workbench.status().blocking_reason)

@@ -436,7 +436,7 @@ def test_a_staging_directory_goes_with_the_lease_of_a_run_that_was_deleted(
 ) -> None:
     """The run of this id is another by then; workers may see its directory by another path."""
     [left] = staging_directories_left(workbench)
-    run = Run(workbench.redis, "run")
+    run = Run(workbench.redis, "imece", "run")
     run.cancel(600)
     run.delete()
     workbench.settings["output"] = str(workbench.target)
@@ -457,7 +457,7 @@ def test_what_a_worker_left_of_a_cancelled_run_stays_for_the_round_that_goes_on(
     """Its proofs tell what it has done since its last checkpoint."""
     [left] = staging_directories_left(workbench)
     recorded = workbench.status().done
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
 
     def has_no_lease() -> bool:
         list(requeue_dead(workbench.redis, workbench.load(), {}, 0, 1000))

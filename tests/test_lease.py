@@ -109,7 +109,7 @@ def test_a_lease_comes_with_all_a_worker_has_to_know(workbench: Workbench, hand:
     assert claimed.files == [f"f-{number:04d}.txt".encode() for number in range(10)]
     assert claimed.cursor == Cursor(0, 10)
     assert claimed.earlier == []
-    assert claimed.parameters == Run(workbench.redis, "run").parameters()
+    assert claimed.parameters == Run(workbench.redis, "imece", "run").parameters()
     assert claimed.now == pytest.approx(workbench.status().now, abs=30)
     assert claimed.pending == 0
 
@@ -146,7 +146,7 @@ def test_a_job_that_was_taken_out_of_our_hands_is_lost(workbench: Workbench, han
 
 def test_a_job_whose_run_is_gone_leaves_nothing(workbench: Workbench, hand: Hand) -> None:
     hand.pop()
-    workbench.redis.delete("imece:run:run")
+    workbench.redis.delete("imece:imece:run:run")
     assert hand.take() == "gone"
     assert not workbench.redis.exists(keys.moving(QUEUE))
 
@@ -154,13 +154,13 @@ def test_a_job_whose_run_is_gone_leaves_nothing(workbench: Workbench, hand: Hand
 def test_a_job_of_a_held_run_is_not_taken(workbench: Workbench, hand: Hand) -> None:
     """The state of the run is no word for what the lease is."""
     hand.pop()
-    assert Run(workbench.redis, "run").hold("for a reason")
+    assert Run(workbench.redis, "imece", "run").hold("for a reason")
     assert hand.take() == "held"
 
 
 def test_a_job_of_a_cancelled_run_is_not_taken(workbench: Workbench, hand: Hand) -> None:
     hand.pop()
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     assert hand.take() == "cancelled"
     assert not workbench.redis.exists(keys.moving(QUEUE))
 
@@ -181,9 +181,9 @@ def test_what_imece_did_not_write_is_refused(
     hand.pop()
     reference = hand.lease.reference
     if key == "jobs":
-        workbench.redis.hset("imece:run:run:jobs", reference.field, value)
+        workbench.redis.hset("imece:imece:run:run:jobs", reference.field, value)
     else:
-        workbench.redis.hset(f"imece:run:run:manifest:{reference.part}", "0", value)
+        workbench.redis.hset(f"imece:imece:run:run:manifest:{reference.part}", "0", value)
     with pytest.raises(RunError, match=r"cursor|manifest"):
         hand.take()
 
@@ -213,7 +213,7 @@ def test_a_batch_is_added_to_the_run(workbench: Workbench, hand: Hand) -> None:
     assert now.durations == {0: 1, 11: 2}
     assert now.slowest == [(b"f-0000.txt", 1.5), (b"f-0003.txt", 2e-6)]
     assert sum(now.timeline.values()) == 5
-    assert dict(Run(workbench.redis, "run").failures()) == {b"f-0001.txt": failure}
+    assert dict(Run(workbench.redis, "imece", "run").failures()) == {b"f-0001.txt": failure}
     hand.send("return", 2, cursor, Batch())
     assert Hand(workbench, "other").hold().cursor == cursor
 
@@ -352,7 +352,7 @@ def test_only_holders_that_died_with_a_job_are_named_to_the_next(
 
 def test_a_holder_learns_that_the_run_was_cancelled(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     assert hand.record(at=3, done=3)[0] == "stop"
     assert hand.record("return", at=3)[0] == "stop"
     now = workbench.status()
@@ -363,7 +363,7 @@ def test_a_holder_learns_that_the_run_was_cancelled(workbench: Workbench, hand: 
 def test_attaching_makes_a_cancel_void_that_was_meant_for_an_earlier_generation(
     workbench: Workbench, hand: Hand
 ) -> None:
-    run = Run(workbench.redis, "run")
+    run = Run(workbench.redis, "imece", "run")
     hand.hold()
     earlier = run.attach()
     assert earlier is not None
@@ -378,15 +378,15 @@ def test_attaching_makes_a_cancel_void_that_was_meant_for_an_earlier_generation(
 
 
 def test_nobody_attaches_to_a_run_that_is_not_on(workbench: Workbench, hand: Hand) -> None:
-    run = Run(workbench.redis, "run")
+    run = Run(workbench.redis, "imece", "run")
     run.cancel(600)
     assert run.attach() is None
-    assert Run(workbench.redis, "another").attach() is None
+    assert Run(workbench.redis, "imece", "another").attach() is None
 
 
 def test_a_run_cancelled_when_all_was_done_counts_as_done(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     hand.record("finish", at=10, done=10)
     assert workbench.status().state == "done"
 
@@ -395,7 +395,7 @@ def test_a_holder_goes_on_when_its_run_is_resumed_meanwhile(
     workbench: Workbench, hand: Hand
 ) -> None:
     hand.hold()
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     assert workbench.enqueue(buckets=1, files_per_job=10).how == "resumed"
     assert pending(workbench.redis) == []
     assert hand.record(at=3, done=3) == ("round", 0)  # it is to look whether the outputs are there
@@ -412,7 +412,7 @@ def test_a_batch_that_the_round_before_has_recorded_is_not_asked_for_again(
     """Its answer was lost; since then the run was cancelled and enqueued again."""
     hand.hold()
     hand.record(at=3, done=3)
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     workbench.enqueue(buckets=1, files_per_job=10)
     assert hand.send("continue", 1, Cursor(3, 10), Batch(done=3))[0] == "held"
     assert hand.send("continue")[0] == "held"  # only a sign of life
@@ -427,9 +427,9 @@ def test_a_round_that_is_no_number_is_taken_as_it_is(
     """A worker that never knew the round would look at its outputs for ever."""
     hand.hold()
     if spoilt is None:
-        workbench.redis.hdel("imece:run:run", "round")
+        workbench.redis.hdel("imece:imece:run:run", "round")
     else:
-        workbench.redis.hset("imece:run:run", "round", spoilt)
+        workbench.redis.hset("imece:imece:run:run", "round", spoilt)
     assert hand.record(at=1, done=1)[0] == "round"
     assert hand.send("continue", 1, Cursor(1, 10), Batch(done=1))[0] == "held"
 
@@ -442,7 +442,7 @@ def test_what_was_there_before_the_round_before_counts_for_nothing(workbench: Wo
     assert first.hold().untouched is None  # it has looked: there are none
     assert second.hold().untouched is False
     second.send("finish", 1, Cursor(10, 10), Batch(done=5))
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     assert workbench.enqueue(buckets=1, files_per_job=5).how == "resumed"
     late = Batch(done=1, untouched=True)
     assert first.send("continue", 1, Cursor(1, 5), late) == ("round", 0)
@@ -453,7 +453,7 @@ def test_a_job_just_popped_is_not_held_twice_when_its_run_is_resumed_meanwhile(
     workbench: Workbench, hand: Hand
 ) -> None:
     hand.pop()
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     workbench.enqueue(buckets=1, files_per_job=10)
     taken = [isinstance(hand.take(), Claimed)]
     while pending(workbench.redis):
@@ -467,9 +467,9 @@ def test_a_holder_of_a_deleted_run_is_told_and_leaves_nothing(
     workbench: Workbench, hand: Hand
 ) -> None:
     hand.hold()
-    workbench.redis.delete(*workbench.redis.scan_iter("imece:run:run*"))
+    workbench.redis.delete(*workbench.redis.scan_iter("imece:imece:run:run*"))
     assert hand.record("continue", at=3, done=3)[0] == "gone"
-    assert list(workbench.redis.scan_iter("imece:run:run*")) == []
+    assert list(workbench.redis.scan_iter("imece:imece:run:run*")) == []
     assert not workbench.redis.exists(keys.leases(QUEUE))
 
 
@@ -513,7 +513,7 @@ def stall(hand: Hand, done: int = 0) -> None:
 
 
 def skip_pause(redis: Redis) -> None:
-    redis.hset("imece:run:run", "not_before", "1")
+    redis.hset("imece:imece:run:run", "not_before", "1")
 
 
 def test_a_job_that_stalls_goes_to_the_back_and_its_run_pauses(
@@ -536,7 +536,7 @@ def test_the_pauses_grow_and_then_the_run_is_held(workbench: Workbench, hand: Ha
     for _ in range(10):
         stall(hand)
         assert workbench.status().state == "running"
-        not_before = workbench.redis.hget("imece:run:run", "not_before")
+        not_before = workbench.redis.hget("imece:imece:run:run", "not_before")
         assert not_before is not None
         pauses.append(round(float(not_before) - workbench.status().now))
         skip_pause(workbench.redis)
@@ -545,7 +545,7 @@ def test_the_pauses_grow_and_then_the_run_is_held(workbench: Workbench, hand: Ha
     now = workbench.status()
     assert (now.state, now.blocking_reason) == ("held", "no place")
     assert pending(workbench.redis) == []
-    assert workbench.redis.lrange("imece:run:run:waiting", 0, -1) == [
+    assert workbench.redis.lrange("imece:imece:run:run:waiting", 0, -1) == [
         hand.lease.reference.field.encode()
     ]
 
@@ -558,7 +558,7 @@ def test_many_workers_that_meet_the_same_blocking_reason_count_as_one(workbench:
         hand.hold()
     for hand in hands:
         hand.send("stall", 1, Cursor(0, 1), Batch(), "no place")
-    assert workbench.redis.hget("imece:run:run", "pauses") == b"1"
+    assert workbench.redis.hget("imece:imece:run:run", "pauses") == b"1"
 
 
 def test_progress_ends_the_blocking_reason(workbench: Workbench, hand: Hand) -> None:
@@ -567,7 +567,7 @@ def test_progress_ends_the_blocking_reason(workbench: Workbench, hand: Hand) -> 
     hand.hold()
     hand.record(at=1, done=1)
     assert workbench.status().blocking_reason is None
-    assert not workbench.redis.hexists("imece:run:run", "pauses")
+    assert not workbench.redis.hexists("imece:imece:run:run", "pauses")
 
 
 def test_a_worker_with_a_job_of_a_held_run_stops_and_the_job_waits(workbench: Workbench) -> None:
@@ -576,7 +576,7 @@ def test_a_worker_with_a_job_of_a_held_run_stops_and_the_job_waits(workbench: Wo
     one, other = Hand(workbench, "one"), Hand(workbench, "other")
     one.hold()
     other.hold()
-    assert Run(workbench.redis, "run").hold("for a reason")
+    assert Run(workbench.redis, "imece", "run").hold("for a reason")
     assert one.record(at=0, stop=1)[0] == "stop"
     one.record("return", at=0, stop=1)
     other.record("finish", at=1, stop=1, done=1)
@@ -596,9 +596,9 @@ def test_a_worker_with_a_job_of_a_held_run_stops_and_the_job_waits(workbench: Wo
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda redis: redis.set("imece:run:run:failures", "x"),
-        lambda redis: redis.set("imece:run:run:slowest", "x"),
-        lambda redis: redis.hset("imece:run:run", "done", "many"),
+        lambda redis: redis.set("imece:imece:run:run:failures", "x"),
+        lambda redis: redis.set("imece:imece:run:run:slowest", "x"),
+        lambda redis: redis.hset("imece:imece:run:run", "done", "many"),
     ],
 )
 def test_a_script_that_cannot_go_through_writes_nothing(
@@ -646,7 +646,7 @@ def test_progress_lets_an_old_run_live_on(workbench: Workbench, hand: Hand) -> N
     settings = workbench.load()
     hand.hold()
     hand.send("continue", 1, Cursor(3, 10), a_full_batch())
-    found = list(workbench.redis.scan_iter("imece:run:run*"))
+    found = list(workbench.redis.scan_iter("imece:imece:run:run*"))
     for key in found:
         workbench.redis.expire(key, settings.run_ttl // 2 - 100)
     hand.send("continue", 2, Cursor(4, 10), a_full_batch())
@@ -658,7 +658,7 @@ def test_an_ended_run_is_kept_for_its_time_and_no_longer(workbench: Workbench, h
     settings = workbench.load()
     hand.hold()
     hand.send("finish", 1, Cursor(10, 10), a_full_batch())
-    for key in workbench.redis.scan_iter("imece:run:run*"):
+    for key in workbench.redis.scan_iter("imece:imece:run:run*"):
         assert settings.result_ttl - 100 < workbench.redis.ttl(key) <= settings.result_ttl, key
 
 
@@ -766,7 +766,7 @@ def test_a_job_that_nobody_took_after_it_was_popped_comes_back(
 
 def test_a_dead_workers_job_that_is_no_more_is_dropped(workbench: Workbench, hand: Hand) -> None:
     hand.hold()
-    workbench.redis.hdel("imece:run:run:jobs", hand.lease.reference.field)
+    workbench.redis.hdel("imece:imece:run:run:jobs", hand.lease.reference.field)
     hand.lapse()
     assert reap(workbench) == []
     assert pending(workbench.redis) == []
@@ -796,15 +796,15 @@ def test_what_is_no_job_does_not_stay_between_queue_and_lease(
 def test_nothing_is_written_to_a_run_that_is_gone(workbench: Workbench, hand: Hand) -> None:
     """A hash with a field or two would be taken for a run."""
     hand.hold()
-    run = Run(workbench.redis, "run")
-    workbench.redis.delete(*workbench.redis.scan_iter("imece:run:run*"))
+    run = Run(workbench.redis, "imece", "run")
+    workbench.redis.delete(*workbench.redis.scan_iter("imece:imece:run:run*"))
     assert not run.hold("for a reason")
     assert run.attach() is None
-    run.purge(QUEUE)
+    run.purge()
     hand.send("stall", 1, Cursor(0, 10), Batch(), "no place")
     hand.lapse()
     reap(workbench)
-    assert list(workbench.redis.scan_iter("imece:run:*")) == []
+    assert list(workbench.redis.scan_iter("imece:imece:run:*")) == []
 
 
 # Jobs that are in no list

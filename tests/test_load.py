@@ -105,7 +105,7 @@ def slow_in_a_life(
     record_property("seconds", seconds)
     record_property("bytes of Redis for each job", memory / jobs)
     print(f"{jobs:,} jobs: {memory / jobs:.0f} bytes each; seconds: {seconds}")
-    assert list(workbench.redis.scan_iter("imece:run:*")) == []
+    assert list(workbench.redis.scan_iter("imece:imece:run:*")) == []
     return {command: found for command, found in slow.items() if found}
 
 
@@ -176,7 +176,7 @@ def whole_or_not_at_all(workbench: Workbench, count: int, share: float, seconds:
         What others see then: the run, or nothing.
     """
     names = [f"{number % 100:02d}/{number:07d}" for number in range(count)]
-    before = set(workbench.redis.scan_iter("imece:run:run*"))
+    before = set(workbench.redis.scan_iter("imece:imece:run:run*"))
     process = subprocess.Popen(
         [sys.executable, "-m", "imece_producer", *enqueue_call(workbench, count)],
         env={**os.environ, **workbench.environment()},
@@ -187,7 +187,7 @@ def whole_or_not_at_all(workbench: Workbench, count: int, share: float, seconds:
     )
 
     def has_claimed() -> bool:
-        now = set(workbench.redis.scan_iter("imece:run:run*"))
+        now = set(workbench.redis.scan_iter("imece:imece:run:run*"))
         return now != before or process.poll() is not None
 
     until(has_claimed, "the id to be taken")

@@ -17,7 +17,7 @@ from tests.test_metrics import page, samples, watched
 FOLDER = ROOT / "deploy" / "monitoring"
 DOCUMENT = (ROOT / "docs" / "reference" / "metrics.md").read_text()
 
-TARGET_LABELS = {"namespace", "pod", "le"}
+TARGET_LABELS = {"namespace", "pipeline", "pod", "le"}
 """Labels that Prometheus adds, or that every histogram has."""
 
 FOREIGN = {

@@ -37,7 +37,7 @@ def test_an_output_of_an_ended_run_of_another_input_is_refused_not_skipped(
     workbench.ended()
     with pytest.raises(RunError, match=r"would be 'same\.txt' in .*, where run run has made that"):
         enqueue_other(workbench, other)
-    assert Run(workbench.redis, "other").state() is None
+    assert Run(workbench.redis, "imece", "other").state() is None
     assert workbench.outputs() == ["same.txt"]
 
 
@@ -96,7 +96,7 @@ def test_a_run_that_was_deleted_is_not_compared_with(workbench: Workbench, other
     workbench.worker()
     workbench.enqueue()
     workbench.ended()
-    Run(workbench.redis, "run").delete()
+    Run(workbench.redis, "imece", "run").delete()
     assert enqueue_other(workbench, other) == "enqueued"
 
 

@@ -43,7 +43,7 @@ def test_an_output_directory_that_cannot_be_listed_is_written_to(workbench: Work
     workbench.enqueue()
     workbench.worker(before=without_roots_powers)
     assert workbench.ended().done == 3
-    assert workbench.redis.hget("imece:run:run", "untouched") != b"1"
+    assert workbench.redis.hget("imece:imece:run:run", "untouched") != b"1"
     workbench.target.chmod(0o755)
     assert workbench.outputs() == names
 

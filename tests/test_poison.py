@@ -182,7 +182,6 @@ PARAMETERS: dict[str, Spoil] = {
     "include-text": parameters(include="*.csv"),
     "include-numbers": parameters(include=[1]),
     "source-unknown": parameters(source="\x1b[2J"),
-    "queue-keys": parameters(queue="imece:run:x"),
     "buckets-none-left": parameters(buckets=0),
     "retries-huge": parameters(retries=10**300),
     "retries-negative": parameters(retries=-1),
@@ -283,7 +282,7 @@ def poisoned(workbench: Workbench, cases: dict[str, Spoil]) -> None:
     workbench.file("f")
     for name, spoil in cases.items():
         workbench.enqueue(name, buckets=1, overwrite=True)
-        spoil(workbench.redis, f"imece:run:{name}")
+        spoil(workbench.redis, f"imece:imece:run:{name}")
     workbench.enqueue("healthy", overwrite=True)
 
 
@@ -311,7 +310,7 @@ def test_a_worker_goes_past_spoilt_runs_to_the_next_one(workbench: Workbench, gr
     assert not (workbench.folder.parent / "outside").exists()
     if group != "shown":
         refused = [
-            json.loads(line) for line in workbench.redis.lrange("imece:refused:imece", 0, -1)
+            json.loads(line) for line in workbench.redis.lrange("imece:imece:refused", 0, -1)
         ]
         assert len(refused) == len(GROUPS[group])
         assert all(record["reason"].isprintable() for record in refused)
@@ -392,7 +391,7 @@ def can_be_deleted(workbench: Workbench, cases: dict[str, Spoil]) -> None:
         deleted = workbench.imece("delete", name)
         assert deleted.returncode == 0, (name, deleted.stderr)
     for name in cases:
-        assert workbench.redis.keys(f"imece:run:{name}*") == [], name
+        assert workbench.redis.keys(f"imece:imece:run:{name}*") == [], name
 
 
 @pytest.mark.parametrize("group", ["removed", "no run"])
@@ -426,7 +425,7 @@ def test_every_command_answers_with_a_sentence(
 
 def remedy(workbench: Workbench, name: str) -> str:
     """The command that the run's trouble names."""
-    blocking_reason = text(workbench.redis.hget(f"imece:run:{name}", "blocking_reason"))
+    blocking_reason = text(workbench.redis.hget(f"imece:imece:run:{name}", "blocking_reason"))
     assert blocking_reason.isprintable()
     found = re.search(r"`imece (\w+) ", blocking_reason)
     assert found, blocking_reason
@@ -434,7 +433,7 @@ def remedy(workbench: Workbench, name: str) -> str:
 
 
 def is_held(workbench: Workbench, name: str) -> bool:
-    return workbench.redis.hget(f"imece:run:{name}", "state") == b"held"
+    return workbench.redis.hget(f"imece:imece:run:{name}", "state") == b"held"
 
 
 def helps(workbench: Workbench, name: str) -> None:
@@ -461,7 +460,7 @@ def test_a_run_whose_records_are_gone_is_held_when_a_job_of_it_is_taken(
 ) -> None:
     workbench.files(3)
     workbench.enqueue(name, buckets=1, files_per_job=1, overwrite=True)
-    REMOVED[name](workbench.redis, f"imece:run:{name}")
+    REMOVED[name](workbench.redis, f"imece:imece:run:{name}")
     workbench.worker()
     until(lambda: is_held(workbench, name), "the run to be held")
     is_refused(workbench, name, f"imece {remedy(workbench, name)} ")
@@ -474,7 +473,7 @@ def test_a_run_whose_records_are_gone_is_held_by_idle_workers(
 ) -> None:
     workbench.files(3)
     workbench.enqueue(name, buckets=1, overwrite=True)
-    UNQUEUED[name](workbench.redis, f"imece:run:{name}")
+    UNQUEUED[name](workbench.redis, f"imece:imece:run:{name}")
     workbench.worker()
     until(lambda: is_held(workbench, name), "the run to be held", 30)
     helps(workbench, name)
@@ -484,7 +483,7 @@ def test_a_run_whose_records_are_gone_is_held_by_idle_workers(
 def test_to_go_on_with_a_garbled_run_says_what_helps(workbench: Workbench, name: str) -> None:
     workbench.files(3)
     workbench.enqueue(name, buckets=1, overwrite=True)
-    JOBS[name](workbench.redis, f"imece:run:{name}")
+    JOBS[name](workbench.redis, f"imece:imece:run:{name}")
     workbench.worker()
     until(lambda: is_held(workbench, name), "the run to be held")
     is_refused(workbench, name, f"imece enqueue IN OUT --run-id {name}")
@@ -497,7 +496,7 @@ def test_without_any_worker_enqueue_lists_again(workbench: Workbench, name: str)
     """Also a run that still looks as if it were on."""
     workbench.files(3)
     workbench.enqueue(name, buckets=1)
-    REMOVED[name](workbench.redis, f"imece:run:{name}")
+    REMOVED[name](workbench.redis, f"imece:imece:run:{name}")
     answer = workbench.imece("resume", name)
     if name != "manifest-gone":
         assert f"imece enqueue IN OUT --run-id {name}" in answer.stderr, answer.stderr
@@ -512,7 +511,7 @@ def test_nothing_is_left_out_in_silence_of_a_run_that_has_lost_some_names(
     """One bucket's names are gone, the others' are there."""
     workbench.files(20)
     workbench.enqueue("run", buckets=4, target="-")
-    (manifest_key,) = workbench.redis.keys("imece:run:run:manifest:*")
+    (manifest_key,) = workbench.redis.keys("imece:imece:run:run:manifest:*")
     workbench.redis.hdel(text(manifest_key), workbench.redis.hkeys(text(manifest_key))[0])
     workbench.imece("cancel", "run")
     answer = workbench.imece("resume", "run")
@@ -523,7 +522,7 @@ def test_nothing_is_left_out_in_silence_of_a_run_that_has_lost_some_names(
 def test_a_count_of_files_that_is_too_low_makes_no_negative_numbers(workbench: Workbench) -> None:
     workbench.files(5)
     workbench.enqueue("run", buckets=5)
-    workbench.redis.hset("imece:run:run", "files", "2")
+    workbench.redis.hset("imece:imece:run:run", "files", "2")
     workbench.worker()
     last = workbench.ended("run")
     assert (last.done, last.left) == (5, 0)
@@ -566,7 +565,9 @@ def test_a_worker_that_starts_with_a_spoilt_key_says_what_helps_and_goes_on(
     worker = workbench.worker(log_format="json", heartbeat="0.2")
     until(lambda: is_told_of(worker, key), "word of it")
     if key not in (keys.pending("imece"), keys.moving("imece"), keys.leases("imece")):
-        until(lambda: workbench.redis.hget("imece:run:run", "done") == b"3", "all of the files")
+        until(
+            lambda: workbench.redis.hget("imece:imece:run:run", "done") == b"3", "all of the files"
+        )
     workbench.redis.delete(key)
     assert workbench.ended(timeout=60).done == 3
     assert "Traceback" not in worker.log()
@@ -603,9 +604,9 @@ def test_a_key_that_was_repaired_since_is_waited_for_like_one_that_was_not(
     reference = Reference("run", "00000000", 0, 0)
     lease = Lease(workbench.redis, workbench.load(), reference, "0" * 32)
     with pytest.raises(ResponseError) as failed:
-        workbench.redis.lpush("imece:runs", "an entry")
+        workbench.redis.lpush("imece:imece:runs", "an entry")
     assert lease.trouble(failed.value) is not None
-    other_kind("jobs")(workbench.redis, "imece:run:run")
+    other_kind("jobs")(workbench.redis, "imece:imece:run:run")
     assert lease.trouble(failed.value) is None  # it is the run's
 
 
@@ -613,9 +614,9 @@ def test_a_list_of_runs_with_ids_that_are_none_is_shown(workbench: Workbench) ->
     workbench.file("f")
     workbench.enqueue("healthy")
     for run_id in (RAW, b"", b"a:b", b"x" * 10_000):
-        workbench.redis.zadd("imece:runs", {run_id: 1})
-        workbench.redis.hset(b"imece:run:" + run_id, "state", RAW)
-        assert raw(workbench.redis.hget(b"imece:run:" + run_id, "state")) == RAW
+        workbench.redis.zadd("imece:imece:runs", {run_id: 1})
+        workbench.redis.hset(b"imece:imece:run:" + run_id, "state", RAW)
+        assert raw(workbench.redis.hget(b"imece:imece:run:" + run_id, "state")) == RAW
     answer = workbench.imece("runs")
     assert answer.returncode == 0, answer.stderr
     assert is_clean(answer), answer.stderr

@@ -488,7 +488,7 @@ class Promises(RuleBasedStateMachine):
     def in_hand(self) -> set[str]:
         """The files of jobs that a worker has, or died with: the next round keeps these jobs, also
         with --overwrite."""
-        run = Run(self.redis, RUN)
+        run = Run(self.redis, "imece", RUN)
         names: set[str] = set()
         for field, cursor in run.snapshot().held.items():
             job = Reference.of_field(RUN, field)

@@ -37,7 +37,6 @@ PARAMETERS = Parameters(
     retries=2,
     retry_pause=1.0,
     timeout=3600.0,
-    queue="imece",
 )
 REFERENCE = Reference("nightly", "0123abcd", 3, 250)
 
@@ -260,7 +259,6 @@ def test_a_full_bucket_job_all_of_whose_files_failed_is_read_again() -> None:
         ({"include": "*.csv"}, "include is no list"),
         ({"include": [7]}, "include is not what it should be"),
         ({"source": "elsewhere"}, "source"),
-        ({"queue": "a:b"}, "queue"),
         ({"buckets": 0}, "buckets 0"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 2**32}, "seed"),

@@ -69,9 +69,9 @@ def test_a_retry_that_is_due_in_an_hour_by_another_workers_clock_comes_after_its
     names = workbench.files(1)
     workbench.settings |= {"processor": "tests.processors:slow", "retry_pause": "0.5"}
     workbench.enqueue(buckets=1, files_per_job=1, retries=3)
-    [field] = workbench.redis.hkeys("imece:run:run:jobs")
+    [field] = workbench.redis.hkeys("imece:imece:run:run:jobs")
     cursor = Cursor(1, 1, {0: PendingRetry(2, time.time() + HOUR)})
-    workbench.redis.hset("imece:run:run:jobs", field, cursor.encode())
+    workbench.redis.hset("imece:imece:run:run:jobs", field, cursor.encode())
     if others_wait:
         (workbench.folder / "more").mkdir()
         workbench.source = workbench.folder / "more"

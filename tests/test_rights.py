@@ -36,7 +36,7 @@ def probed() -> frozenset[str]:
 def acl() -> list[str]:
     """The rules of a user that may do what imece needs, and nothing else."""
     granted = (f"+{name}" for name in sorted(probed()))
-    return ["~imece:*", "~rq:*", "&rq:pubsub:*", "-@all", *granted]
+    return [*keys.rights("imece"), "-@all", *granted]
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def whole_life(workbench: Workbench, admin: Redis) -> None:
     enqueue = ("enqueue", *folders, "--run-id", "run", "--buckets", "3", "--retries", "1")
     imece(*enqueue)
     imece(*enqueue)
-    workbench.redis.hset("rq:job:malformed", "data", "garbage")
+    admin.hset("rq:job:malformed", "data", "garbage")
     workbench.redis.lpush("rq:queue:imece", "malformed")
     until(lambda: ended(workbench), "the run to end", 90)
     worker = workbench.workers[-1]

@@ -211,7 +211,7 @@ def test_a_local_run_that_is_on_is_meant_first(workbench: Workbench, cluster: Ap
         assert told(workbench, "scale", "4") == ("run here: at most 4 replicas (it was 2)\n", "")
         was, now = changed(workbench, "scale", "5", "--run", "here", kube_namespace="imece")
         assert (was, now) == ({"limit": 4}, {"limit": 5})
-        assert "--min, --context and --namespace are for a cluster" in refused(
+        assert "--min, --context, --namespace and --pipeline are for a cluster" in refused(
             workbench, "scale", "5", "--run", "here", "-n", "imece", code=2
         )
         assert cluster.asked == []

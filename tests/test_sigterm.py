@@ -129,7 +129,7 @@ def test_a_stop_ends_the_wait_for_a_retry_and_its_try_is_not_forgotten(
     asked = time.monotonic()
     assert worker.stop() == 0
     assert time.monotonic() - asked < PROMPTLY
-    [cursor] = workbench.redis.hvals("imece:run:run:jobs")
+    [cursor] = workbench.redis.hvals("imece:imece:run:run:jobs")
     assert b'"0":[1,' in cursor  # the file has been tried once
     assert workbench.check_books().backlog.pending == 1
 
@@ -216,7 +216,7 @@ def a_program_at_work(workbench: Workbench, before: str = "", **settings: str) -
 def is_given_back_and_not_charged(workbench: Workbench) -> bool:
     now = workbench.check_books()
     assert (now.left, now.failed, now.retried, now.backlog.pending) == (1, 0, 0, 1)
-    [cursor] = workbench.redis.hvals("imece:run:run:jobs")
+    [cursor] = workbench.redis.hvals("imece:imece:run:run:jobs")
     assert b"{}" in cursor  # no try is owed
     return workbench.outputs() == []
 

@@ -23,7 +23,7 @@ def enqueue_with_a_file_in_the_way(workbench: Workbench) -> Path:
 
 def last_pause(workbench: Workbench, run_id: str = "bad") -> None:
     """As if all pauses but one had passed without any progress."""
-    workbench.redis.hset(keys.run(run_id), mapping={"pauses": 10, "not_before": 1})
+    workbench.redis.hset(keys.run("imece", run_id), mapping={"pauses": 10, "not_before": 1})
 
 
 def test_a_run_whose_output_directory_cannot_be_made_does_not_stop_another(
@@ -112,18 +112,23 @@ def test_a_run_whose_records_break_while_it_is_on_is_held(workbench: Workbench, 
     worker = workbench.worker()
     until(lambda: workbench.status("bad").done, "the first files")
     with workbench.redis.pipeline() as pipeline:
-        pipeline.delete(f"imece:run:bad:{key}")
-        pipeline.set(f"imece:run:bad:{key}", "no such thing", ex=1000)
+        pipeline.delete(f"imece:imece:run:bad:{key}")
+        pipeline.set(f"imece:imece:run:bad:{key}", "no such thing", ex=1000)
         pipeline.execute()
-    until(lambda: workbench.redis.hget("imece:run:bad", "state") == b"held", "the run to be held")
-    assert b"cannot be used" in (workbench.redis.hget("imece:run:bad", "blocking_reason") or b"")
-    done = int(workbench.redis.hget("imece:run:bad", "done") or 0)
+    until(
+        lambda: workbench.redis.hget("imece:imece:run:bad", "state") == b"held",
+        "the run to be held",
+    )
+    assert b"cannot be used" in (
+        workbench.redis.hget("imece:imece:run:bad", "blocking_reason") or b""
+    )
+    done = int(workbench.redis.hget("imece:imece:run:bad", "done") or 0)
     assert done <= 40
     until(lambda: workbench.redis.zcard(keys.leases("imece")) == 0, "the lease to be gone")
     until(lambda: workbench.redis.llen(QUEUE) == 0, "its jobs to leave the queue")
     workbench.enqueue("good", target=str(workbench.folder / "other"))
     assert workbench.ended("good").done == 40
-    assert int(workbench.redis.hget("imece:run:bad", "done") or 0) == done
+    assert int(workbench.redis.hget("imece:imece:run:bad", "done") or 0) == done
     assert worker.stop() == 0
 
 

@@ -187,7 +187,7 @@ def test_the_time_left_is_what_is_left_at_the_rate(workbench: Workbench, redis: 
     """Put together by hand: started 20 s ago, 10 files a second in the last slots."""
     workbench.files(1)
     workbench.enqueue()
-    key = "imece:run:run"
+    key = "imece:imece:run:run"
     now = workbench.status().now
     redis.hset(key, mapping={"state": "running", "started": now - 20, "files": 1000})
     redis.hset(key, mapping={"done": 150, "failed": 20, "skipped": 30})
@@ -203,7 +203,7 @@ def test_the_time_left_is_what_is_left_at_the_rate(workbench: Workbench, redis: 
 
 
 def test_blocking_reason_is_shown(workbench: Workbench, fresh: Status) -> None:
-    key = "imece:run:run"
+    key = "imece:imece:run:run"
     workbench.redis.hset(key, mapping={"blocking_reason": "no disk", "blocked_at": fresh.now - 50})
     assert workbench.status().blocking_reason == "no disk"
     assert "reason   no disk" in display.block(workbench.status())
@@ -240,7 +240,7 @@ def test_files_that_were_skipped_are_no_part_of_a_rate(fresh: Status) -> None:
 
 def test_a_run_that_is_not_there_has_no_status(redis: Redis) -> None:
     with pytest.raises(RunError, match="there is no run nothing: `imece runs` lists"):
-        status.read(Run(redis, "nothing"))
+        status.read(Run(redis, "imece", "nothing"))
 
 
 def test_the_backlog_is_what_the_cluster_scales_by(redis: Redis) -> None:

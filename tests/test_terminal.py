@@ -50,7 +50,7 @@ def hostile(workbench: Workbench) -> Workbench:
     worker = workbench.worker()
     assert workbench.ended().failed == 1
     worker.stop()
-    redis, run = workbench.redis, "imece:run:run"
+    redis, run = workbench.redis, "imece:imece:run:run"
     failure = Failure(f"first\n{EVIL}", 1, 1.5, f"worker{EVIL}").encode()
     redis.hset(f"{run}:failures", f"worse{EVIL}\n".encode(), failure)
     redis.hset(f"{run}:outputs", f"worse{EVIL}\n".encode(), f"printed{EVIL}\nmore{EVIL}".encode())
@@ -60,7 +60,7 @@ def hostile(workbench: Workbench) -> Workbench:
 
 def spoil(workbench: Workbench, **fields: str) -> None:
     for name, value in fields.items():
-        workbench.redis.hset("imece:run:run", name, value)
+        workbench.redis.hset("imece:imece:run:run", name, value)
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
@@ -137,7 +137,7 @@ def test_a_follower_of_a_terminal_escapes_what_it_shows(hostile: Workbench) -> N
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=400, color_system=None)
     with Live(console=console, auto_refresh=False) as live:
-        Follower(live).show(Run(hostile.redis, "run"), hostile.status(), f"extra{EVIL}")
+        Follower(live).show(Run(hostile.redis, "imece", "run"), hostile.status(), f"extra{EVIL}")
     ours = screen.getvalue().replace("\x1b[?25l", "").replace("\x1b[?25h", "")
     assert "owned" in ours
     assert b"\x1b]0;" not in ours.encode()
@@ -181,7 +181,7 @@ def test_failures_are_named_as_they_come(workbench: Workbench) -> None:
     with waiting.stdout as printed:
         failed = next(line for line in printed if line.startswith("failed: "))
         assert failed.rstrip() == "failed: bad.txt (1 try): ValueError: too bad"
-        Run(workbench.redis, "run").cancel(600)
+        Run(workbench.redis, "imece", "run").cancel(600)
         printed.read()
     assert waiting.wait() == 1
 

@@ -47,7 +47,7 @@ class SlowListing:
 
     def __init__(self, workbench: Workbench, run_id: str) -> None:
         self._redis = workbench.redis
-        self._run = f"imece:run:{run_id}"
+        self._run = f"imece:imece:run:{run_id}"
         self._is_new = not self._redis.exists(self._run)
         self._process = forks.Popen[bytes](
             [
@@ -176,7 +176,7 @@ def test_a_run_of_more_jobs_than_are_in_the_queue_at_a_time(workbench: Workbench
     assert nothing_is_wrong(workbench)
     told(workbench, "cancel", "run")
     told(workbench, "delete", "run")
-    assert list(workbench.redis.scan_iter("imece:run:*")) == []
+    assert list(workbench.redis.scan_iter("imece:imece:run:*")) == []
 
 
 def test_a_run_that_fails_is_retried_and_has_a_next_round(workbench: Workbench) -> None:
@@ -220,7 +220,7 @@ def test_a_job_that_is_refused(workbench: Workbench) -> None:
     workbench.redis.expire("rq:job:nonsense", workbench.load().run_ttl)
     workbench.redis.rpush("rq:queue:imece", "nonsense")
     workbench.worker()
-    until(lambda: workbench.redis.llen("imece:refused:imece"), "the job to be refused")
+    until(lambda: workbench.redis.llen("imece:imece:refused"), "the job to be refused")
     assert nothing_is_wrong(workbench)
 
 
@@ -252,7 +252,7 @@ def test_a_local_run(workbench: Workbench) -> None:
     try:
         until(address.exists, "the local run's server")
         redis = Redis.from_url(address.read_text())
-        done = "imece:run:here"
+        done = "imece:imece:run:here"
         until(lambda: int(redis.hget(done, "done") or 0) > 0, "the first files")
         assert flaws(redis, settings) == []
         status = workbench.imece("status", "here", "--json", redis_url=address.read_text())

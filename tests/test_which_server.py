@@ -58,7 +58,7 @@ def runs_of(folder: Folder, run_id: str) -> list[str]:
     """What the server of a local run has."""
     redis = Redis.from_url(folder.on()[run_id])
     try:
-        return recent(redis)
+        return recent(redis, "imece")
     finally:
         redis.close()
 

@@ -145,7 +145,9 @@ def test_while_a_run_goes_on_all_that_it_keeps_in_redis_has_a_ttl(workbench: Wor
     workbench.worker(processor="tests.processors:slow")
     until(lambda: workbench.status().done > 10, "progress")
     assert set(workbench.immortal_keys()) <= {"rq:queue:imece", "rq:wip:imece"}
-    assert workbench.redis.exists("imece:run:run:durations", "imece:run:run:timeline") == 2
+    assert (
+        workbench.redis.exists("imece:imece:run:run:durations", "imece:imece:run:run:timeline") == 2
+    )
 
 
 def test_a_cancelled_run_stops_its_workers_after_the_file_in_hand(workbench: Workbench) -> None:
@@ -154,7 +156,7 @@ def test_a_cancelled_run_stops_its_workers_after_the_file_in_hand(workbench: Wor
     workbench.enqueue(buckets=1, files_per_job=1000)
     worker = workbench.worker().took()
     until(lambda: workbench.status().done, "the first file")
-    Run(workbench.redis, "run").cancel(3600)
+    Run(workbench.redis, "imece", "run").cancel(3600)
     until(lambda: not worker.runners(), "the file in hand to be finished")
     until(lambda: workbench.status().backlog.in_flight == 0, "the job to be given up")
     now = workbench.check_books()
@@ -203,7 +205,7 @@ def test_an_output_that_is_gone_when_the_next_round_begins_is_made_again(
     workbench.enqueue(buckets=1, files_per_job=100)
     workbench.worker()
     until((workbench.target / "f-0000.txt").exists, "the first output")
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     (workbench.target / "f-0000.txt").unlink()
     assert workbench.enqueue(buckets=1, files_per_job=100).how == "resumed"
     gate.touch()

@@ -17,7 +17,7 @@ from imece.connection import is_outage, raw, text
 from imece.files import staging
 from imece.run import keys, scripts
 from imece.run.job import MalformedJobError, Reference
-from imece.run.parameters import Parameters, queue_of
+from imece.run.parameters import Parameters
 from imece.run.store import ON, STEP, Run, recent
 from imece.settings import Settings
 
@@ -63,7 +63,7 @@ def requeue_dead(
             silent = here - heard
             if silent < patience or (heard < started and uptime < settings.lease):
                 continue
-            if expiry > here and _listens(redis, job_id):
+            if expiry > here and _listens(redis, queue, job_id):
                 continue
             why = f"its worker is silent for {silent:.1f} s"
         entry = ["lease", member, repr(expiry)]
@@ -90,12 +90,12 @@ def _reference(job_id: bytes) -> Reference | None:
         return None
 
 
-def _listens(redis: Redis, job_id: bytes) -> bool:
+def _listens(redis: Redis, queue: str, job_id: bytes) -> bool:
     """Whether the worker that holds the job is still connected."""
     reference = _reference(job_id)
     if reference is None:
         return False
-    holders = f"{keys.run(reference.run)}:holders"
+    holders = f"{keys.run(queue, reference.run)}:holders"
     try:
         worker = raw(redis.hget(holders, f"{reference.field}:worker") or b"")
     except ResponseError as error:
@@ -109,8 +109,8 @@ def _listens(redis: Redis, job_id: bytes) -> bool:
 def _requeue(redis: Redis, queue: str, job_id: bytes, place: str, entry: list[str | bytes]) -> str:
     """What became of an entry in the leases, or between queue and lease: see lua/requeue.lua."""
     reference = _reference(job_id)
-    run, field = (keys.run(reference.run), reference.field) if reference else (keys.RUNS, "")
-    where = [run, keys.pending(queue), place]
+    run_id, field = (reference.run, reference.field) if reference else ("", "")
+    where = [keys.run(queue, run_id), keys.pending(queue), place]
     return text(scripts.run("requeue", redis, where, [*entry, field]))
 
 
@@ -118,7 +118,7 @@ def _clear_after(redis: Redis, settings: Settings, job_id: bytes) -> None:
     """Removes what a dead worker has left of a job that nobody will take over; its lease protected
     it until now. Its run may have another round by now, or be another one with the same id."""
     if (reference := _reference(job_id)) is not None:
-        run = Run(redis, reference.run)
+        run = Run(redis, settings.queue, reference.run)
         clear_output(run, run.readable_parameters(), settings.output)
 
 
@@ -139,7 +139,7 @@ def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str
     missing, lines = set(), []
     for run in _runs_on(redis, queue):
         if (damage := run.damage(hold=True)) is not None:
-            run.purge(queue)
+            run.purge()
             lines.append(f"run {run.id} is held: {damage.what}")
             continue
         with redis.pipeline() as pipeline:
@@ -149,7 +149,7 @@ def put_back_lost(redis: Redis, queue: str, suspects: set[str]) -> tuple[set[str
         if jobs <= waiting + places[run.id]:
             continue
         missing.add(run.id)
-        if run.id in suspects and (count := _restore(redis, queue, run, queued)):
+        if run.id in suspects and (count := _restore(run, queued)):
             missing.discard(run.id)
             lines.append(f"{count} jobs of run {run.id} are back: they were in no list")
     return missing, lines
@@ -169,26 +169,25 @@ def _places(redis: Redis, queue: str) -> tuple[set[bytes], Counter[str]]:
 
 
 def _runs_on(redis: Redis, queue: str) -> Iterator[Run]:
-    """The runs of a queue that are on, also those whose queue cannot be read."""
-    ids = recent(redis)
+    """The runs of a queue that are on."""
+    runs = [Run(redis, queue, run_id) for run_id in recent(redis, queue)]
     with redis.pipeline(transaction=False) as pipeline:
-        for run_id in ids:
-            pipeline.hget(keys.run(run_id), "state")
+        for run in runs:
+            pipeline.hget(run.key, "state")
         states = pipeline.execute(raise_on_error=False)
-    for run_id, state in zip(ids, states, strict=True):
+    for run, state in zip(runs, states, strict=True):
         if isinstance(state, bytes) and text(state) in ON:
-            parameters = redis.hget(keys.run(run_id), "parameters")
-            if parameters is None or queue_of(raw(parameters)) in (queue, None):
-                yield Run(redis, run_id)
+            yield run
 
 
-def _restore(redis: Redis, queue: str, run: Run, queued: set[bytes]) -> int:
+def _restore(run: Run, queued: set[bytes]) -> int:
     """Makes the list of waiting jobs again from the cursors; what is there twice does no harm
     (lua/take.lua)."""
+    redis = run.redis
     redis.unlink(f"{run.key}:waiting")
     prefix = run.id.encode() + b"-"
     window = sum(1 for job_id in queued if job_id.startswith(prefix))
-    where = [run.key, keys.pending(queue), keys.leases(queue)]
+    where = [run.key, keys.pending(run.queue), keys.leases(run.queue)]
     restored = 0
     position = 0
     while True:
@@ -217,7 +216,7 @@ def clear_output(run: Run, parameters: Parameters | None, seen_as: Path | None =
     output = seen_as or parameters.output_path
     if not os.path.isdir(output):
         return
-    members = run.redis.zrange(keys.leases(parameters.queue), 0, -1)
+    members = run.redis.zrange(keys.leases(run.queue), 0, -1)
     keep = [raw(member).rpartition(b":")[2] for member in members]
     if run.state() in ON:
         for field, executions in run.redis.hgetall(f"{run.key}:holders").items():

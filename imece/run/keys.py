@@ -1,23 +1,29 @@
 """Every key in Redis, and nothing else. RQ's keys come from RQ's own classes, so that `rq info`, an
 autoscaler and imece mean the same ones, also with `RQ_KEY_PREFIX`.
 
-imece:runs                        sorted set: run id by the time of its last enqueuing
-imece:run:<id>                    hash: state, generation, round, parameters, counters, times
-imece:run:<id>:claim              hash: the producer that is listing for this id
-imece:run:<id>:jobs               hash: unfinished bucket job -> cursor
-imece:run:<id>:waiting            list: bucket jobs that are not in the queue yet
-imece:run:<id>:holders            hash: bucket job -> executions that held it; with ":seq" its last
+Every key of imece's own begins with the queue, in which no colon is: so the rights of an ACL can
+keep the user of one queue from the runs of another.
+
+imece:<queue>:runs                sorted set: run id by the time of its last enqueuing
+imece:<queue>:refused             list: what was taken out of the queue because it is no bucket job
+imece:<queue>:sweeper             string: the worker that looks for dead workers and lost jobs
+imece:<queue>:run:<id>            hash: state, generation, round, parameters, counters, times
+
+With <run> for the last one:
+
+<run>:claim                       hash: the producer that is listing for this id
+<run>:jobs                        hash: unfinished bucket job -> cursor
+<run>:waiting                     list: bucket jobs that are not in the queue yet
+<run>:holders                     hash: bucket job -> executions that held it; with ":seq" its last
                                   batch number, with ":worker" the worker
-imece:run:<id>:manifest:<part>    hash: bucket -> manifest; a part for each enqueuing
-imece:run:<id>:failures, :outputs hashes: quarantined file -> record, what it printed
-imece:run:<id>:durations          hash: step -> files that took so long (imece/run/durations.py)
-imece:run:<id>:timeline           hash: seconds since start -> files ended in that slot; those in
+<run>:manifest:<part>             hash: bucket -> manifest; a part for each enqueuing
+<run>:failures, :outputs          hashes: quarantined file -> record, what it printed
+<run>:durations                   hash: step -> files that took so long (imece/run/durations.py)
+<run>:timeline                    hash: seconds since start -> files ended in that slot; those in
                                   which no worker had a job of the run are missing
-imece:run:<id>:slowest            sorted set: the ten slowest files seen at checkpoints
-imece:run:<id>:staged:<token>     hash: cursors of an enqueuing that is not committed yet
-imece:run:<id>:order:<token>      list: its bucket jobs in their order
-imece:refused:<queue>             list: what was taken out of the queue because it is no bucket job
-imece:sweeper:<queue>             string: the worker that looks for dead workers and lost jobs
+<run>:slowest                     sorted set: the ten slowest files seen at checkpoints
+<run>:staged:<token>              hash: cursors of an enqueuing that is not committed yet
+<run>:order:<token>               list: its bucket jobs in their order
 """
 
 from rq import Queue, Worker
@@ -26,38 +32,40 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.registry import StartedJobRegistry
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
-RUNS = "imece:runs"
-RUN_PREFIX = "imece:run:"
 QUEUES = Queue.redis_queues_keys
 """RQ's set of queues."""
 
 
-def run(run_id: str) -> str:
-    return RUN_PREFIX + run_id
-
-
-def claim(run_id: str) -> str:
-    return f"{RUN_PREFIX}{run_id}:claim"
-
-
-def manifest(run_id: str, part: str) -> str:
-    return f"{RUN_PREFIX}{run_id}:manifest:{part}"
-
-
-def staged(run_id: str, token: str) -> str:
-    return f"{RUN_PREFIX}{run_id}:staged:{token}"
-
-
-def order(run_id: str, token: str) -> str:
-    return f"{RUN_PREFIX}{run_id}:order:{token}"
+def runs(queue: str) -> str:
+    return f"imece:{queue}:runs"
 
 
 def refused(queue: str) -> str:
-    return f"imece:refused:{queue}"
+    return f"imece:{queue}:refused"
 
 
 def sweeper(queue: str) -> str:
-    return f"imece:sweeper:{queue}"
+    return f"imece:{queue}:sweeper"
+
+
+def run(queue: str, run_id: str) -> str:
+    return f"imece:{queue}:run:{run_id}"
+
+
+def claim(run: str) -> str:
+    return f"{run}:claim"
+
+
+def manifest(run: str, part: str) -> str:
+    return f"{run}:manifest:{part}"
+
+
+def staged(run: str, token: str) -> str:
+    return f"{run}:staged:{token}"
+
+
+def order(run: str, token: str) -> str:
+    return f"{run}:order:{token}"
 
 
 def pending(queue: str) -> str:
@@ -91,7 +99,7 @@ def shared(queue: str) -> dict[str, str]:
         pending(queue): "list",
         moving(queue): "list",
         leases(queue): "zset",
-        RUNS: "zset",
+        runs(queue): "zset",
         sweeper(queue): "string",
         workers(queue): "set",
         Worker.redis_workers_keys: "set",
@@ -101,3 +109,16 @@ def shared(queue: str) -> dict[str, str]:
 def channel(worker_name: str) -> str:
     """The channel a worker listens to for as long as it is connected."""
     return PUBSUB_CHANNEL_TEMPLATE % worker_name
+
+
+def rights(queue: str) -> list[str]:
+    """The rules of an ACL for the keys and channels of one queue, and no other's; deploy/redis has
+    them too. A worker's name begins with its queue. The last two sets have names of all queues in
+    them, and nothing else."""
+    return [
+        f"~imece:{queue}:*",
+        *(f"~{key}" for key in (pending(queue), moving(queue), leases(queue), workers(queue))),
+        f"~{worker(f'{queue}.*')}",
+        f"&{channel(f'{queue}.*')}",
+        *(f"~{key}" for key in (Worker.redis_workers_keys, QUEUES)),
+    ]

@@ -21,7 +21,7 @@ class Lease:
         self.settings = settings
         self.reference = reference
         self.execution = execution
-        self.run = Run(redis, reference.run)
+        self.run = Run(redis, settings.queue, reference.run)
         self._round = b""
         """The run's round, as far as this worker knows, and as it stands in Redis."""
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 from imece.run import records
 from imece.run.job import MOST_FILES
 from imece.run.records import RecordError
-from imece.settings import QUEUE
 
 SEED = 1
 """The mmh3 seed of new runs; each run records its own."""
 
-IDENTITY = ("input", "output", "suffix", "queue", "seed")
+IDENTITY = ("input", "output", "suffix", "seed")
 """The parameters in which all rounds of a run agree."""
 
 LARGEST_PARAMETERS = 2**20
@@ -61,7 +59,6 @@ class Parameters:
     retries: int
     retry_pause: float
     timeout: float
-    queue: str
     seed: int = SEED
 
     @property
@@ -111,8 +108,6 @@ class Parameters:
             return "include or exclude holds what no file is named"
         if self.source not in ("directory", "list"):
             return "source is neither directory nor list"
-        if not re.fullmatch(QUEUE, self.queue):
-            return "queue takes letters, digits, dash and underscore, 64 at most"
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -126,16 +121,6 @@ class Parameters:
 
 def _read(text: bytes | str) -> Any:
     return records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
-
-
-def queue_of(parameters: bytes) -> str | None:
-    """The queue of a run whose other parameters may not be readable; None if it is not either."""
-    try:
-        found = _read(parameters)
-    except RecordError:
-        return None
-    queue = found.get("queue") if isinstance(found, dict) else None
-    return queue if isinstance(queue, str) else None
 
 
 def text_path(path: Path) -> str:

@@ -55,6 +55,7 @@ class Status:
     """
 
     id: str
+    queue: str
     state: str
     parameters: Parameters
     generation: int
@@ -129,7 +130,7 @@ class Status:
             "time_left": round(self.time_left, 1) if self.time_left is not None else None,
             **named("created", "started", "ended"),
             **named("generation", "round", "buckets", "jobs_left", "links_refused"),
-            "queue": self.parameters.queue,
+            "queue": self.queue,
             **vars(self.backlog),
             "blocking_reason": self.blocking_reason,
         }
@@ -162,20 +163,20 @@ def read(run: Run) -> Status:
         _ask_run(pipeline, run)
         fields = _fields(run, *pipeline.execute())
     with run.redis.pipeline(transaction=False) as pipeline:
-        _ask(pipeline, run, fields)
+        _ask(pipeline, run)
         answers = pipeline.execute()
     alive = run.redis.exists(*answers[-1]) if answers[-1] else 0
     return _status(run, fields, answers, alive)
 
 
-async def read_async(redis: "AsyncRedis", run_id: str) -> Status:
+async def read_async(redis: "AsyncRedis", queue: str, run_id: str) -> Status:
     """As `read`, from an event loop."""
-    run = Run(redis, run_id)  # type: ignore[arg-type]  # for its keys and words only
+    run = Run(redis, queue, run_id)  # type: ignore[arg-type]  # for its keys and words only
     async with redis.pipeline(transaction=False) as pipeline:
         _ask_run(pipeline, run)
         fields = _fields(run, *await pipeline.execute())
     async with redis.pipeline(transaction=False) as pipeline:
-        _ask(pipeline, run, fields)
+        _ask(pipeline, run)
         answers = await pipeline.execute()
     alive = await redis.exists(*answers[-1]) if answers[-1] else 0
     return _status(run, fields, answers, alive)
@@ -183,7 +184,7 @@ async def read_async(redis: "AsyncRedis", run_id: str) -> Status:
 
 def _ask_run(pipeline: Any, run: Run) -> None:
     pipeline.hgetall(run.key)
-    pipeline.hgetall(keys.claim(run.id))
+    pipeline.hgetall(keys.claim(run.key))
 
 
 def _fields(run: Run, found: dict[Any, Any], claim: dict[Any, Any]) -> dict[str, bytes]:
@@ -199,13 +200,13 @@ def _fields(run: Run, found: dict[Any, Any], claim: dict[Any, Any]) -> dict[str,
     return fields
 
 
-def _ask(pipeline: Any, run: Run, fields: dict[str, bytes]) -> None:
+def _ask(pipeline: Any, run: Run) -> None:
     pipeline.time()
     pipeline.hlen(f"{run.key}:jobs")
     pipeline.hgetall(f"{run.key}:durations")
     pipeline.hgetall(f"{run.key}:timeline")
     pipeline.zrevrange(f"{run.key}:slowest", 0, -1, withscores=True)
-    _ask_backlog(pipeline, run.decode(fields["parameters"]).queue)
+    _ask_backlog(pipeline, run.queue)
 
 
 def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
@@ -232,6 +233,7 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
     ranked = records.ranking("its slowest files", slowest)
     return Status(
         id=run.id,
+        queue=run.queue,
         state=state,
         parameters=run.decode(fields["parameters"]),
         **numbers,

@@ -67,12 +67,13 @@ REMEDIES = {
 
 
 class Run:
-    """One run, by its id. Holds no state of its own: every call asks Redis."""
+    """One run of a queue, by its id. Holds no state of its own: every call asks Redis."""
 
-    def __init__(self, redis: Redis, run_id: str) -> None:
+    def __init__(self, redis: Redis, queue: str, run_id: str) -> None:
         self.redis = redis
+        self.queue = queue
         self.id = run_id
-        self.key = keys.run(run_id)
+        self.key = keys.run(queue, run_id)
 
     def state(self) -> str | None:
         """listing, queued, running, held, done, failed or cancelled; None if there is no such run.
@@ -84,7 +85,7 @@ class Run:
     def parameters(self) -> Parameters:
         """Raises RunError if there is no such run."""
         found, claimed = self._ask("parameters")
-        listed = self.redis.hget(keys.claim(self.id), "parameters") if claimed else None
+        listed = self.redis.hget(keys.claim(self.key), "parameters") if claimed else None
         if found is not None or listed is not None:
             return self.decode(raw(listed if found is None else found))
         if self.redis.exists(self.key):
@@ -103,7 +104,7 @@ class Run:
         """A field of the run's hash, and whether a producer lists for it."""
         with self.redis.pipeline(transaction=False) as pipeline:
             pipeline.hget(self.key, field)
-            pipeline.exists(keys.claim(self.id))
+            pipeline.exists(keys.claim(self.key))
             value, claimed = pipeline.execute()
         return value, bool(claimed)
 
@@ -191,8 +192,8 @@ class Run:
         Returns:
             "claimed"; "listing" if another producer has it; or the state of a run that is on.
         """
-        where = [self.key, keys.claim(self.id)]
-        arguments: scripts.Arguments = [self.id, token, CLAIM_TTL, parameters.encode(), ttl]
+        where = [self.key, keys.claim(self.key)]
+        arguments: scripts.Arguments = [token, CLAIM_TTL, parameters.encode(), ttl]
         return text(scripts.run("claim", self.redis, where, arguments))
 
     def attach(self) -> str | None:
@@ -212,20 +213,18 @@ class Run:
         Raises:
             RunError: there is no such run, or it has ended.
         """
-        parameters = self.readable_parameters()
-        where = [self.key, keys.claim(self.id)]
+        where = [self.key, keys.claim(self.key)]
         answer = text(scripts.run("cancel", self.redis, where, [generation, result_ttl]))
         if answer == "":
             raise self.missing()
         if answer != "cancelled":
             raise RunError(f"run {self.id} is {answer}: there is nothing to cancel")
-        if parameters is not None:  # else workers drop its jobs where they meet them
-            self.purge(parameters.queue)
+        self.purge()
 
-    def purge(self, queue: str) -> None:
+    def purge(self) -> None:
         """Takes the jobs of a run that is not on out of the queue, piece by piece."""
-        where = [self.key, keys.pending(queue)]
-        pieces = -(-self.redis.llen(keys.pending(queue)) // STEP)
+        where = [self.key, keys.pending(self.queue)]
+        pieces = -(-self.redis.llen(keys.pending(self.queue)) // STEP)
         for _ in range(pieces):
             if not scripts.run("purge", self.redis, where, [STEP]):
                 break
@@ -246,7 +245,7 @@ class Run:
             RunError: there is no such run, or it has not ended.
         """
         unreadable = self.readable_parameters() is None
-        where = [self.key, keys.claim(self.id)]
+        where = [self.key, keys.claim(self.key)]
         answer = text(scripts.run("delete", self.redis, where, [int(unreadable)]))
         left: list[bytes] = []
         if unreadable and answer in ("", "deleted"):  # its parts may not be known
@@ -261,7 +260,7 @@ class Run:
     def forget_names(self) -> None:
         """Removes the names of its files, which nobody needs once all are done."""
         parts = text(self.redis.hget(self.key, "parts") or b"").split(",")
-        self.redis.unlink(*(keys.manifest(self.id, part) for part in parts))
+        self.redis.unlink(*(keys.manifest(self.key, part) for part in parts))
 
     def failures(self) -> Iterator[tuple[bytes, Failure]]:
         """The quarantined files and why, in no order."""
@@ -291,14 +290,14 @@ class Run:
         Raises:
             RecordError: its manifest is gone, or is none.
         """
-        blob = self.redis.hget(keys.manifest(self.id, part), str(bucket))
+        blob = self.redis.hget(keys.manifest(self.key, part), str(bucket))
         if blob is None:
             raise RecordError(LOST_NAMES)
         return manifest.decode(raw(blob))
 
     def buckets(self, part: str) -> Iterator[tuple[int, list[bytes]]]:
         """The buckets of one part, each with its files."""
-        for bucket, blob in self.redis.hscan_iter(keys.manifest(self.id, part), count=10):
+        for bucket, blob in self.redis.hscan_iter(keys.manifest(self.key, part), count=10):
             yield records.whole({"a bucket": bucket}, "a bucket"), manifest.decode(blob)
 
 
@@ -307,38 +306,40 @@ def _word(value: bytes | None) -> str | None:
     return None if value is None else text(value)
 
 
-async def attach_async(redis: "AsyncRedis", run_id: str) -> str | None:
+async def attach_async(redis: "AsyncRedis", queue: str, run_id: str) -> str | None:
     """As `Run.attach`, from an event loop."""
-    return text(await scripts.run("attach", redis, [keys.run(run_id)], [])) or None
+    return text(await scripts.run("attach", redis, [keys.run(queue, run_id)], [])) or None
 
 
 async def cancel_async(
-    redis: "AsyncRedis", run_id: str, queue: str, result_ttl: int, generation: str
+    redis: "AsyncRedis", queue: str, run_id: str, result_ttl: int, generation: str
 ) -> str:
     """As `Run.cancel`, from an event loop.
 
     Returns:
         "cancelled", or the state that forbids it ("" if there is no such run).
     """
-    where = [keys.run(run_id), keys.claim(run_id)]
+    run, pending = keys.run(queue, run_id), keys.pending(queue)
+    where = [run, keys.claim(run)]
     answer = text(await scripts.run("cancel", redis, where, [generation, result_ttl]))
     if answer == "cancelled":
-        pieces = -(-await redis.llen(keys.pending(queue)) // STEP)
+        pieces = -(-await redis.llen(pending) // STEP)
         for _ in range(pieces):
-            where = [keys.run(run_id), keys.pending(queue)]
-            if not await scripts.run("purge", redis, where, [STEP]):
+            if not await scripts.run("purge", redis, [run, pending], [STEP]):
                 break
     return answer
 
 
-def recent(redis: Redis) -> list[str]:
-    """The ids of all runs, newest first. Those that have expired are dropped from the list."""
-    found = (raw(run_id) for run_id in redis.zrevrange(keys.RUNS, 0, -1))
+def recent(redis: Redis, queue: str) -> list[str]:
+    """The ids of a queue's runs, newest first. Expired ones are dropped from the list."""
+    listed = keys.runs(queue)
+    found = (raw(run_id) for run_id in redis.zrevrange(listed, 0, -1))
     ids = [run_id.decode() for run_id in found if SOUND_ID.fullmatch(run_id)]
     with redis.pipeline(transaction=False) as pipeline:
         for run_id in ids:
-            pipeline.exists(keys.run(run_id), keys.claim(run_id))
+            run = keys.run(queue, run_id)
+            pipeline.exists(run, keys.claim(run))
         there = dict(zip(ids, pipeline.execute(), strict=True))
     if expired := [run_id for run_id in ids if not there[run_id]]:
-        redis.zrem(keys.RUNS, *expired)
+        redis.zrem(listed, *expired)
     return [run_id for run_id in ids if there[run_id]]

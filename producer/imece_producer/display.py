@@ -126,7 +126,7 @@ def block(status: Status) -> str:
         f"{status.left:,} left of {status.files:,}",
         f"  speed    {rate(status.rate)}, {seconds(status.seconds)} so far"
         + (f", {seconds(status.time_left)} left" if status.time_left is not None else ""),
-        f"  workers  {backlog.workers:,}; bucket jobs in the queue {status.parameters.queue}: "
+        f"  workers  {backlog.workers:,}; bucket jobs in the queue {status.queue}: "
         f"{backlog.pending:,} pending, {backlog.in_flight:,} in flight",
         f"  from     {names.printable(status.parameters.input)}",
         f"  to       {names.printable(status.parameters.output or '(no output)')}",

@@ -78,7 +78,7 @@ class Producer:
                 another run makes one of the outputs from another input.
             ListingError: the files cannot be listed or grouped.
         """
-        run = Run(self.redis, run_id)
+        run = Run(self.redis, self.settings.queue, run_id)
         with run.explained(), self._claimed(run) as token:
             damage = run.damage(hold=True)
             if damage is not None and damage.helps != "enqueue":
@@ -131,7 +131,7 @@ class Producer:
                 self._say(f"run {run.id} is being listed by another producer: waiting for it")
                 waiting = True
             elif answer != "listing" and there is not None:
-                self._put_back_lost(parameters.queue)
+                self._put_back_lost(run.queue)
                 return False
             elif answer != "listing":  # it has just come up; or it is broken
                 unreadable += 1
@@ -167,7 +167,7 @@ class Producer:
         def renew() -> None:
             while not over.wait(CLAIM_TTL / 5):
                 try:
-                    scripts.run("renew", redis, [keys.claim(run.id)], [token, CLAIM_TTL])
+                    scripts.run("renew", redis, [keys.claim(run.key)], [token, CLAIM_TTL])
                 except RedisError:
                     pass  # the commit finds out
 
@@ -185,11 +185,11 @@ class Producer:
 
     def _withdraw(self, run: Run, token: str, with_claim: bool = False) -> None:
         """Takes back what was staged, if Redis can be asked."""
-        staged = [keys.staged(run.id, token), keys.order(run.id, token)]
-        parts = [keys.manifest(run.id, part) for part in (token, _finished_part(token))]
-        where = [run.key, keys.claim(run.id), *staged, *parts]
+        staged = [keys.staged(run.key, token), keys.order(run.key, token)]
+        parts = [keys.manifest(run.key, part) for part in (token, _finished_part(token))]
+        where = [run.key, keys.claim(run.key), *staged, *parts]
         try:
-            scripts.run("withdraw", self.redis, where, [token, run.id, int(with_claim)])
+            scripts.run("withdraw", self.redis, where, [token, int(with_claim)])
         except RedisError:
             pass  # all of it has a TTL
 
@@ -227,9 +227,7 @@ class Producer:
             answer = "overtaken"
             while answer == "overtaken":
                 overlap.compare()
-                answer = self._commit(
-                    run, token, parameters.queue, before, found.kept, jobs, fields, overlap.seen
-                )
+                answer = self._commit(run, token, before, found.kept, jobs, fields, overlap.seen)
             if answer == "committed":
                 return before.state, len(found.finished) + found.in_hand
             if answer != "changed":
@@ -261,20 +259,19 @@ class Producer:
         """In a transaction: nothing is ever there without its TTL, whenever this process dies."""
         with self.redis.pipeline() as pipeline:
             if manifests:
-                pipeline.hset(keys.manifest(run.id, part), mapping=manifests)
-                pipeline.expire(keys.manifest(run.id, part), STAGED_TTL)
+                pipeline.hset(keys.manifest(run.key, part), mapping=manifests)
+                pipeline.expire(keys.manifest(run.key, part), STAGED_TTL)
             if cursors:
-                pipeline.hset(keys.staged(run.id, part), mapping=cursors)
-                pipeline.expire(keys.staged(run.id, part), STAGED_TTL)
-                pipeline.rpush(keys.order(run.id, part), *cursors)
-                pipeline.expire(keys.order(run.id, part), STAGED_TTL)
+                pipeline.hset(keys.staged(run.key, part), mapping=cursors)
+                pipeline.expire(keys.staged(run.key, part), STAGED_TTL)
+                pipeline.rpush(keys.order(run.key, part), *cursors)
+                pipeline.expire(keys.order(run.key, part), STAGED_TTL)
             pipeline.execute()
 
     def _commit(
         self,
         run: Run,
         token: str,
-        queue: str,
         before: Snapshot,
         kept: Iterable[bytes],
         jobs: int,
@@ -283,8 +280,9 @@ class Producer:
     ) -> str:
         """See lua/commit.lua."""
         where = [
-            *(run.key, keys.claim(run.id), keys.pending(queue), keys.leases(queue), keys.QUEUES),
-            *(keys.staged(run.id, token), keys.order(run.id, token)),
+            *(run.key, keys.claim(run.key)),
+            *(keys.pending(run.queue), keys.leases(run.queue), keys.QUEUES),
+            *(keys.staged(run.key, token), keys.order(run.key, token)),
         ]
         arguments: scripts.Arguments = [
             *(token, before.generation, self.settings.run_ttl, self.settings.result_ttl, jobs),

@@ -16,7 +16,7 @@ from imece.run.store import SOUND_ID, STEP, Run
 
 
 class Overlap:
-    """Compares the outputs of a round with those of the other runs in Redis, name by name.
+    """Compares the outputs of a round with those of the other runs of the queue, name by name.
 
     A worker sees at an output whether it is newer than its input, not which input that was. So a
     run is refused if one of its outputs is another run's, which has another input or suffix.
@@ -43,26 +43,27 @@ class Overlap:
         Raises:
             RunError: another run makes, or has made, one of the outputs.
         """
-        since = f"({self.seen!r}"
-        found: list[Any] = self._redis.zrangebyscore(keys.RUNS, since, "+inf", withscores=True)
+        listed, since = keys.runs(self._run.queue), f"({self.seen!r}"
+        found: list[Any] = self._redis.zrangebyscore(listed, since, "+inf", withscores=True)
         others = [raw(run_id) for run_id, _ in found if SOUND_ID.fullmatch(raw(run_id))]
         for start in range(0, len(others), STEP):
-            self._compare_with([text(one) for one in others[start : start + STEP]])
+            some = others[start : start + STEP]
+            self._compare_with([Run(self._redis, self._run.queue, text(one)) for one in some])
         if found:
             self.seen = found[-1][1]
 
-    def _compare_with(self, others: list[str]) -> None:
+    def _compare_with(self, others: list[Run]) -> None:
         with self._redis.pipeline(transaction=False) as pipeline:
             for other in others:
-                pipeline.hmget(keys.run(other), "parameters", "parts", "state")
+                pipeline.hmget(other.key, "parameters", "parts", "state")
             answers = pipeline.execute(raise_on_error=False)
         output = json.dumps(self._parameters.output).encode()  # as `Parameters.encode` has it
         for other, answer in zip(others, answers, strict=True):
-            if other == self._run.id or isinstance(answer, Exception) or None in answer:
+            if other.id == self._run.id or isinstance(answer, Exception) or None in answer:
                 continue
             parameters, parts, state = answer
             if output in raw(parameters):
-                self._compare_files(Run(self._redis, other), raw(parameters), parts, text(state))
+                self._compare_files(other, raw(parameters), parts, text(state))
 
     def _compare_files(self, other: Run, encoded: bytes, parts: bytes, state: str) -> None:
         try:

@@ -55,7 +55,6 @@ def parameters_of(
         retries=settings.retries if retries is None else retries,
         retry_pause=settings.retry_pause,
         timeout=timeout or settings.file_timeout,
-        queue=settings.queue,
     )
     if buckets is not None and buckets > MOST_BUCKETS:  # of Airflow's operator; here typer has it
         raise UsageError(f"buckets {buckets}: at most {MOST_BUCKETS}")

@@ -68,6 +68,17 @@ def test_scale_sets_the_limit_it_is_given(api: ApiServer, connected: Workbench) 
     assert api.patched() == [SCALED_OBJECT]
 
 
+def test_a_queue_names_the_pipeline_whose_workers_are_meant(
+    api: ApiServer, connected: Workbench
+) -> None:
+    deployed, scaled = api.add_pipeline("scans")
+    ImeceScaleOperator(task_id="scale", max_replicas=7, run_queue="scans").execute({})
+    assert api.patched() == [scaled]
+    ImeceRolloutOperator(task_id="roll_out", image=IMAGE, run_queue="scans").execute({})
+    assert api.patched()[1:] == [deployed]
+    assert containers(api)[1]["image"] != IMAGE
+
+
 def test_scale_leaves_alone_what_it_is_not_given(api: ApiServer) -> None:
     ImeceScaleOperator(task_id="scale", max_replicas="None", processor="").execute({})
     assert api.asked == []
@@ -149,7 +160,7 @@ def test_a_limit_is_set_before_the_run_and_its_workers_are_started_at_once(
 
     def noting(change: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            states.append(Run(connected.redis, "run").state())
+            states.append(Run(connected.redis, "imece", "run").state())
             return change(*arguments)
 
         return call
@@ -186,9 +197,11 @@ def test_another_processor_is_refused_while_a_run_is_on(
     ):
         other.execute({})
     assert len(api.patched()) == before
-    other.run_queue = "another"
+    other.run_queue = "another"  # a pipeline with workers of its own
+    deployed, _ = api.add_pipeline("another")
     other.execute({})
-    Run(connected.redis, "run").cancel(600)
+    assert api.patched()[before:] == [deployed]
+    Run(connected.redis, "imece", "run").cancel(600)
     ImeceScaleOperator(task_id="scale", processor="mine:third").execute({})
     assert containers(api)[1]["env"][0]["value"] == "mine:third"
 

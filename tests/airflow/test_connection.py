@@ -246,13 +246,13 @@ def test_a_limit_that_cannot_be_set_is_found_before_anything_is_enqueued(
     monkeypatch.setenv("AIRFLOW_CONN_IMECE_KUBERNETES", json.dumps(given))
     with pytest.raises(AirflowFailException, match="there is no kubeconfig at"):
         limited.execute({})
-    assert Run(connected.redis, "run").state() is None
+    assert Run(connected.redis, "imece", "run").state() is None
 
 
 def test_a_process_told_to_end_cancels_its_run(connected: Workbench) -> None:
     connected.files(1)
     connected.enqueue()
-    run = Run(connected.redis, "run")
+    run = Run(connected.redis, "imece", "run")
     killed = task(connected)
     killed.on_kill()
     assert run.state() == "queued"  # it had not attached to it yet
@@ -266,7 +266,7 @@ def test_a_process_told_to_end_cancels_its_run(connected: Workbench) -> None:
 def test_a_process_told_to_end_leaves_a_run_that_another_waits_for(connected: Workbench) -> None:
     connected.files(1)
     connected.enqueue()
-    run = Run(connected.redis, "run")
+    run = Run(connected.redis, "imece", "run")
     killed = task(connected)
     generation = run.attach()
     assert generation is not None

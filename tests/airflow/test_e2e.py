@@ -66,7 +66,7 @@ def each_file_was_done_once(bench: Workbench, names: list[str]) -> bool:
 
 
 def generation(bench: Workbench, run_id: str) -> int:
-    return int(Run(bench.redis, run_id).snapshot().generation or 0)
+    return int(Run(bench.redis, "imece", run_id).snapshot().generation or 0)
 
 
 def waited_for(bench: Workbench, run_id: str, done: int = 20) -> None:
@@ -165,7 +165,7 @@ def test_marking_a_task_failed_cancels_its_run_within_seconds(
     waited_for(bench, "marked")
     began = time.monotonic()
     run.mark("failed")
-    until(lambda: Run(bench.redis, "marked").state() == "cancelled", "the cancel", 40)
+    until(lambda: Run(bench.redis, "imece", "marked").state() == "cancelled", "the cancel", 40)
     assert time.monotonic() - began < 20
     until(lambda: bench.status("marked").backlog.in_flight == 0, "the worker to hand back")
     done = len(bench.finished())
@@ -188,7 +188,7 @@ def test_a_task_killed_after_it_enqueued_is_tried_again_and_attaches(
     assert run.ended() == "success", run.log(attempt=2)
     assert run.task()["try_number"] == 2
     assert each_file_was_done_once(bench, names)
-    assert len(recent(bench.redis)) == 1
+    assert len(recent(bench.redis, "imece")) == 1
 
 
 def test_mapped_tasks_whose_runs_are_done_at_once_are_green_at_the_first_try(
@@ -228,7 +228,7 @@ def test_a_dag_run_that_times_out_takes_its_run_with_it(
     bench.worker()
     run = airflow.trigger("times_out", conf(bench, run_id="late"))
     assert run.ended() == "failed"
-    until(lambda: Run(bench.redis, "late").state() == "cancelled", "the cancel", 40)
+    until(lambda: Run(bench.redis, "imece", "late").state() == "cancelled", "the cancel", 40)
     assert set(bench.begun().values()) == {1}
 
 

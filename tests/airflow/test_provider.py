@@ -107,7 +107,7 @@ def test_a_task_that_waits_where_it_is_and_is_killed_cancels_its_run(
 ) -> None:
     connected.files(3)
     waiting = task(connected, deferrable=False)
-    run = Run(connected.redis, waiting._id)
+    run = Run(connected.redis, "imece", waiting._id)
 
     def killed(trigger: Any) -> None:
         attached = run.attach()
@@ -139,3 +139,5 @@ def test_the_hook_asks_about_runs_and_cancels_them(connected: Workbench) -> None
         assert redis.ping()
     with pytest.raises(AirflowFailException, match="there is no run third"):
         hook.status("third")
+    with pytest.raises(AirflowFailException, match="there is no run first"):
+        ImeceHook(run_queue="another").status("first")

@@ -113,7 +113,7 @@ def test_a_held_run_fails_the_task_with_its_reason_and_goes_on_when_that_is_clea
     connected: Workbench, capfd: pytest.CaptureFixture[str]
 ) -> None:
     names = connected.files(3)
-    held = Run(connected.redis, "run")
+    held = Run(connected.redis, "imece", "run")
     reason = "the output directory is read-only"
     with ThreadPoolExecutor() as another:
         holding = another.submit(until, lambda: held.hold(reason), "the run")

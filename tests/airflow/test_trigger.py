@@ -96,9 +96,9 @@ def test_it_ends_with_the_run(workbench: Workbench, state: str) -> None:
     workbench.file("one", "raise bad" if state == "failed" else "good")
     workbench.enqueue()
     if state == "cancelled":
-        Run(workbench.redis, "run").cancel(600)
+        Run(workbench.redis, "imece", "run").cancel(600)
     elif state == "held":
-        assert Run(workbench.redis, "run").hold("the output directory is read-only")
+        assert Run(workbench.redis, "imece", "run").hold("the output directory is read-only")
     else:
         workbench.worker()
     assert within(first(trigger())) == {"run": "run", "state": state}
@@ -110,7 +110,7 @@ def test_it_gives_the_scheduler_time_to_hear_that_the_task_was_deferred(
     monkeypatch.setattr("imece_producer.airflow.trigger.SHORTEST_WAIT", 1.0)
     workbench.files(1)
     workbench.enqueue()
-    Run(workbench.redis, "run").cancel(600)
+    Run(workbench.redis, "imece", "run").cancel(600)
     began = time.monotonic()
     assert within(first(trigger())) == {"run": "run", "state": "cancelled"}
     assert time.monotonic() - began >= 1.0
@@ -129,7 +129,7 @@ def test_it_sits_out_an_outage(workbench: Workbench, caplog: pytest.LogCaptureFi
 
     async def act() -> Any:
         task = asyncio.create_task(first(trigger()))
-        run = Run(workbench.redis, "run")
+        run = Run(workbench.redis, "imece", "run")
         while run.snapshot().generation == "1":
             await asyncio.sleep(0.02)
         workbench.server.stop()
@@ -231,7 +231,7 @@ def test_a_run_with_a_job_in_hand_is_not_called_quiet(
 def test_a_killed_task_s_run_is_cancelled_at_once_without_any_worker(workbench: Workbench) -> None:
     workbench.files(400)
     workbench.enqueue(files_per_job=1)
-    run = Run(workbench.redis, "run")
+    run = Run(workbench.redis, "imece", "run")
     kill_once(trigger(), lambda: run.snapshot().generation == "2")
     assert run.state() == "cancelled"
     assert workbench.status().backlog.pending == 0  # an autoscaler has nothing to count
@@ -248,7 +248,7 @@ def test_a_killed_task_s_run_goes_on_and_begins_no_file_a_second_time(
     for _ in range(2):
         workbench.worker()
     until(lambda: len(workbench.begun()) == 2, "files in hand")
-    run = Run(workbench.redis, "run")
+    run = Run(workbench.redis, "imece", "run")
     kill_once(trigger(), lambda: run.snapshot().generation == "2")
     assert run.state() == "cancelled"
     assert workbench.enqueue(buckets=3).how == "resumed"
@@ -262,7 +262,7 @@ def test_a_killed_task_s_run_goes_on_and_begins_no_file_a_second_time(
 def test_a_late_kill_does_not_touch_a_run_another_has_attached_to(workbench: Workbench) -> None:
     workbench.files(1)
     workbench.enqueue()
-    run = Run(workbench.redis, "run")
+    run = Run(workbench.redis, "imece", "run")
     kill_once(trigger(), lambda: run.snapshot().generation == "2" and run.attach() == "3")
     assert run.state() == "queued"
 
@@ -270,7 +270,7 @@ def test_a_late_kill_does_not_touch_a_run_another_has_attached_to(workbench: Wor
 def test_a_late_kill_does_not_touch_the_next_round_of_a_cancelled_run(workbench: Workbench) -> None:
     workbench.files(1)
     workbench.enqueue()
-    run = Run(workbench.redis, "run")
+    run = Run(workbench.redis, "imece", "run")
 
     def is_in_its_next_round() -> bool:
         if run.snapshot().generation != "2":
@@ -289,7 +289,7 @@ def test_no_kill_is_lost_wherever_it_meets_the_trigger(workbench: Workbench) -> 
     """Under Python 3.11 redis-py's awaits swallow a cancel at times; and a kill that comes while
     the trigger attaches must cancel the generation that it attaches to."""
     workbench.files(1)
-    run = Run(workbench.redis, "run")
+    run = Run(workbench.redis, "imece", "run")
     dice = random.Random(9)
     user_action = "who acted is in the cancel's message"
 

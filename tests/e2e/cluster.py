@@ -23,6 +23,7 @@ ENVIRONMENT = dict(os.environ)
 """As it was before a fixture for all tests clears it."""
 
 WORKERS = "app.kubernetes.io/name=imece,app.kubernetes.io/component=worker"
+PIPELINE = "app.kubernetes.io/instance"
 COST = "controller.kubernetes.io/pod-deletion-cost"
 INPUT, OUTPUT = "/data/in", "/data/out"
 LIMIT = 2
@@ -173,16 +174,20 @@ class Replicas:
 
 
 class Cluster:
-    """imece in its namespace."""
+    """imece in its namespace: the first pipeline, or a further one."""
 
-    def __init__(self, options: Options) -> None:
+    source, target = INPUT, OUTPUT
+
+    def __init__(self, options: Options, pipeline: str = "imece") -> None:
         self.options = options
+        self.pipeline = pipeline
+        self.ending = "" if pipeline == "imece" else f"-{pipeline}"
 
     # Commands
 
     def kubectl(self, *arguments: str, given: str | None = None, timeout: float = 120) -> str:
         """As a person would call it; its output. An error is the test's."""
-        return _call(self._kubectl(*arguments), given, timeout)
+        return call(self._kubectl(*arguments), given, timeout)
 
     def refused(self, *arguments: str, given: str | None = None) -> str | None:
         """The same where an error is an answer: what it says; None if there was none."""
@@ -194,7 +199,7 @@ class Cluster:
 
     def imece(self, *arguments: str) -> str:
         """The command on this machine, by the kubeconfig."""
-        return _call(self._imece(*arguments), None, 60)
+        return call(self._imece(*arguments), None, 60)
 
     def doctor(self) -> str:
         """What `imece doctor` says on this machine, whatever its exit code."""
@@ -208,14 +213,14 @@ class Cluster:
     def inside(self, *arguments: str, given: str | None = None, timeout: float = 120) -> str:
         """In the producer's pod, which sees Redis and the volume."""
         return self.kubectl(
-            *("exec", "--stdin", "deployment/imece-producer", "--", *arguments),
+            *("exec", "--stdin", f"deployment/imece-producer{self.ending}", "--", *arguments),
             given=given,
             timeout=timeout,
         )
 
     def control(self, *arguments: str) -> str:
         """What stops and starts parts of the cluster: `stop apiserver`, `node-kill NODE`."""
-        return _call([*self.options.control, *arguments], None, 120)
+        return call([*self.options.control, *arguments], None, 120)
 
     # Coming and going
 
@@ -246,7 +251,7 @@ class Cluster:
                 self.inside("imece", "cancel", run["run"])
         self.limit(LIMIT)
         # Else the autoscaler and KEDA wait for 45 s, in case more is to come.
-        self.kubectl("scale", "deployment/imece-worker", "--replicas=0")
+        self.kubectl("scale", f"deployment/imece-worker{self.ending}", "--replicas=0")
         within(120, lambda: not self.pods(WORKERS), "no workers")
 
     def remove(self) -> None:
@@ -256,7 +261,8 @@ class Cluster:
 
     def wanted(self) -> int:
         """How many workers the Deployment is told to have."""
-        found = self.kubectl("get", "deployment", "imece-worker", "-o", "jsonpath={.spec.replicas}")
+        name = f"imece-worker{self.ending}"
+        found = self.kubectl("get", "deployment", name, "-o", "jsonpath={.spec.replicas}")
         return int(found or 0)
 
     @contextmanager
@@ -264,7 +270,8 @@ class Cluster:
         """Watches how many workers are wanted, for as long as the block lasts."""
         found = Replicas()
         path = r'jsonpath={.spec.replicas}{"\n"}'
-        command = self._kubectl("get", "deployment", "imece-worker", "--watch", "-o", path)
+        name = f"imece-worker{self.ending}"
+        command = self._kubectl("get", "deployment", name, "--watch", "-o", path)
         with subprocess.Popen(command, env=OURS, stdout=subprocess.PIPE, text=True) as watch:
 
             def note() -> None:
@@ -288,6 +295,7 @@ class Cluster:
 
     def workers(self) -> dict[str, Pod]:
         """The workers' pods by name, without those that are about to go."""
+        ours = f"{WORKERS},{PIPELINE}={self.pipeline}"
         return {
             item["metadata"]["name"]: Pod(
                 name=item["metadata"]["name"],
@@ -299,7 +307,7 @@ class Cluster:
                     for container in item["status"].get("containerStatuses", [])
                 ),
             )
-            for item in self.pods(WORKERS)
+            for item in self.pods(ours)
             if "deletionTimestamp" not in item["metadata"]
         }
 
@@ -315,7 +323,7 @@ class Cluster:
 
     def enqueue(self, run_id: str, seconds: dict[str, float]) -> "ClusterRun":
         """A run of files that take so many seconds each, a bucket job a file."""
-        source, target = f"{INPUT}/{run_id}", f"{OUTPUT}/{run_id}/files"
+        source, target = f"{self.source}/{run_id}", f"{self.target}/{run_id}/files"
         self.inside("python", "-c", MAKE_FILES, source, given=json.dumps(seconds))
         jobs = ("--buckets", "1", "--files-per-job", "1")
         began = time.time()
@@ -355,7 +363,8 @@ class ClusterRun:
     enqueued: float
 
     def trace(self) -> Trace:
-        folders = (f"{OUTPUT}/{self.id}/trace", f"{OUTPUT}/{self.id}/files")
+        above = f"{self.cluster.target}/{self.id}"
+        folders = (f"{above}/trace", f"{above}/files")
         notes, outputs = json.loads(self.cluster.inside("python", "-c", LIST, *folders))
         return Trace.read(notes, outputs)
 
@@ -374,7 +383,7 @@ class ClusterRun:
 OURS = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("IMECE_")}
 
 
-def _call(command: list[str], given: str | None, timeout: float) -> str:
+def call(command: list[str], given: str | None, timeout: float) -> str:
     done = _run(command, given, timeout)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{done.stdout}"
     return done.stdout

@@ -21,7 +21,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.control, pytest.mark.timeout(600)]
 AWAY = 30.0
 """Seconds; twice a worker's lease, and two looks of the HPA."""
 
-KEDA_IS_AWAY = "KEDA does not answer"
+SAID = {
+    "keda-operator": "KEDA's operator does not answer",
+    "keda-adapter": "KEDA's metrics server does not answer",
+}
 
 
 @contextmanager
@@ -54,16 +57,16 @@ def test_a_part_of_keda_is_away_in_the_middle_of_a_run(cluster: Cluster, part: s
     with away(cluster, part):
         kept(AWAY, lambda: cluster.wanted() == LIMIT, "the number of workers has changed")
         assert set(cluster.workers()) == before
-        until_said(cluster.doctor, KEDA_IS_AWAY)
-        until_said(lambda: cluster.inside("imece", "status", run.id), KEDA_IS_AWAY)
+        until_said(cluster.doctor, SAID[part])
+        until_said(lambda: cluster.inside("imece", "status", run.id), SAID[part])
     assert run.done().flaws(run.files) == []
 
 
 def test_keda_is_away_when_a_run_begins(cluster: Cluster) -> None:
     with away(cluster, "keda-operator"):
         run = cluster.enqueue("begin", {"a": 0.1, "b": 0.1})
-        until_said(lambda: cluster.inside("imece", "status", run.id), KEDA_IS_AWAY)
-        until_said(cluster.doctor, KEDA_IS_AWAY)
+        until_said(lambda: cluster.inside("imece", "status", run.id), SAID["keda-operator"])
+        until_said(cluster.doctor, SAID["keda-operator"])
         assert cluster.wanted() == 0
     assert run.done().flaws(run.files) == []
 

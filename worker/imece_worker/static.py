@@ -88,7 +88,6 @@ def parameters_of(
         retries=settings.retries,
         retry_pause=settings.retry_pause,
         timeout=settings.file_timeout,
-        queue=settings.queue,
     )
 
 

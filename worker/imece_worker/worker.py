@@ -74,7 +74,9 @@ class Worker(rq.Worker):
         self.queue = rq.Queue(settings.queue, connection=redis, serializer=JSONSerializer)
         super().__init__(
             [self.queue],
-            name=f"{names.plain(socket.gethostname())}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+            # The queue first: the rights of an ACL go by the beginnings of keys and channels.
+            name=f"{settings.queue}.{names.plain(socket.gethostname())}-{os.getpid()}-"
+            f"{uuid.uuid4().hex[:6]}",
             connection=redis,
             serializer=JSONSerializer,
             prepare_for_work=False,  # it would ask Redis, which may be away
@@ -348,7 +350,7 @@ class Worker(rq.Worker):
         self._stalled[run] = (times + 1, time.monotonic() + pause)
         if held.run.state() == "held":
             log.event("run held", logging.ERROR, run=run)
-            held.run.purge(self.settings.queue)
+            held.run.purge()
 
     def _give_up(self, held: Lease, why: str) -> None:
         """Takes a job that no worker can do out of the way, and lets its run wait for a person."""
@@ -356,7 +358,7 @@ class Worker(rq.Worker):
         self._refuse(reference.job_id.encode(), why, f"{reference.job_id}:{held.execution}")
         if held.run.hold(why):
             log.event("run held", logging.ERROR, run=reference.run, reason=why)
-            held.run.purge(self.settings.queue)
+            held.run.purge()
 
     def _execute(self, held: Lease, claimed: Claimed) -> None:
         reference = held.reference

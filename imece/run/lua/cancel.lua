@@ -10,7 +10,7 @@ must_fit(run)
 local state, generation = unpack(redis.call('HMGET', run, 'state', 'generation'))
 if ARGV[1] == '' and not is_on(state) and state ~= 'held' and redis.call('DEL', claim) == 1 then
   if not state then
-    redis.call('ZREM', 'imece:runs', run_id(run))
+    redis.call('ZREM', listed(run), run_id(run))
   end
   return 'cancelled' -- nothing is committed; the producer finds its claim gone
 end

@@ -50,7 +50,7 @@ for field, cursor in pairs(kept) do
     return 'changed'
   end
 end
-if redis.call('ZCOUNT', 'imece:runs', '(' .. ARGV[6], '+inf') > 0 then
+if redis.call('ZCOUNT', listed(run), '(' .. ARGV[6], '+inf') > 0 then
   return 'overtaken'
 end
 if redis.call('HLEN', KEYS[6]) ~= tonumber(ARGV[5]) then
@@ -97,9 +97,11 @@ for part in string.gmatch(parts or '', '[^,]+') do
   end
 end
 redis.call('DEL', claim)
-redis.call('ZADD', 'imece:runs', string.format('%.6f', time), run_id(run))
-redis.call('SADD', KEYS[5], queue)
-at_least(KEYS[5], tonumber(ARGV[3]))
+redis.call('ZADD', listed(run), string.format('%.6f', time), run_id(run))
+if fits(KEYS[5], 'set') then -- it has the queues of others, too: one of them may have spoilt it
+  redis.call('SADD', KEYS[5], queue)
+  at_least(KEYS[5], tonumber(ARGV[3]))
+end
 if redis.call('EXISTS', run .. ':jobs') == 0 then -- there is nothing to do
   redis.call('HSET', run, 'state', 'done', 'started', time, 'ended', time)
   keep(run, tonumber(ARGV[4]))

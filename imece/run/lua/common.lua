@@ -14,8 +14,14 @@ local function now()
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
+-- A run's key is imece:<queue>:run:<id>, and no other colon is in it.
 local function run_id(run)
-  return string.sub(run, #'imece:run:' + 1)
+  return string.match(run, '[^:]*$')
+end
+
+-- The list of the queue's runs.
+local function listed(run)
+  return (string.gsub(run, 'run:[^:]*$', 'runs'))
 end
 
 local function job_id(run, field)
@@ -61,7 +67,7 @@ local function keep(run, ttl)
   for part in string.gmatch(parts, '[^,]+') do
     redis.call('EXPIRE', run .. ':manifest:' .. part, ttl)
   end
-  at_least('imece:runs', ttl)
+  at_least(listed(run), ttl)
 end
 
 local function count_window(run, change)

@@ -24,7 +24,7 @@ for _, suffix in ipairs(suffixes) do
   redis.call('UNLINK', run .. suffix)
 end
 redis.call('UNLINK', claim)
-if fits('imece:runs', 'zset') then
-  redis.call('ZREM', 'imece:runs', run_id(run))
+if fits(listed(run), 'zset') then
+  redis.call('ZREM', listed(run), run_id(run))
 end
 return 'deleted'

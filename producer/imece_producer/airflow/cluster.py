@@ -117,14 +117,12 @@ class ImeceScaleOperator(ImeceOperator):
 
     def _refuse_under_a_run(self, settings: Settings) -> None:
         with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
-            runs = [Run(redis, run_id) for run_id in recent(redis)]
-            for run in (one for one in runs if one.state() in ON):
-                parameters = run.readable_parameters()
-                if parameters is not None and parameters.queue == settings.queue:
+            for run_id in recent(redis, settings.queue):
+                if Run(redis, settings.queue, run_id).state() in ON:
                     raise RunError(
-                        f"run {run.id} of the queue {settings.queue} is on: another processor "
+                        f"run {run_id} of the queue {settings.queue} is on: another processor "
                         f"({self.processor}) would process the rest of its files",
-                        f"wait for its end, or cancel it (`imece cancel {run.id}`), then clear "
+                        f"wait for its end, or cancel it (`imece cancel {run_id}`), then clear "
                         "this task",
                     )
 
@@ -134,21 +132,33 @@ class ImeceRolloutOperator(ImeceOperator):
 
     Args:
         image: with tag or digest.
+        run_queue: the workers' queue; None: IMECE_QUEUE.
         rollout_timeout: seconds; a worker that is replaced finishes the file in hand first.
     """
 
-    template_fields: Sequence[str] = ("image", "rollout_timeout", "kubernetes_conn_id")
+    template_fields: Sequence[str] = (
+        "image", "run_queue", "rollout_timeout", "kubernetes_conn_id",
+    )  # fmt: skip
     ui_color = "#d8e8f0"
 
-    def __init__(self, *, image: str, rollout_timeout: float | str = 600.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        image: str,
+        run_queue: str | None = None,
+        rollout_timeout: float | str = 600.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.image = image
+        self.run_queue = run_queue
         self.rollout_timeout = rollout_timeout
 
     def execute(self, context: "Context") -> str:
         with airflow_errors():
             timeout = fields.number(self.rollout_timeout, "rollout_timeout") or 0.0
-            with connected(self.kubernetes_conn_id, settings_of(None)) as client:
+            settings = settings_of(None, queue=fields.words(self.run_queue))
+            with connected(self.kubernetes_conn_id, settings) as client:
                 roll_out(client, timeout, self.log.info, image=self.image)
         return self.image
 

@@ -24,6 +24,7 @@ class ImeceHook(BaseHook):
 
     Args:
         redis_conn_id: the Airflow connection; None: Redis as IMECE_REDIS_... name it.
+        run_queue: the queue of the runs; None: IMECE_QUEUE.
     """
 
     conn_name_attr = "redis_conn_id"
@@ -31,17 +32,22 @@ class ImeceHook(BaseHook):
     conn_type = "redis"
     hook_name = "imece"
 
-    def __init__(self, redis_conn_id: str | None = default_conn_name, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        redis_conn_id: str | None = default_conn_name,
+        run_queue: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.redis_conn_id = redis_conn_id
+        self.run_queue = run_queue
 
     @cached_property
     def settings(self) -> Settings:
         """imece's settings, with Redis as the connection names it."""
         with airflow_errors():
-            return settings_of(
-                self.get_connection(self.redis_conn_id) if self.redis_conn_id else None
-            )
+            connection = self.get_connection(self.redis_conn_id) if self.redis_conn_id else None
+            return settings_of(connection, queue=self.run_queue)
 
     def get_conn(self) -> "Redis":
         """A client for Redis. Close it after use."""
@@ -67,4 +73,4 @@ class ImeceHook(BaseHook):
     def _run(self, run_id: str) -> Iterator[Run]:
         settings = self.settings
         with airflow_errors(settings, self.redis_conn_id), closing(self.get_conn()) as redis:
-            yield Run(redis, names.slug(str(run_id)))
+            yield Run(redis, settings.queue, names.slug(str(run_id)))

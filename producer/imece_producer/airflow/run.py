@@ -167,7 +167,7 @@ class ImeceRunOperator(ImeceOperator):
         with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
             generation = self._enqueue(redis, settings, parameters)
             if generation is None:
-                return self._finish(redis, context)
+                return self._finish(redis, settings, context)
             self._held = (settings, generation)
             if limit is not None:
                 self._start(settings, limit, redis)
@@ -203,7 +203,7 @@ class ImeceRunOperator(ImeceOperator):
         settings = self._settings(queue=fields.words(self.run_queue))
         try:
             with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
-                return self._finish(redis, context)
+                return self._finish(redis, settings, context)
         except AirflowFailException:
             raise
         except AirflowException as error:  # Redis has just gone; the trigger waits until it is back
@@ -231,7 +231,7 @@ class ImeceRunOperator(ImeceOperator):
     def _cancel(self, settings: Settings, generation: str = "") -> None:
         with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
             try:
-                Run(redis, self._id).cancel(settings.result_ttl, generation)
+                Run(redis, settings.queue, self._id).cancel(settings.result_ttl, generation)
             except RunError as error:  # it has ended, or somebody else waits for it
                 self.log.info("%s", error)
 
@@ -290,9 +290,9 @@ class ImeceRunOperator(ImeceOperator):
         except AirflowException as error:
             self.log.warning("%s", f"that workers start is left to KEDA: {error}")
 
-    def _finish(self, redis: "Redis", context: "Context") -> dict[str, Any]:
+    def _finish(self, redis: "Redis", settings: Settings, context: "Context") -> dict[str, Any]:
         """What the task says of an ended run."""
-        run = Run(redis, self._id)
+        run = Run(redis, settings.queue, self._id)
         last = status.read(run)
         self.log.info("%s", "\n".join(display.summary(last, last.seconds, [])))
         if last.is_held:

@@ -133,9 +133,9 @@ class ImeceRunTrigger(BaseTrigger):
                         if not attached:
                             # A triggerer that took this over from another moves it on again, so
                             # that a cancel by the other one is void.
-                            mine = await attach_async(redis, self.run_id)
+                            mine = await attach_async(redis, self.queue, self.run_id)
                             self.generation, attached = mine or self.generation, True
-                        now = await status.read_async(redis, self.run_id)
+                        now = await status.read_async(redis, self.queue, self.run_id)
                 except TrustError:
                     raise
                 except ServiceError as error:
@@ -184,8 +184,8 @@ class ImeceRunTrigger(BaseTrigger):
         async with aclosing(connect_async(settings, retries=0, timeout=KILL_TIMEOUT)) as redis:
             answer = await cancel_async(
                 redis,
-                self.run_id,
                 self.queue,
+                self.run_id,
                 settings.result_ttl,
                 self.generation,
             )
@@ -204,8 +204,7 @@ def reasons(
         connection: to the workers' cluster, if there is one; `conn_id` is its id.
     """
     if not names_cluster(connection):
-        queue = now.parameters.queue
-        yield f"  workers need this Redis, IMECE_QUEUE={queue}, and a processor that loads"
+        yield f"  workers need this Redis, IMECE_QUEUE={now.queue}, and a processor that loads"
         yield "  see a worker's log, or call `imece doctor` where the workers are"
         if conn_id is not None:
             yield f"  if they are in a cluster: name it in the Airflow connection {conn_id}"

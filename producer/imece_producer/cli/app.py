@@ -3,6 +3,7 @@
 What one command needs for itself is imported in it: `imece status` has to answer at once.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from imece import commandline, names
 from imece.connection import connect, reachable
 from imece.errors import ImeceError, RunError, ServiceError
 from imece.run.store import Run, recent
-from imece.settings import Settings, load, unknown
+from imece.settings import PIPELINE, Settings, load, unknown, workers_of
 from imece_producer.cluster import kubeconfig
 from imece_producer.display import say
 
@@ -43,6 +44,13 @@ def given_run(text: str) -> str:
     return names.slug(commandline.given(text))
 
 
+def given_pipeline(text: str) -> str:
+    """The name of a pipeline; another one would mean the first pipeline's workers."""
+    if not re.fullmatch(PIPELINE, text):
+        raise typer.BadParameter(f"{text!r} is not the name of a pipeline")
+    return text
+
+
 RunId = Annotated[
     str,
     typer.Argument(
@@ -66,6 +74,25 @@ Namespace = Annotated[
         show_default=False,
     ),
 ]
+Pipeline = Annotated[
+    str | None,
+    typer.Option(
+        "--pipeline",
+        metavar="NAME",
+        help="Which pipeline of the namespace: its queue's name. [IMECE_QUEUE]",
+        show_default=False,
+        parser=given_pipeline,
+    ),
+]
+
+
+def settings_for(context: str | None, namespace: str | None, pipeline: str | None) -> Settings:
+    """The settings, for the cluster and the pipeline that options name."""
+    named: dict[str, str] = {}
+    if pipeline is not None:
+        workers = workers_of(pipeline)
+        named = {"queue": pipeline, "deployment": workers, "scaled_object": workers}
+    return load(kube_context=context, kube_namespace=namespace, **named)
 
 
 @dataclass(frozen=True)
@@ -95,6 +122,7 @@ def find(
     run_id: str | None = None,
     context: str | None = None,
     namespace: str | None = None,
+    pipeline: str | None = None,
     to_change: bool = False,
     only_on: bool = False,
 ) -> Place:
@@ -108,13 +136,13 @@ def find(
             there.
         only_on: of the local runs only those that are on.
     """
-    settings = load(kube_context=context, kube_namespace=namespace)
+    settings = settings_for(context, namespace, pipeline)
     from imece_producer.local import record, state
 
     state_dir = settings.state_dir.expanduser()
     live = state.live(state_dir)
     at_server = Place(settings)
-    if is_server_named(settings):
+    if pipeline is not None or is_server_named(settings):
         if run_id is None or (run_id not in live and record.read(state_dir / run_id) is None):
             return at_server
         if _has(settings, run_id, if_away=to_change):
@@ -148,7 +176,9 @@ def _has(settings: Settings, run_id: str | None = None, if_away: bool = False) -
     """Whether the server that settings name has this run, or any; `if_away` if nobody can say."""
     try:
         with redis_of(settings) as redis:
-            return bool(recent(redis)) if run_id is None else Run(redis, run_id).state() is not None
+            if run_id is None:
+                return bool(recent(redis, settings.queue))
+            return Run(redis, settings.queue, run_id).state() is not None
     except ServiceError:
         return if_away
     except ImeceError:
@@ -166,9 +196,9 @@ def run_of(settings: Settings, run_id: str | None) -> Iterator[Run]:
     """A run, the newest if none is named. What is damaged of it is said in words."""
     with redis_of(settings) as redis:
         if run_id is None:
-            if not (ids := recent(redis)):
+            if not (ids := recent(redis, settings.queue)):
                 raise RunError("there are no runs yet: `imece enqueue IN OUT` makes one")
             run_id = ids[0]
-        run = Run(redis, run_id)
+        run = Run(redis, settings.queue, run_id)
         with run.explained():
             yield run

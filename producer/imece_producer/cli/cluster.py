@@ -7,8 +7,17 @@ import typer
 
 from imece import commandline
 from imece.errors import UsageError
-from imece.settings import load
-from imece_producer.cli.app import Context, Json, Namespace, app, find, given_run, redis_of
+from imece_producer.cli.app import (
+    Context,
+    Json,
+    Namespace,
+    Pipeline,
+    app,
+    find,
+    given_run,
+    redis_of,
+    settings_for,
+)
 from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
 
@@ -24,27 +33,31 @@ def scale(
     ] = None,
     context: Context = None,
     namespace: Namespace = None,
+    pipeline: Pipeline = None,
     as_json: Json = False,
 ) -> None:
     """Change the limit of workers while a run is on. A worker that has a file finishes it.
 
     It changes the limit of the local run that is on, or that --run names. In a pod, with
-    --context, --namespace or their settings, or with no local run on, it is the cluster's.
+    --context, --namespace or their settings, with --pipeline, or with no local run on, it is the
+    cluster's.
     """
-    settings = load(kube_context=context, kube_namespace=namespace)
+    settings = settings_for(context, namespace, pipeline)
     from imece_producer.cluster import commands
     from imece_producer.local.scaling import set_limit
     from imece_producer.local.state import at, live, only_live
 
     state = settings.state_dir.expanduser()
-    named = kubeconfig.is_named(settings)
+    named = pipeline is not None or kubeconfig.is_named(settings)
     if run_id is None and (named or not live(state)):
         if not named:
             say("(no local run is on: this is for a cluster)")
         commands.scale(settings, replicas, minimum, as_json)
         return
-    if minimum is not None or context or namespace:
-        raise UsageError("--min, --context and --namespace are for a cluster, not for a local run")
+    if minimum is not None or context or namespace or pipeline:
+        raise UsageError(
+            "--min, --context, --namespace and --pipeline are for a cluster, not for a local run"
+        )
     name, url = only_live(state, run_id)
     with redis_of(at(settings, url)) as redis:
         before = set_limit(redis, replicas)
@@ -61,6 +74,7 @@ def pause(
     ] = False,
     context: Context = None,
     namespace: Namespace = None,
+    pipeline: Pipeline = None,
     as_json: Json = False,
 ) -> None:
     """Stop the workers of a cluster for a time.
@@ -71,7 +85,7 @@ def pause(
     """
     from imece_producer.cluster import commands
 
-    commands.pause(load(kube_context=context, kube_namespace=namespace), scale_in, as_json)
+    commands.pause(settings_for(context, namespace, pipeline), scale_in, as_json)
 
 
 @app.command(epilog=commandline.examples("imece doctor /data/in /data/out -n imece"))
@@ -84,6 +98,7 @@ def doctor(
     ] = None,
     context: Context = None,
     namespace: Namespace = None,
+    pipeline: Pipeline = None,
     as_json: Json = False,
 ) -> None:
     """Check all that a run needs, and say what to do.
@@ -94,7 +109,7 @@ def doctor(
     from imece_producer.doctor import report
 
     checks = []
-    place = find(None, context, namespace, only_on=True)
+    place = find(None, context, namespace, pipeline, only_on=True)
     for check in report.checks(place.settings, source, target):
         checks.append(check)
         if as_json:

@@ -22,6 +22,7 @@ from imece_producer.cli.app import (
     Context,
     Json,
     Namespace,
+    Pipeline,
     Place,
     RunId,
     app,
@@ -30,6 +31,7 @@ from imece_producer.cli.app import (
     is_server_named,
     redis_of,
     run_of,
+    settings_for,
 )
 from imece_producer.cluster import kubeconfig
 from imece_producer.display import put, put_json, say
@@ -45,18 +47,19 @@ def show_status(
     watch: Annotated[bool, typer.Option("--watch", help="Until the run ends.")] = False,
     context: Context = None,
     namespace: Namespace = None,
+    pipeline: Pipeline = None,
     as_json: Json = False,
 ) -> None:
     """Show how far a run is.
 
     Files done, failed and left; the rate and the time left; the workers and the queue.
 
-    In a pod, or with --context, --namespace or their settings, it also shows the cluster's
-    workers and what keeps them from working, even if Redis is out of reach.
+    In a pod, or with --context, --namespace, --pipeline or their settings, it also shows the
+    cluster's workers and what keeps them from working, even if Redis is out of reach.
     """
-    place = find(run_id, context, namespace)
+    place = find(run_id, context, namespace, pipeline)
     settings = place.settings
-    named = place.local is None and kubeconfig.is_named(settings)
+    named = place.local is None and (pipeline is not None or kubeconfig.is_named(settings))
     if named:
         from imece_producer.cluster import commands as on_cluster
 
@@ -94,7 +97,7 @@ def runs(as_json: Json = False) -> None:
     found = [*local]
     try:
         with redis_of(settings) as redis:
-            found += statuses(redis)
+            found += statuses(redis, settings.queue)
     except ServiceError as error:
         if is_server_named(settings):
             raise
@@ -121,10 +124,10 @@ def runs(as_json: Json = False) -> None:
         put("  ".join(cells).rstrip())
 
 
-def statuses(redis: Redis) -> Iterator[Status]:
-    """Of all runs in one Redis."""
-    for run_id in recent(redis):
-        run = Run(redis, run_id)
+def statuses(redis: Redis, queue: str) -> Iterator[Status]:
+    """Of all runs of one queue."""
+    for run_id in recent(redis, queue):
+        run = Run(redis, queue, run_id)
         try:
             with run.explained():
                 yield status.read(run)
@@ -140,7 +143,7 @@ def local_runs(settings: Settings) -> Iterator[Status]:
     for url in state.live(state_dir).values():
         try:
             with redis_of(state.at(settings, url)) as redis:
-                yield from statuses(redis)
+                yield from statuses(redis, settings.queue)
         except ServiceError:
             pass  # it has just ended
     for left in record.ended(state_dir):
@@ -250,6 +253,7 @@ def resume(
     ] = None,
     context: Context = None,
     namespace: Namespace = None,
+    pipeline: Pipeline = None,
     as_json: Json = False,
 ) -> None:
     """Continue a held or cancelled run, or end a pause.
@@ -264,7 +268,7 @@ def resume(
         return
     from imece_producer.cluster import commands
 
-    commands.resume(load(kube_context=context, kube_namespace=namespace), as_json)
+    commands.resume(settings_for(context, namespace, pipeline), as_json)
 
 
 def go_on(run_id: str, as_json: bool) -> None:

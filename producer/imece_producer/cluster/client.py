@@ -193,6 +193,7 @@ class Cluster:
                     "group": right.group,
                     "resource": right.resource,
                     "subresource": right.subresource,
+                    "name": self._named(right),
                 }
             },
         }
@@ -206,6 +207,14 @@ class Cluster:
             body,
         )
         return bool(answer.get("status", {}).get("allowed"))
+
+    def _named(self, right: Right) -> str:
+        """The object that such a request names: a Role may grant the right for that one only."""
+        names = {
+            "scaledobjects": self.settings.scaled_object,
+            "deployments": self.settings.deployment,
+        }
+        return names.get(right.resource, "") if right.verb != "list" else ""
 
     def keda_version(self) -> str | None:
         """The version KEDA's resource definitions are of, as 2.20.0; None if they do not say."""

@@ -18,14 +18,12 @@ def look(settings: Settings, now: Status | None = None) -> dict[str, Any]:
     Args:
         now: the run they are for; None if no run can be read.
     """
-    queue, pending = settings.queue, 0
-    if now is not None:
-        queue, pending = now.parameters.queue, now.backlog.pending
+    pending = now.backlog.pending if now is not None else 0
     try:
         with connect(settings) as cluster:
             if now is not None and now.has_ended:  # nothing is held up
                 return _summary(cluster, scaling.read(cluster), [])
-            return _summary(cluster, *diagnose.look(cluster, queue, pending))
+            return _summary(cluster, *diagnose.look(cluster, settings.queue, pending))
     except ImeceError as error:
         return {"error": str(error)}
 

@@ -1,4 +1,4 @@
-"""What keeps the pods of an installation from working, and the volumes that they wait for."""
+"""What keeps the pods of a pipeline from working, and the volumes that they wait for."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -27,12 +27,15 @@ def claims_of(spec: Object) -> list[str]:
 
 
 def pods_of(cluster: Cluster, deployment: Object) -> list[Object]:
-    """The pods of the installation: Redis, the producer, the workers. None if we may not look."""
-    workers = deployment["spec"]["selector"].get("matchLabels", {})
+    """The pods of the pipeline: its producer and workers, and the Redis of all. None if we may not
+    look."""
+    labels = dict(deployment["spec"]["selector"].get("matchLabels", {}))
+    labels.pop(COMPONENT, None)  # the producer has the others, too
+    pairs = [f"{name}={value}" for name, value in labels.items()]
     try:
         return [
-            *cluster.pods(f"{NAME}=imece,{COMPONENT}!=worker"),
-            *cluster.pods(",".join(f"{name}={value}" for name, value in workers.items())),
+            *cluster.pods(f"{NAME}=imece,{COMPONENT}=redis"),
+            *cluster.pods(",".join([*pairs, f"{COMPONENT}!=redis"])),
         ]
     except ClusterError as error:
         if error.status != FORBIDDEN:

@@ -7,9 +7,11 @@ from typing import Any
 
 from redis import Redis
 from redis.exceptions import NoPermissionError
+from rq import Worker
 
 from imece import connection
 from imece.errors import ImeceError
+from imece.run import keys
 from imece.settings import Settings
 from imece_producer.cluster.scaling import numbers
 from imece_producer.display import seconds
@@ -35,13 +37,15 @@ PROBES = tuple(
     ZADD {sorted} 1 a | ZCARD {sorted} | ZSCORE {sorted} a | ZRANGE {sorted} 0 -1
     ZRANGEBYSCORE {sorted} 0 1 | ZCOUNT {sorted} 0 1
     ZREVRANGE {sorted} 0 -1 | ZREM {sorted} a | ZREMRANGEBYRANK {sorted} 0 0
-    HSET {job} f 1 | EXPIRE {job} 1 | DEL {job}
+    HSET {worker} f 1 | EXPIRE {worker} 1 | DEL {worker}
+    LREM {pending} 1 {nothing} | LREM {moving} 1 {nothing} | ZREM {leases} {nothing}
+    SREM {workers} {nothing} | SREM {all_workers} {nothing} | SREM {queues} {nothing}
     """.replace("\n", "|").split("|")
     if probe.strip()
 )
-"""A harmless use of each command that imece and RQ send, on keys and a channel of the kinds they
-use. `ACL DRYRUN` would need a right that no user of imece should have. A test holds them against
-what a server has recorded."""
+"""A harmless use of each command that imece and RQ send, and of each key that they share. `ACL
+DRYRUN` would need a right that no user of imece should have. A test holds them against what a
+server has recorded."""
 
 
 def of_redis(settings: Settings) -> Iterator[Check]:
@@ -54,8 +58,8 @@ def of_redis(settings: Settings) -> Iterator[Check]:
             redis.ping()
             took = time.time() - began
             yield ok("redis", f"{connection.address(settings)} answers in {seconds(took)}")
-            forbidden = _forbidden(redis)
-            yield _redis_rights(forbidden)
+            forbidden = _forbidden(redis, settings.queue)
+            yield _redis_rights(forbidden, settings.queue)
             if "INFO" not in forbidden:
                 yield from _redis_server(redis.info())
             if "TIME" not in forbidden:
@@ -64,18 +68,23 @@ def of_redis(settings: Settings) -> Iterator[Check]:
         yield failed("redis", error)
 
 
-def _forbidden(redis: Redis) -> list[str]:
+def _forbidden(redis: Redis, queue: str) -> list[str]:
     """The commands that the ACL does not grant, on the keys they are needed for."""
-    token = secrets.token_hex(8)
+    nothing = f"doctor-{secrets.token_hex(8)}"
+    name, run = f"{queue}.{nothing}", keys.run(queue, nothing)
     places = {
         "lua": LUA,
         "digest": str(redis.register_script(LUA).sha),
-        "channel": f"rq:pubsub:doctor-{token}",
-        "run": f"imece:run:doctor-{token}",
-        "list": f"rq:queue:doctor-{token}",
-        "sorted": f"rq:wip:doctor-{token}",
-        "set": f"rq:workers:doctor-{token}",
-        "job": f"rq:job:doctor-{token}",
+        "channel": keys.channel(name),
+        "worker": keys.worker(name),
+        **{"run": run, "list": f"{run}:list", "sorted": f"{run}:sorted", "set": f"{run}:set"},
+        "nothing": nothing,
+        "pending": keys.pending(queue),
+        "moving": keys.moving(queue),
+        "leases": keys.leases(queue),
+        "workers": keys.workers(queue),
+        "all_workers": Worker.redis_workers_keys,
+        "queues": keys.QUEUES,
     }
     forbidden = []
     with redis.client() as one:  # type: ignore[no-untyped-call]  # MULTI and EXEC belong together
@@ -102,14 +111,13 @@ def _subscribe(redis: Redis, channel: str) -> None:
         listener.parse_response(timeout=3.0)
 
 
-def _redis_rights(forbidden: list[str]) -> Check:
+def _redis_rights(forbidden: list[str], queue: str) -> Check:
     if not forbidden:
         return ok("redis rights", "the user may do what imece needs")
     return fail(
         "redis rights",
-        f"the user may not {', '.join(forbidden)} on the keys imece:* and rq:*, or on the "
-        "channels rq:pubsub:*",
-        "grant it in the server's ACL; deploy/redis has one that is enough",
+        f"the user may not {', '.join(forbidden)} on the keys and channels of the queue {queue}",
+        f"grant it in the server's ACL: {' '.join(keys.rights(queue))}",
     )
 
 

@@ -34,6 +34,7 @@ from imece_producer.local.scaling import (
 from imece_producer.local.server import Server
 from imece_producer.local.state import (
     FAILURES,
+    QUEUE,
     OccupiedError,
     announce,
     announced,
@@ -171,7 +172,7 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
                         contextlib.suppress(*OUTAGES),
                         connect(at(settings, url), retries=0) as redis,
                     ):
-                        run = Run(redis, run_id)
+                        run = Run(redis, QUEUE, run_id)
                         if (call := redis.get(CALL_KEY)) is not None:
                             _check_same(run, text(call), parameters, settings)
                             follower.show(run, status.read(run))
@@ -224,7 +225,7 @@ def _process_here(
             redis = connect(inner)
             set_limit(redis, limit)
             redis.delete(CALL_KEY)
-            run = Run(redis, run_id)
+            run = Run(redis, QUEUE, run_id)
             # Nobody works on what an earlier call has left: this call is its next round.
             with contextlib.suppress(RunError):
                 if run.state() in ON:
@@ -239,7 +240,7 @@ def _process_here(
             environment = worker_settings(
                 server.url, **_call(settings), log_format=settings.log_format
             )
-            replicas = Replicas(redis, inner.queue, environment, log)
+            replicas = Replicas(redis, environment, log)
             with following(quiet=as_json) as follower:
                 show = _recorded(directory, partial(follower.show, run))
                 last, samples = process(run, replicas, interrupts, show)

@@ -19,7 +19,7 @@ from imece.process import follow_parent
 from imece.run import keys
 from imece.run.status import Backlog
 from imece.settings import PREFIX
-from imece_producer.local.state import OTHER_SERVER
+from imece_producer.local.state import OTHER_SERVER, QUEUE
 
 LIMIT_KEY = "imece:local:max-replicas"
 
@@ -46,9 +46,8 @@ class Replicas:
         log: file their log goes to.
     """
 
-    def __init__(self, redis: Redis, queue: str, settings: dict[str, str], log: Path) -> None:
+    def __init__(self, redis: Redis, settings: dict[str, str], log: Path) -> None:
         self._redis = redis
-        self._queue = queue
         self._environment = {**os.environ, **settings}
         self._log = log
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
@@ -105,7 +104,7 @@ class Replicas:
     def _busy(self) -> set[int]:
         """The process ids of the workers that hold a job."""
         busy = set()
-        for key in self._redis.smembers(keys.workers(self._queue)):
+        for key in self._redis.smembers(keys.workers(QUEUE)):
             state, pid = self._redis.hmget(key, "state", "pid")
             if state == b"busy" and pid is not None:
                 busy.add(int(pid))
@@ -157,6 +156,6 @@ def worker_settings(url: str, **settings: str | Path | float | None) -> dict[str
     """Settings as environment variables for worker processes."""
     given = {name: str(value) for name, value in settings.items() if value is not None}
     given |= dict.fromkeys(OTHER_SERVER, "")
-    given["redis_url"] = url
+    given["redis_url"], given["queue"] = url, QUEUE
     given["metrics_port"] = "0"  # several workers, one host
     return {PREFIX + name.upper(): value for name, value in given.items()}

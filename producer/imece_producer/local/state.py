@@ -15,6 +15,10 @@ from imece.settings import Settings
 OTHER_SERVER = ("redis_username", "redis_password", "redis_sentinels", "redis_sentinel_master")
 """What settings say of a server that is not the embedded one."""
 
+QUEUE = "imece"
+"""The queue of every local run, whatever IMECE_QUEUE says: each has a server of its own, and every
+command has to find it."""
+
 LOCK_PATIENCE = 0.3
 
 RECORD, FAILURES = "record.json", "failures.jsonl"
@@ -95,7 +99,7 @@ def _address(directory: Path) -> Path:
 def at(settings: Settings, url: str) -> Settings:
     """The settings for the server of a local run, in place of any other server they name."""
     return settings.model_copy(
-        update={**dict.fromkeys(OTHER_SERVER), "redis_url": SecretStr(url)},
+        update={**dict.fromkeys(OTHER_SERVER), "redis_url": SecretStr(url), "queue": QUEUE},
     )
 
 
