@@ -156,12 +156,12 @@ def test_every_pod_of_the_installation_is_looked_at_and_named(cluster: ApiServer
     cluster.add_pods(redis, producer, pod(containerStatuses=[stopped]))
     cluster.logs["imece-redis-0"] = "IMECE_REDIS_PASSWORD is not set: put one into passwords.env\n"
     assert reasons() == [
-        "1 producer pod: the image imece:1 cannot be pulled",
         "1 redis pod: crashes with exit code 2: IMECE_REDIS_PASSWORD is not set: "
         "put one into passwords.env",
+        "1 producer pod: the image imece:1 cannot be pulled",
         "1 worker pod: crashes with exit code 2",
     ]
-    assert looked()[1].fix.endswith("`kubectl -n imece logs imece-redis-0 --previous`")
+    assert looked()[0].fix.endswith("`kubectl -n imece logs imece-redis-0 --previous`")
 
 
 def test_pods_of_another_pipeline_are_not_looked_at(cluster: ApiServer) -> None:
@@ -185,11 +185,11 @@ def test_an_image_that_is_not_there_is_one_reason_and_a_short_one(cluster: ApiSe
     for name, reason, message in (
         ("one", "ErrImagePull", said),
         ("two", "ImagePullBackOff", f'Back-off pulling image "{image}": ErrImagePull: {said}'),
-        ("without-cause", "ImagePullBackOff", f'Back-off pulling image "{image}"'),
+        ("old", "ImagePullBackOff", f'Back-off pulling image "{image}"'),
     ):
         cluster.add_pods(pod(name, "Pending", containerStatuses=[waiting(reason, message)]))
     assert reasons() == ["3 worker pods: the image imece:1 cannot be pulled: not found"]
-    assert "imagePullSecret: `kubectl -n imece describe pod one`" in fix()
+    assert "imagePullSecret: `kubectl -n imece describe pod old`" in fix()
 
 
 def test_one_image_for_two_components_is_one_reason(cluster: ApiServer) -> None:
