@@ -255,7 +255,9 @@ class ApiServer(ABC):
         """The workers of another pipeline; the paths of their Deployment and ScaledObject."""
         for path in (DEPLOYMENT, SCALED_OBJECT):
             found = self.read(path)
-            body = {key: found[key] for key in ("apiVersion", "kind", "spec") if key in found}
+            body = {
+                key: found[key] for key in ("apiVersion", "kind", "spec", "status") if key in found
+            }
             self.put(f"{path}-{name}", body | {"metadata": {"name": f"imece-worker-{name}"}})
         return f"{DEPLOYMENT}-{name}", f"{SCALED_OBJECT}-{name}"
 
