@@ -109,6 +109,22 @@ def test_a_killed_workers_job_is_taken_up_within_five_seconds(workbench: Workben
     assert workbench.leaves_nothing_behind()
 
 
+@pytest.mark.parametrize("size", [200, 20])
+def test_a_busy_worker_puts_the_jobs_of_the_dead_back(workbench: Workbench, size: int) -> None:
+    """At the limit nobody is idle until the queue is empty."""
+    names = workbench.files(400)
+    workbench.settings |= {"processor": "tests.processors:slow", "heartbeat": "0.2"}
+    workbench.enqueue(buckets=1, files_per_job=size)
+    victim = workbench.worker(log_format="json").took()
+    survivor = workbench.worker(log_format="json").took()
+    lost = victim.events("job taken")[-1]["job"]
+    victim.kill()
+    until(lambda: f"job run-{lost} is back in" in survivor.log(), "its job to be back")
+    assert workbench.status().left > 210, "it has waited for the end of a job, or of the queue"
+    assert workbench.ended().state == "done"
+    assert workbench.outputs() == names
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_it_is_within_five_seconds_time_after_time(workbench: Workbench) -> None:

@@ -195,26 +195,24 @@ class Worker(rq.Worker):
             super().set_state(state, pipeline)
 
     def _show_life(self) -> None:
-        """As `heartbeat`, within an execution, which goes on whatever happens to Redis."""
+        """As `_keep_up`, within an execution, which goes on whatever happens to Redis. At the limit
+        of workers nobody is without one: so this looks for the dead, too."""
         now = time.monotonic()
         if now - self._beat_at < self.settings.heartbeat:
             return
         self._beat_at = now
+        self._touch()
         outage = self._context.outage
         if not outage.left():
             try:
-                self.heartbeat()
+                self._keep_up()
                 return
             except RedisError as error:
                 if (why := self._trouble(error)) is None:
                     raise
-                if is_wrong_type(error):
-                    outage.tell(why)
-                    return
                 self._statistics.redis_errors += 1
                 outage.noted(why)
         self._gap_until = now + self.settings.lease
-        self._touch()
 
     def _touch(self) -> None:
         touch_heartbeat_file(self.settings)
