@@ -59,9 +59,9 @@ test-cluster: $(INSTALLED) $(INSTALLED_AIRFLOW) ## Run the tests of clusters aga
 	TEST_CONTROL_PLANE='$(KUBEBUILDER_ASSETS)' $(BIN)/python -m pytest -n 2 -m 'cluster and not e2e'
 	TEST_CONTROL_PLANE='$(KUBEBUILDER_ASSETS)' $(PYTEST_AIRFLOW) -m cluster
 
-# Five at a time, each in a namespace of its own: most of their time is spent waiting.
+# Six at a time, each in a namespace of its own: most of their time is spent waiting.
 test-e2e: $(INSTALLED) ## Run the tests on a cluster: tests/e2e/README.md
-	$(BIN)/python -m pytest -n 5 --dist worksteal -m 'e2e and not control' tests/e2e
+	$(BIN)/python -m pytest -n 6 --dist worksteal -m 'e2e and not control' tests/e2e
 	test -z "$$IMECE_E2E_CONTROL" || $(BIN)/python -m pytest -n 0 -m 'e2e and control' tests/e2e
 
 lint: $(INSTALLED) ## Run ruff, the type checker and the linter of prose
