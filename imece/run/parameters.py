@@ -13,6 +13,10 @@ from imece.run.records import RecordError
 SEED = 1
 """The mmh3 seed of new runs; each run records its own."""
 
+FORMAT = 1
+"""The form of a run's records in Redis. A change that the version before would get wrong raises it:
+then both versions refuse each other's runs."""
+
 IDENTITY = ("input", "output", "suffix", "seed")
 """The parameters in which all rounds of a run agree."""
 
@@ -32,6 +36,10 @@ RANGES: dict[str, tuple[float, float]] = {
 """What numbers the parameters take; as the settings of the same names."""
 
 
+class FormatError(RecordError):
+    """The run was made by a version of imece whose records have another form."""
+
+
 @dataclass(frozen=True)
 class Parameters:
     """What was asked for when the round was enqueued. While it is on, the same run id with others
@@ -44,6 +52,7 @@ class Parameters:
         source: how the files were found: "directory" or "list".
         buckets, files_per_job: as asked for; None where imece chose.
         retries, retry_pause, timeout: see the settings of the same names.
+        format: see `FORMAT`.
     """
 
     input: str
@@ -60,6 +69,7 @@ class Parameters:
     retry_pause: float
     timeout: float
     seed: int = SEED
+    format: int = FORMAT
 
     @property
     def input_path(self) -> Path:
@@ -78,11 +88,16 @@ class Parameters:
         """The parameters in a run's hash.
 
         Raises:
+            FormatError: another version of imece has made them.
             RecordError: it is not what `encode` makes.
         """
         try:
+            found = _read(text)
+            _check_format(found)
             known = {field.name: field.type for field in fields(cls)}
-            parameters = cls(**records.fitting(_read(text), known))
+            parameters = cls(**records.fitting(found, known))
+        except FormatError:
+            raise
         except RecordError as error:
             raise RecordError(f"{UNREADABLE}{error}") from None
         if flaw := parameters.flaw():
@@ -121,6 +136,16 @@ class Parameters:
 
 def _read(text: bytes | str) -> Any:
     return records.unpacked(text, LARGEST_PARAMETERS, parts=LARGEST_PARAMETERS // 4)
+
+
+def _check_format(found: Any) -> None:
+    """Before all else: the other version may have other parameters, too."""
+    number = found.get("format", FORMAT) if isinstance(found, dict) else FORMAT
+    if type(number) is int and number != FORMAT:
+        raise FormatError(
+            f"another version of imece enqueued it (its records have format {number}, and this "
+            f"version has {FORMAT})"
+        )
 
 
 def text_path(path: Path) -> str:

@@ -14,7 +14,7 @@ from imece.errors import RunError
 from imece.run import keys, manifest, records, scripts
 from imece.run.failure import Failure
 from imece.run.job import Cursor, Reference
-from imece.run.parameters import Parameters
+from imece.run.parameters import FormatError, Parameters
 from imece.run.records import RecordError
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class Snapshot:
 @dataclass(frozen=True)
 class Damage:
     """What somebody has done to a run's records: what is wrong and how to fix it, and the command
-    that helps. "enqueue" makes the records again, "delete" removes them."""
+    that helps. "enqueue" makes the records again, "delete" removes them, "resume" goes on with them
+    elsewhere."""
 
     helps: str
     what: str
@@ -62,6 +63,8 @@ class Damage:
 
 REMEDIES = {
     "enqueue": "`imece enqueue IN OUT --run-id {}` lists the files again",
+    "resume": "give producer and workers the same version, then `imece resume {0}`; or "
+    "`imece delete {0}`, which leaves its outputs, and enqueue it again",
     "delete": "`imece delete {}` removes the run and leaves its outputs; then enqueue it again",
 }
 
@@ -119,6 +122,8 @@ class Run:
         """Raises RunError if they are not what this version of imece writes."""
         try:
             return Parameters.decode(parameters)
+        except FormatError as error:
+            raise self.unusable(str(error), "resume") from None
         except ValueError as error:
             why = f"it was not made by this version of imece: {error}"
             raise self.unusable(why, "delete") from None
@@ -151,7 +156,8 @@ class Run:
                 Parameters.decode(raw(parameters))
                 return None
             except RecordError as error:
-                generation, helps, what = text(number or b""), "delete", str(error)
+                helps = "resume" if isinstance(error, FormatError) else "delete"
+                generation, what = text(number or b""), str(error)
         damage = Damage(helps, self.remedy(what, helps))
         if hold:
             self.hold(damage.what, generation)
