@@ -23,8 +23,9 @@ def test_from_none_to_the_limit_within_seconds_and_back_to_none(
     cluster: Cluster, options: Options, figure: Figure
 ) -> None:
     cluster.limit(options.limit)
+    seconds = 30 + 0.75 * options.limit  # nobody has a second file before the last has started
     with cluster.replicas() as replicas:
-        run = cluster.enqueue("up", {f"f-{number:03}": 45 for number in range(options.limit)})
+        run = cluster.enqueue("up", {f"f-{number:03}": seconds for number in range(options.limit)})
         within(FIRST_WITHIN, lambda: cluster.wanted() >= 1, "the first worker to be wanted")
         first = next(at for at, wanted in replicas.changes if at > run.enqueued and wanted > 0)
         figure("first wanted after the call", first - run.enqueued)
