@@ -10,7 +10,7 @@ from tests.e2e.conftest import Figure
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-START_WITHIN = 60.0
+START_WITHIN = 120.0
 OUTAGE = 60.0
 """Seconds; four times a worker's lease, and thirty of KEDA's looks at the queue."""
 

@@ -14,7 +14,7 @@ from tests.e2e.cluster import Cluster, call, within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
-ALL_WITHIN = 60.0
+ALL_WITHIN = 120.0
 DOWN_WITHIN = 180.0
 
 LOOK = """

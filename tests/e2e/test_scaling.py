@@ -9,9 +9,9 @@ from tests.e2e.conftest import Figure
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-FIRST_WITHIN = 20.0
+FIRST_WITHIN = 30.0
 """KEDA looks every 2 s while there are no workers; the rest is for the commands of the test."""
-ALL_WITHIN = 45.0
+ALL_WITHIN = 90.0
 """From one on the HPA decides, every 15 s (its controller's period); one look may be missed."""
 DOWN_WITHIN = 120.0
 """30 s of stabilization and 15 s of cooldown, and two looks of the HPA."""
