@@ -138,7 +138,7 @@ def _of_pod(
         cause = "the container cannot be started"
         if reason in IMAGE:
             why = last_words(message) if reason != "InvalidImageName" else "its name is not valid"
-            if reason == "ImagePullBackOff" and why == message.strip():
+            if why.startswith("Back-off pulling image"):
                 why = ""  # that it waits is no cause: another pod may say that
             fix = "correct its name and tag, or give the ServiceAccount an imagePullSecret"
             cause = f"the image {container.get('image')} cannot be pulled"
