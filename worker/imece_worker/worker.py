@@ -92,6 +92,7 @@ class Worker(rq.Worker):
         self._stalled: dict[str, tuple[int, float]] = {}
         self._beat_at = float("-inf")
         self._gap_until = float("-inf")
+        self._looked_at = float("inf")
         self._swept_at = time.monotonic()
         self._upkeep_at = float("-inf")
         self._upkeep_pauses = Backoff(min(LONGEST, settings.lease / 3))
@@ -238,6 +239,9 @@ class Worker(rq.Worker):
         not when others may look dead only because this one, or Redis, was away."""
         now, settings = time.monotonic(), self.settings
         office = 3 * settings.heartbeat
+        if now - self._looked_at > settings.lease / 2:
+            self._gap_until = now + settings.lease  # even our own lease may have run out
+        self._looked_at = now
         if now < self._gap_until or not dead_workers.elect(
             self.connection, settings.queue, self.name, office
         ):
