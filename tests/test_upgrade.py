@@ -24,7 +24,7 @@ main()
 @pytest.fixture
 def other_worker(workbench: Workbench) -> Iterator["subprocess.Popen[bytes]"]:
     """A run of this version is on, with a worker of it; and there is one of the next version."""
-    workbench.files(200)
+    workbench.files(80)
     workbench.settings["processor"] = "tests.processors:slow"
     workbench.enqueue(buckets=1, files_per_job=20)
     workbench.worker().took()
