@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from imece.run.store import ENDED
 from tests.conftest import ROOT
 from tests.e2e.trace import Trace
+from tests.e2e.waits import until_said, within
 
 ENVIRONMENT = dict(os.environ)
 """As it was before a fixture for all tests clears it."""
@@ -374,6 +375,11 @@ class ClusterRun:
         )
         return found
 
+    def until_told(self, said: str) -> None:
+        """Waits until `imece doctor` and `imece status` say what keeps the workers from coming."""
+        until_said(self.cluster.doctor, said)
+        until_said(lambda: self.cluster.inside("imece", "status", self.id), said)
+
     def done(self, timeout: float = 600) -> Trace:
         """Waits until every file is done; what it has left behind. Failed files are an error."""
         self.cluster.inside("imece", "wait", self.id, timeout=timeout)
@@ -402,21 +408,3 @@ def _run(
         timeout=timeout,
         check=False,
     )
-
-
-def within(seconds: float, condition: Callable[[], Any], what: str) -> float:
-    """Waits for a condition; the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        waited = time.monotonic() - began
-        assert waited < seconds, f"waited {waited:.0f} s for {what}"
-        time.sleep(1)
-    return time.monotonic() - began
-
-
-def kept(seconds: float, promise: Callable[[], bool], what: str) -> None:
-    """Looks for so long that something stays as it is."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert promise(), what
-        time.sleep(1)

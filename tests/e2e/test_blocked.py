@@ -1,15 +1,13 @@
 """The promise: imece says what keeps the workers from coming, and goes on when it is corrected."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.cluster import Cluster, within
+from tests.e2e.cluster import Cluster
+from tests.e2e.waits import SAID_WITHIN, within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-
-SAID_WITHIN = 90.0
 
 Patch = dict[str, object]
 
@@ -54,8 +52,7 @@ def test_a_broken_deployment_is_named_and_when_it_is_corrected_the_run_goes_on(
     cluster.kubectl("patch", "deployment/imece-worker", "--patch", json.dumps(patch))
     run = cluster.enqueue(f"broken-{request.node.callspec.id}", {"a": 0.1, "b": 0.1})
     try:
-        until_said(cluster.doctor, said)
-        until_said(lambda: cluster.inside("imece", "status", run.id), said)
+        run.until_told(said)
         assert run.status()["left"] == 2
     finally:
         cluster.kubectl("rollout", "undo", "deployment/imece-worker")
@@ -66,25 +63,9 @@ def test_a_quota_is_named_and_when_it_is_lifted_all_workers_come(cluster: Cluste
     cluster.kubectl("create", "quota", "e2e", "--hard=pods=3")
     try:
         run = cluster.enqueue("quota", {f"f-{number:03}": 2 for number in range(60)})
-        until_said(cluster.doctor, "exceeded quota: e2e")
-        until_said(lambda: cluster.inside("imece", "status", run.id), "exceeded quota: e2e")
+        run.until_told("exceeded quota: e2e")
         assert len(cluster.workers()) == 1
     finally:
         cluster.kubectl("delete", "quota", "e2e")
     within(SAID_WITHIN, lambda: len(cluster.running()) == 2, "the second worker")
     assert run.done().flaws(run.files) == []
-
-
-def until_said(ask: Callable[[], str], said: str) -> None:
-    """Waits until an answer has the words in it; fails with the last answer."""
-    answer = ""
-
-    def has_said() -> bool:
-        nonlocal answer
-        answer = ask()
-        return said in " ".join(answer.split())
-
-    try:
-        within(SAID_WITHIN, has_said, f"{said!r}")
-    except AssertionError as error:
-        raise AssertionError(f"{error}; the last answer:\n{answer}") from None

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.cluster import LIMIT, Cluster, kept, within
+from tests.e2e.cluster import LIMIT, Cluster
 from tests.e2e.conftest import Figure
-from tests.e2e.test_blocked import until_said
 from tests.e2e.test_faults import at_work
+from tests.e2e.waits import kept, within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.control, pytest.mark.timeout(600)]
 
@@ -57,16 +57,14 @@ def test_a_part_of_keda_is_away_in_the_middle_of_a_run(cluster: Cluster, part: s
     with away(cluster, part):
         kept(AWAY, lambda: cluster.wanted() == LIMIT, "the number of workers has changed")
         assert set(cluster.workers()) == before
-        until_said(cluster.doctor, SAID[part])
-        until_said(lambda: cluster.inside("imece", "status", run.id), SAID[part])
+        run.until_told(SAID[part])
     assert run.done().flaws(run.files) == []
 
 
 def test_keda_is_away_when_a_run_begins(cluster: Cluster) -> None:
     with away(cluster, "keda-operator"):
         run = cluster.enqueue("begin", {"a": 0.1, "b": 0.1})
-        until_said(lambda: cluster.inside("imece", "status", run.id), SAID["keda-operator"])
-        until_said(cluster.doctor, SAID["keda-operator"])
+        run.until_told(SAID["keda-operator"])
         assert cluster.wanted() == 0
     assert run.done().flaws(run.files) == []
 

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from tests.e2e.cluster import LIMIT, Cluster, ClusterRun, kept, within
+from tests.e2e.cluster import LIMIT, Cluster, ClusterRun
 from tests.e2e.conftest import Figure
+from tests.e2e.waits import kept, within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.e2e.cluster import Cluster, call, within
+from tests.e2e.cluster import Cluster, call
+from tests.e2e.waits import within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 

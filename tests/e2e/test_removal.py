@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import Cluster, Options, within
+from tests.e2e.cluster import Cluster, Options
+from tests.e2e.waits import within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

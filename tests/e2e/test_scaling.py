@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from tests.e2e.cluster import LIMIT, Cluster, Options, within
+from tests.e2e.cluster import LIMIT, Cluster, Options
 from tests.e2e.conftest import Figure
+from tests.e2e.waits import within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
