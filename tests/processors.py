@@ -54,6 +54,14 @@ def slow(source: str, target: str) -> None:
         stream.write(data[len(data) // 2 :])
 
 
+def slow_until_a_word(source: str, target: str) -> None:
+    """As `slow`, until there is a file `hurry` beside the input directory."""
+    if (home(source) / "hurry").exists():
+        copy(source, target)
+    else:
+        slow(source, target)
+
+
 def traced(source: str, target: str | None) -> None:
     """Takes 20 ms and notes, in the folder `trace` beside the input directory, when it begins and
     when it has finished: whoever reads it knows how often each file was worked on."""
