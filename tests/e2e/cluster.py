@@ -240,9 +240,10 @@ class Cluster:
         self.kubectl("apply", "-k", str(folder))
         for what in ("statefulset/imece-redis", "deployment/imece-producer"):
             self.kubectl("rollout", "status", what, "--timeout=300s", timeout=310)
+        # KEDA asks again after pauses that double, up to 82 s, if Redis was not there at first.
         self.kubectl(
-            *("wait", "--for=condition=Ready", "scaledobject/imece-worker", "--timeout=120s"),
-            timeout=130,
+            *("wait", "--for=condition=Ready", "scaledobject/imece-worker", "--timeout=300s"),
+            timeout=310,
         )
 
     def clear(self) -> None:

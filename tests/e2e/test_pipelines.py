@@ -81,7 +81,7 @@ def scans(cluster: Cluster, tmp_path: Path) -> Iterator[Cluster]:
         cluster.kubectl("apply", "-k", str(overlay))
         producer, scaled = "deployment/imece-producer-scans", "scaledobject/imece-worker-scans"
         cluster.kubectl("rollout", "status", producer, "--timeout=300s", timeout=310)
-        cluster.kubectl("wait", "--for=condition=Ready", scaled, "--timeout=120s", timeout=130)
+        cluster.kubectl("wait", "--for=condition=Ready", scaled, "--timeout=300s", timeout=310)
         yield Scans(cluster.options, "scans")
     finally:
         cluster.kubectl("delete", "-k", str(overlay), timeout=600)
