@@ -38,7 +38,7 @@ def away(cluster: Cluster, part: str) -> Iterator[None]:
 
 
 def test_the_api_server_is_away_in_the_middle_of_a_run(cluster: Cluster) -> None:
-    run = cluster.enqueue("api", {f"f-{number:03}": 2 for number in range(45)})
+    run = cluster.enqueue("api", {f"f-{number:03}": 2 for number in range(38)})
     at_work(cluster, run)
     before = cluster.workers()
     with away(cluster, "apiserver"):
@@ -72,7 +72,7 @@ def test_keda_is_away_when_a_run_begins(cluster: Cluster) -> None:
 def test_a_node_is_gone_in_the_middle_of_a_run(cluster: Cluster, figure: Figure) -> None:
     """Its files are begun elsewhere when the leases run out."""
     cluster.limit(8)
-    run = cluster.enqueue("node", {f"f-{number:03}": 4 for number in range(60)})
+    run = cluster.enqueue("node", {f"f-{number:03}": 4 for number in range(48)})
     at_work(cluster, run, 8)
     workers = cluster.workers()
     others = {
