@@ -1,4 +1,5 @@
-"""What a process is to its parent and to its children, what it is called, and its open files."""
+"""What a process is to its parent and to its children, what it is called, and the numbers of its
+open files."""
 
 import ctypes
 import fcntl
@@ -16,10 +17,10 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 def follow_parent(parent: int, number: signal.Signals) -> None:
     """Asks the kernel to send this process a signal when its parent is gone, for any reason.
 
-    Called right after a fork. Linux only; elsewhere the child of a killed parent lives on.
+    Called first of all. Linux only; elsewhere the child of a killed parent lives on.
 
     Args:
-        parent: the parent's process id, as it was before the fork.
+        parent: the parent's process id, as it was when this process was started.
     """
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, number)
@@ -44,27 +45,6 @@ Identity = tuple[int, int]
 
 OUT_OF_THE_WAY = 512
 """The least number of a descriptor that is kept open while a processor runs."""
-
-_LISTED = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
-
-
-def open_files() -> dict[int, Identity]:
-    """All of them, by number."""
-    found = {}
-    for number in map(int, os.listdir(_LISTED)):
-        try:
-            status = os.fstat(number)
-        except OSError:
-            continue  # by which the directory was read
-        found[number] = (status.st_dev, status.st_ino)
-    return found
-
-
-def close_all_but(kept: set[int], unless_changed: dict[int, Identity]) -> None:
-    """Closes what is neither of these numbers nor one of these files."""
-    for number, identity in open_files().items():
-        if number not in kept and unless_changed.get(number) != identity:
-            os.close(number)
 
 
 def move_up(number: int) -> int:

@@ -106,6 +106,18 @@ class Settings(BaseSettings):
     memory_limit: Annotated[int, Field(ge=64)] | None = None
     """Worker: MiB of address space one processor may use. Unset: no limit but the container's."""
 
+    runner_max_files: Annotated[int, Field(ge=1)] | None = None
+    """Worker: after so many files a new process takes the place of the one that processes them.
+    Unset: never."""
+
+    runner_max_memory: Annotated[int, Field(ge=1)] | None = None
+    """Worker: MiB of resident memory. A process that has as much after a file is replaced by a new
+    one. Unset: never."""
+
+    replicas_here: Annotated[int, Field(ge=1)] = 1
+    """Worker: how many workers share this machine or container. The threads of libraries are
+    divided by it. `imece local` sets it."""
+
     lease: Annotated[float, Field(ge=3, le=3600)] = 15.0
     """Seconds a worker's claim on a bucket job lasts without a sign of life; the same
     for all workers."""

@@ -26,7 +26,7 @@ from imece_producer.enqueue import Enqueued, Producer
 from imece_producer.local import server as server_module
 from imece_producer.local.server import Server
 from imece_producer.request import list_files, parameters_of
-from imece_worker.capture import DRAINER
+from imece_worker.loader import RUNNER, TEMPLATE
 from tests import forks
 from tests.clusters import cluster, control_plane, stand_in  # noqa: F401 - fixtures
 
@@ -174,13 +174,18 @@ class WorkerProcess:
 
     def runners(self) -> list[int]:
         """The process ids of its children that process files."""
+        return self._called(RUNNER)
+
+    def template(self) -> int:
+        """Waits for the process that forks its runners; the process id."""
+        found: list[int] = until(lambda: self._called(TEMPLATE), "a template")
+        return found[0]
+
+    def _called(self, name: str) -> list[int]:
         found = []
         for pid in self.children():
             with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                # Each leads its group, as the one that takes in what they print does: that one
-                # bears its name before it leads.
-                leads = os.getpgid(pid) == pid
-                if leads and Path(f"/proc/{pid}/comm").read_text().strip() != DRAINER:
+                if Path(f"/proc/{pid}/comm").read_text().strip() == name:
                     found.append(pid)
         return found
 

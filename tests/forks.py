@@ -9,7 +9,8 @@ template's arguments and environment; `sys.flags` does not show `-P`; and a work
 anew without its secrets (imece_worker/handover.py), for that would be as slow as any start. Where
 the start itself is what is tested, take `subprocess`.
 
-`imece local` starts its workers the same way: each such fork has a template of its own for them.
+`imece local` starts its workers the same way, and a worker the interpreter that imports its
+processor: each such fork has a template of its own for them.
 
 As a program (`python -m tests.forks NAME`) this is a template. It has no thread, and opens nothing
 but the line to the tests.
@@ -36,12 +37,13 @@ from typing import Any, AnyStr, ClassVar, NamedTuple
 
 from imece.process import follow_parent, name_process
 from imece_producer.local import scaling
+from imece_worker import interpreter
 
-WORKER, PRODUCER = "imece_worker", "imece_producer"
+WORKER, PRODUCER, LOADER = "imece_worker", "imece_producer", "imece_worker.loader"
 WITH_CLUSTER = "imece_producer with a cluster"
 _OF_WORKERS = (
     *("imece_worker.command", "imece_worker.static", "imece_worker.worker"),
-    *("imece_worker.deletioncost", "imece.settings"),
+    *("imece_worker.deletioncost", "imece_worker.loader", "imece.settings"),
 )
 _OF_PRODUCERS = (
     *("imece_producer.cli", "imece_producer.enqueue", "imece_producer.local.run"),
@@ -68,9 +70,9 @@ ENCODING = "PYTHONIOENCODING"
 
 LONGEST_ORDER = 1 << 17
 TEMPLATE = "template"
-"""What `ps` and /proc call the one that `imece local` has."""
+"""What `ps` and /proc call the one that `imece local` or a worker has."""
 
-SUBREAPER = 36  # linux/prctl.h, PR_SET_CHILD_SUBREAPER
+SUBREAPER, IS_SUBREAPER = 36, 37  # linux/prctl.h, PR_SET_CHILD_SUBREAPER
 PR_CAPBSET_DROP = 24
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
 
@@ -123,8 +125,7 @@ def run(
 
 
 def children(pid: int) -> set[int]:
-    """The process ids of what a process has started: the template that `imece local` has is none
-    of them."""
+    """The process ids of what a process has started: its template is none of them."""
     found = set()
     for there in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in there.read_text().split():
@@ -220,7 +221,7 @@ class Template:
     @classmethod
     def of(cls, name: str, environment: Mapping[str, str]) -> "Template | None":
         """The one for a module, made when it is first needed; None if there can be none."""
-        if name not in (WORKER, PRODUCER):
+        if name not in (WORKER, PRODUCER, *cls._made):
             return None
         if name == PRODUCER and Path(environment.get("KUBECONFIG", "")).is_file():
             name = WITH_CLUSTER
@@ -255,14 +256,15 @@ class Template:
             "folder": os.fsdecode(folder),
             "as_leader": as_leader,
         }
-        prctl = ctypes.CDLL(None).prctl
+        prctl, before = ctypes.CDLL(None).prctl, ctypes.c_int()
         with self._lock:
+            prctl(IS_SUBREAPER, ctypes.byref(before), 0, 0, 0)
             prctl(SUBREAPER, 1, 0, 0, 0)  # whose parent ends is ours now
             try:
                 socket.send_fds(self._line, [json.dumps(order).encode()], files)
                 answer = self._line.recv(20)
             finally:
-                prctl(SUBREAPER, 0, 0, 0, 0)
+                prctl(SUBREAPER, before.value, 0, 0, 0)
         assert answer, "the template has ended"
         return int(answer)
 
@@ -281,7 +283,7 @@ def _before_main(environment: Mapping[str, str]) -> dict[str, str]:
 
 def serve(name: str, line: socket.socket) -> Callable[[], None]:
     """Forks until nobody is there who asks. Comes back in each fork, with what that has to do."""
-    for module in IMPORTED[name]:
+    for module in IMPORTED.get(name, ()):
         importlib.import_module(module)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork beside a thread may hang"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: it is for the tests
@@ -318,6 +320,10 @@ def _become(order: dict[str, Any], files: list[int]) -> Callable[[], None]:
         if (serving := Template.split_off(WORKER, files)) is not None:
             return serving
         vars(scaling)["subprocess"] = SimpleNamespace(Popen=Popen, DEVNULL=subprocess.DEVNULL)
+    if name == WORKER and not order["powerless"]:
+        if (serving := Template.split_off(LOADER, files)) is not None:
+            return serving
+        vars(interpreter)["subprocess"] = SimpleNamespace(**{**vars(subprocess), "Popen": Popen})
     name_process(Path(sys.executable).name)
     if order["follows"]:
         follow_parent(order["parent"], signal.Signals(order["follows"]))
@@ -344,7 +350,7 @@ def _become(order: dict[str, Any], files: list[int]) -> Callable[[], None]:
     os.environ.clear()
     os.environ.update(made_at_start | order["environment"])
     tempfile.tempdir = None  # what the template was told
-    found = importlib.util.find_spec(f"{name}.__main__")
+    found = importlib.util.find_spec(LOADER if name == LOADER else f"{name}.__main__")
     assert found is not None
     os.chdir(order["folder"])
     path = os.environ.get("PYTHONPATH")
@@ -358,6 +364,10 @@ def _become(order: dict[str, Any], files: list[int]) -> Callable[[], None]:
         *order["words"],
     ]
     main: Callable[..., Any]
+    if name == LOADER:
+        from imece_worker.loader import main
+
+        return lambda: _leave(main)
     if name == WORKER:
         from imece_worker.__main__ import main
 

@@ -3,6 +3,6 @@
 from imece_worker import private_directory
 from tests.processors import copy, directory, write_source
 
-private_directory.directory = lambda: None  # type: ignore[assignment]
+private_directory.directory = lambda: None
 
 __all__ = ["copy", "directory", "write_source"]

@@ -407,7 +407,11 @@ def test_an_import_that_ends_the_process_is_no_end_of_the_doctor(
     (tmp_path / "ender.py").write_text("import os\nos._exit(7)\n")
     monkeypatch.chdir(tmp_path)
     [check] = report.of_processor(load(processor="ender:work"))
-    assert (check.verdict, check.says) == ("fail", "exit code 7")
+    assert check.verdict == "fail"
+    assert check.says == (
+        "IMECE_PROCESSOR=ender:work: importing ender failed: "
+        "its process ended itself with exit code 7"
+    )
 
 
 def test_directories_that_are_not_there_or_are_no_directories(tmp_path: Path) -> None:

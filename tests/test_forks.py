@@ -19,9 +19,6 @@ import json, os, pathlib, resource, signal, sys, threading, warnings
 def stream(one):
     return [one.fileno(), one.encoding, one.errors, one.line_buffering, one.isatty()]
 
-def f(source, target):
-    pass
-
 dispositions = {}
 for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
     found = signal.getsignal(number)
@@ -45,18 +42,21 @@ print(json.dumps({
     "read": sys.stdin.read(),
     "command line": pathlib.Path("/proc/self/cmdline").read_text().split("\\0")[1:-1],
 }))
+raise SystemExit
 """
 
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of the module path, with the module `tell`."""
-    (tmp_path / "tell.py").write_text(TELL)
+    """A directory of the module path, with a module that a worker imports if it has a port for
+    metrics."""
+    (tmp_path / "prometheus_client.py").write_text(TELL)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("IMECE_METRICS_PORT", "1")
     return tmp_path
 
 
-TELLING = ("-m", "imece_worker", "--check", "--processor", "tell:f")
+TELLING = ("-m", "imece_worker", "--processor", "tests.processors:copy")
 
 
 def told(popen: Any, *words: str, **options: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_a_fork_sees_what_a_process_sees_that_was_started(
     if encoding:
         monkeypatch.setenv("PYTHONIOENCODING", encoding)
     monkeypatch.setenv("IMECE_LEASE", "7")
-    monkeypatch.setenv("IMECE_TEST\udcff", "\udcff")
+    monkeypatch.setenv("TEST\udcff", "\udcff")
     started, forked = (
         told(popen, *options, *TELLING, cwd=folder or modules, start_new_session=leads)
         for popen in (subprocess.Popen, forks.Popen)
@@ -96,6 +96,8 @@ def test_a_fork_sees_what_a_process_sees_that_was_started(
         del started["family"], forked["family"]
     assert started.pop("command line") == [*options, *TELLING]
     assert forked.pop("command line")[:2] == ["-m", "tests.forks"]
+    # One more: the line to the template of the interpreter that imports processors.
+    assert len(forked.pop("files")) == len(started.pop("files")) + 1
     assert forked == started
 
 

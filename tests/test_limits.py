@@ -186,8 +186,9 @@ def test_a_process_that_dies_before_its_first_file_gives_the_job_back_in_peace(
     """With no memory to begin with no file is to blame; the worker must not spin."""
     workbench.files(5)
     workbench.enqueue(buckets=1, retries=0)
+    workbench.settings["processor"] = "tests.processors_with_ballast:nothing"
     worker = workbench.worker(memory_limit="64", log_format="json")
-    until(lambda: workbench.status().has_ended or worker.events("job returned"), "an outcome")
+    until(lambda: workbench.status().has_ended or worker.events("job stalled"), "an outcome")
     for _ in range(3):
         before = len(worker.events("job taken"))
         time.sleep(0.5)  # what is measured is how often it happens in half a second

@@ -1,7 +1,9 @@
-"""The promise: nothing that a file starts outlives its process, and no zombies are left."""
+"""The promise: what a file leaves running ends with its job, and no zombies are left. What the
+runner still has lives with the runner."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +52,7 @@ def timed_out_programs(workbench: Workbench) -> str:
 def test_programs_that_ran_into_their_limit_leave_no_zombies(workbench: Workbench) -> None:
     worker = workbench.worker(command=timed_out_programs(workbench))
     assert workbench.ended().failed == TIMED_OUT
-    until(lambda: not worker.runners(), "the last runner to be gone")
-    assert zombies(worker.pid) == []
+    until(lambda: zombies(worker.pid) == [], "all to be buried")
     workbench.check_books()
 
 
@@ -69,14 +70,14 @@ def test_as_process_1_a_worker_buries_all_that_become_its_children(workbench: Wo
     try:
         assert workbench.ended().failed == TIMED_OUT
         [worker] = children(outside.pid)
-        until(lambda: len(children(worker)) <= 1, "all but the drainer to be gone")
+        until(lambda: len(children(worker)) <= 2, "all but drainer and template to be gone")
         assert zombies(worker) == []
     finally:
         outside.kill()
         outside.wait()
 
 
-def test_a_process_in_a_session_of_its_own_is_killed_with_the_runner_that_left_it(
+def test_a_process_in_a_session_of_its_own_is_killed_at_the_end_of_the_job(
     workbench: Workbench,
 ) -> None:
     del workbench.settings["processor"]
@@ -88,12 +89,12 @@ def test_a_process_in_a_session_of_its_own_is_killed_with_the_runner_that_left_i
     )
     worker = workbench.worker(command=command)
     assert workbench.ended().done == 3
-    until(lambda: not worker.runners(), "the runner, and what it left, to be gone")
     assert not any(map(is_running, pids(workbench)))
+    assert worker.runners()
     workbench.check_books()
 
 
-def test_what_the_processor_started_when_it_was_imported_lives_on(
+def test_what_the_processor_started_when_it_was_imported_lives_as_long_as_the_worker(
     workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (workbench.folder / "helped.py").write_text(
@@ -108,9 +109,42 @@ def test_what_the_processor_started_when_it_was_imported_lives_on(
     worker = workbench.worker(processor="helped:f")
     assert workbench.ended().done == 5
     [helper] = pids(workbench)
+    os.kill(worker.runner(), signal.SIGKILL)
     until(lambda: not worker.runners(), "the runner to be gone")
+    workbench.enqueue("second", buckets=5, files_per_job=1, overwrite=True)
+    assert workbench.ended("second").done == 5
+    assert pids(workbench) == [helper]
     assert is_running(helper)
-    os.kill(helper, 9)
+    assert worker.stop() == 0
+    assert not is_running(helper)
+
+
+def test_a_daemon_that_an_import_left_is_left_alone(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workbench.folder / "daemon.py").write_text(
+        "import os, shutil, subprocess, threading\n"
+        f"subprocess.run(['sh', '-c', 'setsid sleep 1000 & echo $! >> {workbench.folder}/pids'])\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "f = shutil.copyfile\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(workbench.folder))
+    workbench.files(5)
+    workbench.enqueue(buckets=5, files_per_job=1)
+    worker = workbench.worker(processor="daemon:f")
+    assert workbench.ended().done == 5
+    [first] = pids(workbench)
+    assert is_running(first)
+    os.kill(worker.runner(), signal.SIGKILL)
+    workbench.enqueue("second", buckets=5, files_per_job=1, overwrite=True)
+    assert workbench.ended("second").done == 5
+    assert worker.stop() == 0
+    daemons = pids(workbench)
+    assert daemons[0] == first
+    assert len(daemons) == 2  # the processor was imported anew
+    assert all(map(is_running, daemons))
+    for daemon in daemons:
+        os.kill(daemon, signal.SIGKILL)
 
 
 def test_the_exit_code_of_a_runner_is_not_lost_among_those_of_orphans(workbench: Workbench) -> None:

@@ -152,7 +152,7 @@ def test_a_busy_worker_stopped_while_redis_is_away_gives_its_job_back_when_it_is
     workbench.server.stop()
     until(lambda: worker.events("redis out of reach"), "the worker to notice")
     worker.kill(signal.SIGTERM)
-    until(lambda: not worker.runners(), "the file in hand to be finished")
+    until(lambda: workbench.begun() == workbench.finished(), "the file in hand to be finished")
     assert worker.process.poll() is None
     workbench.server.start()
     assert worker.wait() == 0

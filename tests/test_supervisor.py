@@ -1,12 +1,13 @@
-"""The promise: quick jobs share a runner, and none lives on for long; whichever way it goes, no
-file pays for it."""
+"""The promise: a runner lives as long as it is well; whichever way it goes, no file pays for it."""
 
+import os
+import signal
 from collections import Counter
 
 import pytest
 
-from imece_worker.supervisor import FEWEST_ROWS
-from tests.conftest import Workbench, until
+from imece.run.job import MOST_FILES
+from tests.conftest import Workbench, is_running, until
 
 
 def runners_of(workbench: Workbench) -> Counter[str]:
@@ -14,30 +15,95 @@ def runners_of(workbench: Workbench) -> Counter[str]:
     return Counter((workbench.target / name).read_text() for name in workbench.outputs())
 
 
-def test_quick_jobs_share_a_runner(workbench: Workbench) -> None:
+def test_a_runner_lives_on_between_files_jobs_and_runs(workbench: Workbench) -> None:
     workbench.files(60)
+    worker = workbench.worker(processor="tests.processors:write_pid").started()
     workbench.enqueue(buckets=20, files_per_job=3)
-    workbench.worker(processor="tests.processors:write_pid")
     assert workbench.ended().done == 60
-    assert len(runners_of(workbench)) < 10
-    workbench.check_books()
+    [runner] = worker.runners()
+    [key] = workbench.redis.smembers("rq:workers:imece")
+    until(lambda: workbench.redis.hget(key, "state") == b"idle", "an idle turn")
+    workbench.enqueue("second", buckets=20, files_per_job=3, overwrite=True)
+    assert workbench.ended("second").done == 60
+    assert runners_of(workbench) == {str(runner): 60}
+    workbench.check_books("second")
 
 
-def test_a_runner_that_is_no_longer_young_gets_no_other_job(workbench: Workbench) -> None:
+def test_a_run_that_is_cancelled_costs_no_runner(workbench: Workbench) -> None:
+    workbench.files(200)
+    worker = workbench.worker(processor="tests.processors:slow").started()
+    workbench.enqueue(buckets=1, files_per_job=200)
+    until(lambda: workbench.status().done, "the first file")
+    [runner] = worker.runners()
+    workbench.run().cancel(3600)
+    until(lambda: workbench.status().backlog.in_flight == 0, "the job to be given up")
+    workbench.enqueue("second", include=["*-000*.txt"], overwrite=True)
+    assert workbench.ended("second").done == 10
+    assert worker.runners() == [runner]
+
+
+@pytest.mark.parametrize("jobs", [1, 12])
+def test_a_runner_has_as_many_files_as_it_may_have(workbench: Workbench, jobs: int) -> None:
+    workbench.files(12)
+    workbench.settings["runner_max_files"] = "5"
+    workbench.enqueue(buckets=jobs, files_per_job=12 // jobs)
+    workbench.worker(processor="tests.processors:write_pid")
+    assert workbench.ended().done == 12
+    assert sorted(runners_of(workbench).values()) == [2, 5, 5]
+    now = workbench.check_books()
+    assert (now.failed, now.retried) == (0, 0)
+
+
+@pytest.mark.parametrize("jobs", [1, 6])
+def test_a_runner_that_has_too_much_memory_is_replaced(workbench: Workbench, jobs: int) -> None:
+    """Each file leaves 60 MiB more; a runner begins with about 20."""
     workbench.files(6)
-    workbench.enqueue(buckets=6, files_per_job=1)
-    workbench.worker(processor="tests.processors:write_pid_slowly")  # 0.4 s a file
+    workbench.settings["runner_max_memory"] = "120"
+    workbench.enqueue(buckets=jobs, files_per_job=6 // jobs)
+    workbench.worker(processor="tests.processors:write_pid_and_keep_memory")
     assert workbench.ended().done == 6
-    assert len(runners_of(workbench)) >= 2
-    assert max(runners_of(workbench).values()) <= 3
+    assert sorted(runners_of(workbench).values()) == [2, 2, 2]
+    assert workbench.check_books().retried == 0
 
 
-def test_an_idle_worker_keeps_no_runner(workbench: Workbench) -> None:
-    workbench.files(5)
+def test_a_runner_with_too_much_memory_to_begin_with_has_one_file(workbench: Workbench) -> None:
+    workbench.files(3)
+    workbench.settings["runner_max_memory"] = "1"
+    workbench.enqueue(buckets=1)
+    workbench.worker(processor="tests.processors:write_pid")
+    assert workbench.ended().done == 3
+    assert set(runners_of(workbench).values()) == {1}
+
+
+def test_when_the_template_is_killed_its_runner_goes_and_the_worker_starts_anew(
+    workbench: Workbench,
+) -> None:
+    workbench.files(3)
+    workbench.file("f-0001.txt", f"wait-for {workbench.folder}/release")
+    workbench.settings["processor"] = "tests.processors:by_content"
+    workbench.enqueue(buckets=1, retries=1)
+    worker = workbench.worker()
+    until((workbench.target / "f-0000.txt").exists, "the first file")
+    runner, template = worker.runner(), worker.template()
+    os.kill(template, signal.SIGKILL)
+    until(lambda: not is_running(runner), "the runner to go", timeout=1)
+    assert worker.template() != template
+    (workbench.folder / "release").touch()
+    assert workbench.ended().done == 3
+    assert workbench.check_books().retried == 1
+
+
+def test_a_template_that_is_killed_while_nothing_is_done_costs_no_file_a_try(
+    workbench: Workbench,
+) -> None:
+    workbench.files(3)
     workbench.enqueue()
     worker = workbench.worker(processor="tests.processors:write_pid")
-    assert workbench.ended().done == 5
-    until(lambda: not worker.runners(), "the runner to be dismissed")
+    assert workbench.ended().done == 3
+    os.kill(worker.template(), signal.SIGKILL)
+    workbench.enqueue("second", overwrite=True)
+    assert workbench.ended("second").done == 3
+    assert workbench.check_books("second").retried == 0
 
 
 def test_a_runner_that_dies_between_two_jobs_costs_no_file_a_try(workbench: Workbench) -> None:
@@ -50,9 +116,8 @@ def test_a_runner_that_dies_between_two_jobs_costs_no_file_a_try(workbench: Work
     assert (now.failed, now.retried) == (0, 0)
 
 
-def test_a_bucket_job_with_more_files_than_the_table_has_rows(workbench: Workbench) -> None:
-    """The table is made for FEWEST_ROWS at first, and larger when it must be."""
-    files = FEWEST_ROWS + 10
+def test_a_bucket_job_with_as_many_files_as_there_may_be(workbench: Workbench) -> None:
+    files = MOST_FILES
     workbench.source.mkdir(exist_ok=True)
     listed = workbench.folder / "names"
     listed.write_bytes(b"".join(b"missing-%d\n" % number for number in range(files)))
@@ -65,11 +130,11 @@ def test_a_bucket_job_with_more_files_than_the_table_has_rows(workbench: Workben
 def test_a_worker_outlives_runners_that_die_while_they_are_given_a_long_job(
     workbench: Workbench,
 ) -> None:
-    """The memory limit is so low that none gets to read the 50,000 names."""
+    """What its processor has in memory is above the limit: none gets to read the 50,000 names."""
     listed = workbench.folder / "names"
     listed.write_bytes(b"".join(b"%d-%s\n" % (number, b"x" * 100) for number in range(50_000)))
     workbench.enqueue(target="-", from_file=str(listed), buckets=1, files_per_job=50_000)
-    worker = workbench.worker(processor="tests.processors:nothing", memory_limit="64")
+    worker = workbench.worker(processor="tests.processors_with_ballast:nothing", memory_limit="64")
     until(lambda: "its processes die before their first file" in worker.log(), "the job's return")
     assert worker.stop() == 0
     assert "Traceback" not in worker.log()

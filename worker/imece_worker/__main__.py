@@ -33,9 +33,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _open_standard_files() -> None:
     """Opens those among 0, 1 and 2 that whoever started us has closed. Otherwise sockets and files
-    get these numbers, and a runner takes them for where it prints."""
+    get these numbers, and other processes take them for where they print."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
+        os.set_inheritable(number, True)
     os.close(number)
     sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - open for as long as the process
     sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115

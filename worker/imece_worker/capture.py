@@ -16,9 +16,10 @@ from array import array
 from collections.abc import Sequence
 from typing import NoReturn
 
-from imece.process import close_all_but, follow_parent, move_up, name_process
+from imece.process import follow_parent, move_up, name_process
 from imece.run.failure import LONGEST_OUTPUT, tail
 from imece_worker import stops
+from imece_worker.shared_progress import memory_file
 
 HEAD, TAIL = 2**13, 2**16
 """Bytes that are kept of the beginning, and of the end."""
@@ -29,24 +30,35 @@ PATIENCE = 1.0
 
 
 class Capture:
-    """A pipe, and what came through it since it was last cleared. Made before any fork.
+    """A pipe, and what came through it since it was last cleared.
+
+    Args:
+        given: the runner's: the numbers of its worker's.
 
     Attributes:
         reading: the drainer's end.
         number: the end for those who print.
+        memory: the descriptor of the memory; the runner closes its own.
     """
 
     # Bytes drained in all; where in them the current file begins; whether more are being drained.
     _COUNT, _BASE, _BUSY, _WORDS = range(4)
 
-    def __init__(self) -> None:
-        self.reading, self.number = map(move_up, os.pipe())
-        os.set_blocking(self.reading, False)
+    def __init__(self, given: tuple[int, int] | None = None) -> None:
+        size = 8 * self._WORDS + HEAD + TAIL
+        if given is None:
+            self.reading, self.number = os.pipe()
+            os.set_blocking(self.reading, False)
+            self.memory = memory_file(size)
+        else:
+            self.reading, self.number, self.memory = -1, move_up(given[0]), given[1]
         self._waiting = array("i", [0])  # bytes in the pipe, when last asked
-        memory = memoryview(mmap.mmap(-1, 8 * self._WORDS + HEAD + TAIL))
+        memory = memoryview(mmap.mmap(self.memory, size))
         self._words = memory[: 8 * self._WORDS].cast("q")
         self._head = memory[8 * self._WORDS :][:HEAD]
         self._ring = memory[8 * self._WORDS + HEAD :][:TAIL]
+        if given is not None:
+            os.close(self.memory)
 
     def silent(self) -> bool:
         """Whether nothing was printed since it was last cleared; quicker than `size`."""
@@ -143,7 +155,6 @@ def drain(captures: Sequence[Capture], parent: int) -> NoReturn:
         stops.ignore()
         os.setpgrp()  # Ctrl-C is not for it either
         by_number = {capture.reading: capture for capture in captures}
-        close_all_but({0, 1, 2, *by_number, *(c.number for c in captures)}, {})
         poll = select.poll()
         for reading in by_number:
             poll.register(reading, select.POLLIN)

@@ -1,6 +1,5 @@
 """`imece-worker`: one worker process. What comes before is in imece_worker/__main__.py."""
 
-import gc
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +11,7 @@ from imece_worker import handover
 
 if TYPE_CHECKING:
     from imece.settings import Settings
+    from imece_worker.interpreter import Interpreter
 
 app = commandline.new("")
 
@@ -74,36 +74,40 @@ def work(
         raise UsageError("--include and --suffix need --bucket-id and --bucket-count")
     # Here, because --help needs none of it, --check and a static bucket no Redis.
     from imece import settings
-    from imece_worker.processor import load
+    from imece_worker import log
+    from imece_worker.interpreter import Interpreter
 
     with handover.in_environment():
         found = settings.load(processor=processor, command=command, queue=queue)
+    interpreter = Interpreter(found)  # imports the processor while we import the rest
     if check:  # beside a worker, maybe, whose heartbeat file and port are left alone
-        load(found)
+        log.set_up(found)
+        interpreter.wait()
     elif bucket_id is not None and bucket_count is not None:
         from imece_worker import static
 
-        code = static.work(found, bucket_id, bucket_count, tuple(include or ()), suffix)
+        code = static.work(
+            found, interpreter, bucket_id, bucket_count, tuple(include or ()), suffix
+        )
         raise typer.Exit(code)
     else:
-        take_jobs(found)
+        take_jobs(found, interpreter)
 
 
-def take_jobs(settings: "Settings") -> None:
+def take_jobs(settings: "Settings", interpreter: "Interpreter") -> None:
     """Works from the queue until stopped."""
     from imece.connection import reachable
-    from imece_worker import context, deletioncost, processor
+    from imece_worker import context, deletioncost
     from imece_worker.statistics import WorkerStatistics
     from imece_worker.worker import Worker
 
     context.prepare(settings)
-    cost = deletioncost.start(settings)  # first: it forks, and from here on there may be threads
+    cost = deletioncost.start(settings)
     statistics = WorkerStatistics()
     if settings.metrics_port:
         from imece_worker import metrics
 
         metrics.serve(statistics, settings.metrics_port)
-    function = processor.load(settings)
-    gc.freeze()  # forked runners then share what has been imported
+    interpreter.wait()
     with reachable(settings):
-        Worker(settings, function, cost, statistics).work()
+        Worker(settings, interpreter, cost, statistics).work()

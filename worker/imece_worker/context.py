@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from imece.errors import SettingsError
 from imece.run.claim import Trouble
+from imece.run.job import MOST_FILES
 from imece.settings import Settings, unknown
 from imece_worker import log
-from imece_worker.processor import Processor
+from imece_worker.interpreter import Interpreter
 from imece_worker.statistics import WorkerStatistics
 from imece_worker.stops import Wakeup
 from imece_worker.supervisor import Supervisor
@@ -90,8 +91,10 @@ class WorkerContext:
     """What one worker has for all its executions.
 
     Args:
+        interpreter: one that is ready.
         name: the worker's.
         alive: shows that the worker lives; called at every sign of life.
+        rows: the most files of a job.
 
     Attributes:
         statistics: told of what Redis has recorded.
@@ -101,15 +104,16 @@ class WorkerContext:
     def __init__(
         self,
         settings: Settings,
-        processor: Processor,
+        interpreter: Interpreter,
         statistics: WorkerStatistics,
         name: str,
         alive: Callable[[], None],
+        rows: int = MOST_FILES,
     ) -> None:
         self.settings, self.statistics = settings, statistics
         self.name, self.alive = name, alive
         self.wakeup = Wakeup()
-        self.supervisor = Supervisor(processor, settings.memory_limit)
+        self.supervisor = Supervisor(interpreter, rows)
         self.outage = Outage(settings.lease)
 
 

@@ -1,4 +1,5 @@
-"""One execution of a bucket job, in the parent: forks runners, watches them, records checkpoints.
+"""One execution of a bucket job, in the worker: gives it to runners, watches them, records
+checkpoints.
 
 Runners never speak to Redis. So one that hangs, crashes or goes on during an outage of Redis loses
 nothing: what it has done stands in the shared progress.
@@ -12,6 +13,7 @@ import time
 from typing import Literal
 
 from imece import names
+from imece.errors import SettingsError
 from imece.run.claim import Action, Claim, Claimed
 from imece_worker import log, runner, stops
 from imece_worker.checkpoints import Checkpoints, Unanswered
@@ -87,8 +89,9 @@ class Execution:
             if outcome == runner.STALLED:
                 return self._stall(self._progress.stalled)
             if outcome == runner.STOPPED:
-                self._supervisor.dismiss()  # it may have left an answer unread
                 return self._end("return", "returned")
+            if outcome == runner.WORN:
+                self._supervisor.dismiss()
             if self._progress.finished():
                 break
             attributed = isinstance(outcome, int) and self._attribute_crash(outcome)
@@ -180,22 +183,42 @@ class Execution:
         claimed, first = self._claimed, self._first
         cursor = self._progress.cursor()
         files = claimed.files[first : cursor.stop]
-        self._supervisor.give(
-            JobMessage(
-                first=first,
-                files=files,
-                cursor=cursor,
-                parameters=claimed.parameters,
-                untouched=self._untouched,
-                paths=self._paths,
-                clock=self._clock,
-            )
+        message = JobMessage(
+            first=first,
+            files=files,
+            cursor=cursor,
+            parameters=claimed.parameters,
+            untouched=self._untouched,
+            paths=self._paths,
+            clock=self._clock,
         )
+        if not self._give(message):
+            return runner.STOPPED
         outcome = self._watch()
         self._progress.collect()
         if isinstance(outcome, int):
             self._progress.drop_half_a_line()
         return outcome
+
+    def _give(self, message: JobMessage) -> bool:
+        """Waits if the processor has to be imported anew. False if the worker is to stop before.
+
+        Raises:
+            SettingsError: it cannot be imported any more. The job is given back.
+        """
+        context, supervisor = self._context, self._supervisor
+        try:
+            while not supervisor.give(message):
+                self._checkpoints.beat()
+                context.wakeup.wait(context.settings.heartbeat, supervisor.interpreter.line)
+                if self._checkpoints.lost or context.wakeup.stopping:
+                    return False
+        except SettingsError:
+            if context.wakeup.stopping:
+                return False
+            self._end("return", "returned")
+            raise
+        return True
 
     def _watch(self) -> int | bytes:
         """Signs of life, checkpoints, marks, the time limit."""
@@ -281,7 +304,7 @@ class Execution:
             reason = f"{self._supervisor.capture.text()}\n{how}".strip()
             self._charge(index, reason, "")
         else:
-            self._charge(index, _cause_of_death(code), self._supervisor.capture.text())
+            self._charge(index, runner.cause_of_death(code), self._supervisor.capture.text())
         return True
 
     def _was_stopped(self, code: int) -> bool:
@@ -327,6 +350,7 @@ class Execution:
             checkpoints.send("continue", checkpoints.unanswered)
             if checkpoints.lost:
                 return self._lose()
+        self._supervisor.rest()
         # Before the end is recorded: nobody who sees the end sees a temporary file.
         if not self._paths.clear(self._lease.execution):
             self._supervisor.dismiss()  # with what the processor has left running
@@ -351,13 +375,3 @@ class Execution:
                 patience = 0.0 if self._context.wakeup.at_once else OUTAGE_PATIENCE
                 if self._context.wakeup.stopping and self._context.outage.lasted() > patience:
                     return "abandoned"
-
-
-def _cause_of_death(code: int) -> str:
-    if code == runner.CLOSED_OURS:
-        return "the processor closed files that imece had opened, and failed"
-    if code >= 0:
-        return f"its process ended itself with exit code {code}"
-    name = signal.Signals(-code).name
-    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-    return f"its process was killed by {name}{hint}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from imece.run.job import Cursor
 from imece.run.parameters import Parameters
+from imece_worker import private_directory
 from imece_worker.paths import Paths
 from imece_worker.retry import ServerClock
 
@@ -45,6 +46,7 @@ class JobMessage:
                 "source": os.fsdecode(paths.source_root),
                 "target": paths.target_root and os.fsdecode(paths.target_root),
                 "execution": paths.execution,
+                "links": (links := private_directory.directory()) and os.fsdecode(links),
             }
         ).encode()
         files = b"\0".join(self.files)
@@ -59,6 +61,7 @@ class JobMessage:
         head_length, files_length = _LENGTHS.unpack(lengths)
         head = json.loads(_read(line, head_length))
         parameters = Parameters.decode(head["parameters"])
+        private_directory.know(head["links"] and os.fsencode(head["links"]))
         return cls(
             first=head["first"],
             files=_read(line, files_length).split(b"\0"),

@@ -8,16 +8,19 @@ Both the worker and its runner have one, each with its own descriptors. The runn
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imece import names
 from imece.files import beneath, staging
 from imece.files.staging import StagingDirectory
 from imece.run.parameters import Parameters
-from imece.settings import Settings
 from imece_worker import directory_faults, private_directory
 from imece_worker.directories import PathError
 from imece_worker.inputs import Inputs
 from imece_worker.outputs import BACKUP, Outputs
+
+if TYPE_CHECKING:
+    from imece.settings import Settings
 
 _left: dict[bytes, set[str]] = {}
 """Staging directories that this worker could not remove, by output directory: it may be
@@ -54,7 +57,7 @@ class Paths:
 
     @classmethod
     def of(
-        cls, settings: Settings, parameters: Parameters, execution: str, kind: str = ""
+        cls, settings: "Settings", parameters: Parameters, execution: str, kind: str = ""
     ) -> "Paths":
         """Those of a run, with its directories where this worker's settings say it sees them."""
         target = parameters.output and (settings.output or parameters.output)
@@ -92,7 +95,7 @@ class Paths:
         Raises:
             PathError: it cannot be made.
         """
-        private_directory.directory()  # made before there is a runner, for all of them
+        private_directory.directory()  # made before a runner is told of it
         if (outputs := self.outputs) is None:
             return
         for execution in _left.pop(outputs.tree.path, set()):

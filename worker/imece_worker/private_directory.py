@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 import time
-from functools import cache
 
 from imece.files import beneath, staging
 
@@ -22,9 +21,22 @@ MADE_WITHIN = 60.0
 """Seconds a directory may be without a lock that says something: it is being made."""
 
 
-@cache
+_known: list[bytes | None] = []
+
+
 def directory() -> bytes | None:
-    """Made for this process and removed with it; None where descriptors have no paths."""
+    """The worker's: made for it and removed with it; None where descriptors have no paths."""
+    if not _known:
+        _known.append(_make())
+    return _known[0]
+
+
+def know(made: bytes | None) -> None:
+    """The runner's: which one its worker has."""
+    _known[:] = [made]
+
+
+def _make() -> bytes | None:
     if not os.path.isdir("/proc/self/fd"):
         return None
     parent = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else tempfile.gettempdir()

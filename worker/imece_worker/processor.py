@@ -1,6 +1,7 @@
 """The user's code: one input path in, one output path out.
 
-Named by the worker's settings, never by what is in the queue.
+Named by the worker's settings, never by what is in the queue. Loaded in the interpreter that
+imece_worker/loader.py is, never in the worker itself.
 """
 
 import importlib
@@ -12,34 +13,14 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from imece.errors import SettingsError
-from imece.process import Identity, follow_parent, open_files
+from imece.process import follow_parent
 from imece.run.failure import LONGEST_REASON
-from imece.settings import Settings
 from imece_worker import stops
 from imece_worker.capture import Capture
-
-
-class Processor(Protocol):
-    """Processes one file, or raises.
-
-    Args:
-        source: path of the input.
-        target: path to write the output to; None if the run wants no output.
-
-    Attributes:
-        captures: where it prints, apart from the runner's own capture.
-        files: what it opened when it was loaded, and keeps open.
-    """
-
-    captures: Sequence[Capture]
-    files: dict[int, Identity]
-
-    def __call__(self, source: bytes, target: bytes | None) -> None: ...
 
 
 class CommandError(Exception):
@@ -55,12 +36,9 @@ class CommandError(Exception):
 
 
 class Function:
-    """`package.module:function`, imported once, before any fork."""
-
-    captures: Sequence[Capture] = ()
+    """`package.module:function`, imported once."""
 
     def __init__(self, spec: str) -> None:
-        before = open_files()
         module, _, attributes = spec.partition(":")
         try:
             found: object = importlib.import_module(module)
@@ -77,18 +55,25 @@ class Function:
         if not callable(found):
             raise SettingsError(f"IMECE_PROCESSOR={spec}: that is not a function")
         self._function: Callable[[str, str | None], object] = found
-        self.files = {
-            number: identity
-            for number, identity in open_files().items()
-            if before.get(number) != identity
-        }
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
+        """Processes one file, or raises.
+
+        Args:
+            source: path of the input.
+            target: path to write the output to; None if the run wants no output.
+        """
         self._function(os.fsdecode(source), os.fsdecode(target) if target is not None else None)
 
 
 class Command:
-    """A program, started once a file, without a shell."""
+    """A program, started once a file, without a shell.
+
+    Attributes:
+        errors: where its standard error goes; set before the first file.
+    """
+
+    errors: Capture
 
     _PLACES = re.compile(rb"\{(input|output)\}")
 
@@ -102,26 +87,24 @@ class Command:
         if program is None:
             raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]} here")
         self._words = [os.fsencode(word) for word in (program, *words[1:])]
-        self._errors = Capture()
-        self.captures: Sequence[Capture] = (self._errors,)
-        self.files: dict[int, Identity] = {}
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
+        """As that of `Function`."""
         values = {b"input": source, b"output": target or b""}
         signals = stops.heard()
         words = [self._PLACES.sub(lambda place: values[place[1]], word) for word in self._words]
-        self._errors.clear()
+        self.errors.clear()
         # Standard output goes where the runner's own goes: into its capture.
         ended = subprocess.run(
             words,
             stdin=subprocess.DEVNULL,
-            stderr=self._errors.number,
+            stderr=self.errors.number,
             preexec_fn=partial(follow_parent, os.getpid(), signal.SIGKILL),
             check=False,
         )
         if ended.returncode == 0 and stops.heard() == signals:
             return
-        said = self._errors.end(LONGEST_REASON)
+        said = self.errors.end(LONGEST_REASON)
         if ended.returncode < 0:
             how = f"was killed by signal {-ended.returncode}"
         elif ended.returncode == 0:
@@ -135,20 +118,16 @@ class Command:
         raise CommandError(reason, ended.returncode)
 
 
-def load(settings: Settings) -> Function | Command:
-    """The processor the settings name.
+Processor = Function | Command
+
+
+def load(function: str | None, command: str | None) -> Processor:
+    """The processor that the settings name: one of the two.
 
     Raises:
-        SettingsError: there is none, or it cannot be loaded.
+        SettingsError: it cannot be loaded.
     """
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m
-    if settings.processor:
-        return Function(settings.processor)
-    if settings.command:
-        return Command(settings.command)
-    raise SettingsError(
-        "no processor: set IMECE_PROCESSOR=package.module:function, "
-        "or IMECE_COMMAND='tool --in {input} --out {output}'"
-    )
+    return Function(function) if function else Command(command or "")

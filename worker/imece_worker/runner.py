@@ -1,18 +1,15 @@
-"""The runner: a forked child that processes the files of bucket jobs.
+"""The runner: the process that processes the files of bucket jobs, for as long as it is well.
 
-It never speaks to Redis. It notes what it does in the shared progress and the journal, which its
-parent reads (imece_worker/execution.py). So nothing is lost when a file kills it, and a crash or a
-leak ends with it.
+imece_worker/loader.py makes it. It never speaks to Redis. It notes what it does in the shared
+progress and the journal, which its worker reads (imece_worker/execution.py). So nothing is lost
+when a file kills it, and a crash or a leak ends with it.
 """
 
 import faulthandler
-import gc
 import io
 import json
 import os
-import random
 import resource
-import select
 import signal
 import socket
 import sys
@@ -21,7 +18,6 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-from imece.process import close_all_but, follow_parent
 from imece.run.failure import LONGEST_REASON, tail
 from imece_worker import stops
 from imece_worker.capture import Capture
@@ -38,9 +34,9 @@ workers do not pass jobs to each other that only wait for retries."""
 STOP_PATIENCE = 1.0
 """Seconds in which a worker hears of a stop, after one of its processes may have died of it."""
 
-MARK, FINISHED, STOPPED, DEFERRED, STALLED = b"m", b"f", b"s", b"d", b"p"
+MARK, FINISHED, STOPPED, DEFERRED, STALLED, WORN = b"m", b"f", b"s", b"d", b"p", b"w"
 """Runner to parent: the wish to have a file marked, or how it has left its job. Stalled: the run's
-directories cannot be used, and the journal says why."""
+directories cannot be used, and the journal says why. Worn: another runner is to go on."""
 
 CLOSED_OURS = 79
 """The exit code of a runner whose processor has closed files that imece had opened."""
@@ -56,8 +52,8 @@ class RunnerContext:
     Attributes:
         journal: where it writes one JSON line for each failed try.
         capture: where what the processor prints goes.
-        line: to the parent.
-        memory_limit: bytes of address space, or None.
+        line: to the worker.
+        limits: how much it may use, and when another one takes its place.
     """
 
     processor: Processor
@@ -65,58 +61,75 @@ class RunnerContext:
     journal: Journal
     capture: Capture
     line: socket.socket
-    memory_limit: int | None
+    limits: "Limits"
 
 
-def run(context: RunnerContext, parent: int) -> NoReturn:
-    """The child's side of the fork: one job after the other. Does not come back."""
+@dataclass
+class Limits:
+    """How much a runner may use.
+
+    Attributes:
+        address_space: MiB, or None.
+        files: after so many another runner takes its place; None: never.
+        memory: after a file that leaves it with more MiB in memory another one takes its place;
+            None: never.
+        tried: files that this runner has tried.
+    """
+
+    address_space: int | None
+    files: int | None
+    memory: int | None
+    tried: int = 0
+
+    def are_reached(self) -> bool:
+        """Whether another runner is to go on. Each tries one file at least."""
+        if self.tried == 0:
+            return False
+        if self.files is not None and self.tried >= self.files:
+            return True
+        return self.memory is not None and _resident() >= self.memory * 2**20
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def run(context: RunnerContext) -> NoReturn:
+    """One job after the other. Does not come back."""
     code: int = 1
     try:
-        _settle(context, parent)
+        _settle(context)
         while (message := JobMessage.receive(context.line)) is not None:
             context.line.send(Runner(context, message).work())
         code = 0
     except BaseException:
         traceback.print_exc()
     finally:
-        _flush()
+        flush()
         os._exit(code)
 
 
-def _settle(context: RunnerContext, parent: int) -> None:
-    """Makes a forked worker a runner."""
-    follow_parent(parent, signal.SIGKILL)
-    os.setpgrp()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    stops.only_note()
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+def _settle(context: RunnerContext) -> None:
+    """From here on it is a file that prints, hangs or fills memory."""
+    flush()
     os.dup2(context.capture.number, 1)
     os.dup2(context.capture.number, 2)
-    _close_files_of_the_worker(context)
     # The parent asks where a file hangs by SIGUSR2; answered even from within C code.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a crash takes nothing said with it
     faulthandler.enable(2)
     faulthandler.register(signal.SIGUSR2, 2)
-    if context.memory_limit is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (context.memory_limit, context.memory_limit))
-    random.seed()
+    if (most := context.limits.address_space) is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (most * 2**20, most * 2**20))
 
 
-def _close_files_of_the_worker(context: RunnerContext) -> None:
-    """Closes what only the worker needs, above all connections to Redis. What the processor opened
-    when it was imported stays open."""
-    gc.freeze()  # no object of the worker may close a number that will be another file's
-    captures = (context.capture, *context.processor.captures)
-    kept = {0, 1, 2, context.line.fileno(), context.journal.number}
-    kept.update(capture.number for capture in captures)
-    close_all_but(kept, context.processor.files)
-
-
-def _flush() -> None:
+def flush() -> None:
+    """Writes what is printed and not written yet."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -170,7 +183,11 @@ class Runner:
 
     def _try_next(self, index: int) -> bytes | None:
         """One try of one file; how the job is left, if it is left after that."""
-        if self._shared.stopping or not self._may_start(index):
+        if self._shared.stopping:
+            return STOPPED
+        if self._context.limits.are_reached():
+            return WORN
+        if not self._may_start(index):
             return STOPPED
         counts = self._try(index)
         if self._stalled:
@@ -194,21 +211,19 @@ class Runner:
             return True
         self._shared.wanted = index
         self._context.line.send(MARK)
-        while not select.select([self._context.line], [], [], 0.05)[0]:
-            if self._shared.stopping:
-                return False
         return self._context.line.recv(1) == GO
 
     def _try(self, index: int) -> bool:
         """False if the try does not count."""
         shared, name = self._shared, self._a.files[index - self._a.first]
         self._tried_any = True
+        self._context.limits.tried += 1
         signals = stops.heard()
         shared.begin(index)
         paths = self._a.paths
         try:
             outcome, bytes_in, bytes_out = self._process(index, name)
-            _flush()
+            flush()
             self._retries.pop(index, None)
             shared.end(index, outcome, bytes_in, bytes_out)
             if self._lost_ours:
@@ -216,7 +231,7 @@ class Runner:
         except BaseException as error:
             self._end_copy()
             self._respect_time_limit(index)
-            _flush()
+            flush()
             if self._lost_ours or not self._inputs.tree.is_held():
                 os._exit(CLOSED_OURS)  # the journal may be closed as well
             stopped = self._was_stopped(error, signals)
@@ -326,3 +341,14 @@ def _reason(error: BaseException) -> str:
     except Exception:  # a processor's own class
         text = type(error).__name__
     return tail(text, LONGEST_REASON)
+
+
+def cause_of_death(code: int) -> str:
+    """What a process has died of, by its exit code; negative for a signal."""
+    if code == CLOSED_OURS:
+        return "the processor closed files that imece had opened, and failed"
+    if code >= 0:
+        return f"its process ended itself with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"its process was killed by {name}{hint}"

@@ -1,4 +1,4 @@
-"""What a runner has done so far, in memory and in a file that it shares with its parent.
+"""What a runner has done so far, in memory and in a file that it shares with its worker.
 
 One row a file. A row counts when its outcome byte is written, which is written last. So the parent
 finds every finished file and the current one, also after the runner was killed.
@@ -14,6 +14,8 @@ from enum import IntEnum
 from imece.process import move_up
 
 NONE = -1
+ROW = 3 * 8 + 1
+"""Bytes of a row."""
 
 
 class Outcome(IntEnum):
@@ -24,6 +26,17 @@ class Outcome(IntEnum):
     SKIPPED = 2
     FAILED = 3
     """This try failed; the journal says more."""
+
+
+def memory_file(size: int) -> int:
+    """A nameless file in memory; processes that have its descriptor share what is in it."""
+    if hasattr(os, "memfd_create"):
+        number = os.memfd_create("shared")
+    else:
+        with tempfile.TemporaryFile() as file:
+            number = os.dup(file.fileno())
+    os.ftruncate(number, size)
+    return number
 
 
 class Word:
@@ -44,8 +57,10 @@ class SharedProgress:
 
     Args:
         rows: how many files it has room for.
+        number: the runner's: the descriptor of its worker's table, which it closes.
 
     Attributes:
+        number: the worker's descriptor of it.
         stopping: parent to runner: finish the current file, then leave.
         others_wait: parent to runner: other bucket jobs are pending, so do not wait for a pause.
         overdue: parent to runner: the file whose time is up; its result does not count.
@@ -61,18 +76,26 @@ class SharedProgress:
     current, began = Word(_CURRENT), Word(_BEGAN)
     wanted, overdue = Word(_WANTED), Word(_OVERDUE)
 
-    def __init__(self, rows: int) -> None:
-        self.capacity = rows
+    @classmethod
+    def of(cls, number: int) -> "SharedProgress":
+        """The runner's: that of its worker, by its descriptor."""
+        return cls((os.fstat(number).st_size - 8 * cls._WORDS) // ROW, number)
+
+    def __init__(self, rows: int, number: int | None = None) -> None:
         self.first = 0
-        size = 8 * (self._WORDS + 3 * rows) + rows
-        memory = memoryview(mmap.mmap(-1, size))
+        size = 8 * self._WORDS + ROW * rows
+        self.number = memory_file(size) if number is None else number
+        memory = memoryview(mmap.mmap(self.number, size))
         numbers = memory[: 8 * (self._WORDS + 3 * rows)].cast("q")
         self.words = numbers[: self._WORDS]
         self.microseconds = numbers[self._WORDS : self._WORDS + rows]
         self.bytes_in = numbers[self._WORDS + rows : self._WORDS + 2 * rows]
         self.bytes_out = numbers[self._WORDS + 2 * rows :]
         self._all_outcomes = memory[8 * (self._WORDS + 3 * rows) : size]
-        self.assign(0, 0)
+        if number is None:
+            self.assign(0, 0)
+        else:
+            os.close(number)
 
     def assign(self, first: int, stop: int) -> None:
         """The parent's: makes it the empty table of these files."""
@@ -110,10 +133,17 @@ class SharedProgress:
 
 
 class Journal:
-    """A nameless temporary file that runners append to and their parent reads. It is gone with its
-    last holder."""
+    """A nameless temporary file that runners append to and their worker reads. It is gone with its
+    last holder.
 
-    def __init__(self) -> None:
+    Args:
+        number: the runner's: the descriptor of its worker's.
+    """
+
+    def __init__(self, number: int | None = None) -> None:
+        if number is not None:
+            self.number = move_up(number)
+            return
         with tempfile.TemporaryFile(buffering=0) as file:
             self.number = move_up(os.dup(file.fileno()))
         # Whoever writes, writes at the end: parent and runner share it.

@@ -16,11 +16,12 @@ from imece.errors import BY_SIGNAL, SettingsError, UsageError
 from imece.files import listing
 from imece.files.buckets import numbers
 from imece.run.claim import Action, Batch, Claimed, Verdict
-from imece.run.job import Cursor, Reference
+from imece.run.job import MOST_FILES, Cursor, Reference
 from imece.run.parameters import SEED, Parameters, text_path
 from imece.settings import Settings
-from imece_worker import context, log, processor
+from imece_worker import context, log
 from imece_worker.execution import Execution
+from imece_worker.interpreter import Interpreter
 from imece_worker.paths import Paths
 from imece_worker.statistics import WorkerStatistics
 
@@ -29,7 +30,12 @@ LOG_PAUSE = 10.0
 
 
 def work(
-    settings: Settings, bucket: int, buckets: int, include: tuple[str, ...], suffix: str | None
+    settings: Settings,
+    interpreter: Interpreter,
+    bucket: int,
+    buckets: int,
+    include: tuple[str, ...],
+    suffix: str | None,
 ) -> int:
     """Processes one bucket; the exit code.
 
@@ -40,15 +46,17 @@ def work(
         raise UsageError(f"--bucket-id {bucket}: takes 0 to {buckets - 1}, for {buckets} buckets")
     parameters = parameters_of(settings, buckets, include, suffix)
     context.prepare(settings)
+    interpreter.wait()
     statistics = WorkerStatistics()
+    files = files_of(bucket, parameters)
     worker = context.WorkerContext(
         settings,
-        processor.load(settings),
+        interpreter,
         statistics,
         name=f"{names.plain(socket.gethostname())}-{os.getpid()}",
         alive=lambda: context.touch_heartbeat_file(settings),
+        rows=max(MOST_FILES, len(files)),
     )
-    files = files_of(bucket, parameters)
     share = Share(bucket, len(files), statistics)
     log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
     # What an earlier pod has left is of no use to anybody: `kind` says which bucket it was for.
@@ -60,7 +68,7 @@ def work(
         Cursor(0, len(files)), [], parameters, time.time(), files, pending=0, untouched=False
     )
     ending = Execution(worker, share, claimed, paths).run() if files else "finished"
-    worker.supervisor.dismiss()
+    worker.supervisor.end()
     share.report("bucket done" if ending == "finished" else "bucket stopped")
     if ending == "finished":
         return FAILED if statistics.failed else 0

@@ -1,103 +1,131 @@
-"""Keeps the worker's runner: forks it, gives it jobs, ends it and everything that processors leave
-running.
+"""Keeps the worker's runner: has one made by the interpreter, gives it jobs, ends it and everything
+that processors leave running.
 
-A process whose parent has ended is adopted by the nearest ancestor that asks for it, or by process
-1, which in a container is the worker. The worker kills it and takes its exit code. Otherwise it
-would stay as a zombie.
+A runner lives as long as it is well. It is a child of the worker, which sees at once how it ends;
+where the interpreter is the runner itself, a new interpreter takes its place.
 """
 
 import os
 import signal
 import socket
-import sys
-import time
 from contextlib import suppress
 
-from imece.process import adopt_orphans, move_up
+from imece.errors import SettingsError
+from imece.run.job import MOST_FILES
 from imece_worker import capture, runner
 from imece_worker.capture import Capture
+from imece_worker.interpreter import Interpreter
 from imece_worker.message import JobMessage
-from imece_worker.processor import Processor
-from imece_worker.runner import RunnerContext
+from imece_worker.orphans import Orphans
 from imece_worker.shared_progress import Journal, SharedProgress
 
-YOUTH = 1.0
-"""Seconds during which a runner gets the next job too. To fork one takes as long as a hundred quick
-files. And what a processor leaks still ends with its runner soon."""
-
-FEWEST_ROWS = 2**16
 GIVE_PATIENCE = 5.0
-ORPHANS_PATIENCE = 1.0
+MOST_STILLBORN = 3
+"""How many orders of a runner in a row may fail."""
 
 
 class Supervisor:
     """At most one runner at a time, and what it shares with this process.
 
     Args:
-        memory_limit: MiB of address space for the runner, or None.
+        interpreter: one that is ready.
+        rows: the most files of a job.
+
+    Attributes:
+        line: to the runner; None if there is none.
     """
 
-    def __init__(self, processor: Processor, memory_limit: int | None) -> None:
-        self._processor = processor
-        self._memory_limit = memory_limit * 2**20 if memory_limit is not None else None
-        self.shared = SharedProgress(FEWEST_ROWS)
+    def __init__(self, interpreter: Interpreter, rows: int = MOST_FILES) -> None:
+        self.interpreter = interpreter
+        self.shared = SharedProgress(rows)
         self.journal, self.capture = Journal(), Capture()
-        self._captures = [self.capture, *processor.captures]
+        self._captures = [self.capture, Capture()]  # the second: a program's standard error
         self._drainer = 0
         self._orphans = Orphans()
+        self._orphans.spare()
         self.line: socket.socket | None = None
         self._pid = 0
-        self._born = 0.0
+        self._is_at_work = self._is_importing = False
+        self._stillborn = 0
+        self._keep_draining()
 
     def prepare(self, first: int, stop: int) -> SharedProgress:
         """The table, empty, for the files [first, stop) of a bucket."""
-        if stop - first > self.shared.capacity:
-            self.dismiss()
-            self.shared = SharedProgress(stop - first)
         self.shared.assign(first, stop)
         self.journal.clear()
         return self.shared
 
-    def give(self, message: JobMessage) -> None:
-        """To the present runner if it is young and takes it, otherwise to a new one."""
+    def give(self, message: JobMessage) -> bool:
+        """To the present runner, or to a new one. False if there can be none yet, because the
+        processor is imported anew: `interpreter.line` can be read when it is.
+
+        Raises:
+            SettingsError: it cannot be imported, or no process can be forked.
+        """
         self.capture.clear()
-        if self.line is None or time.monotonic() - self._born > YOUTH:
-            self._fork()
-        if self._takes(message):
-            return
-        self._fork()
+        if self.line is not None:
+            if self.interpreter.ended() is None and self._takes(message):
+                return True
+            self.dismiss()
+        if not self._begin():
+            return False
         if not self._takes(message):
             self.kill()  # it dies at once, or does not listen: `death` tells
+        return True
 
     def _takes(self, message: JobMessage) -> bool:
-        assert self.line is not None  # noqa: S101 - `give` has forked
+        assert self.line is not None  # noqa: S101 - there is a runner
         self.line.settimeout(GIVE_PATIENCE)
+        self._is_at_work = True
         try:
             message.send(self.line)
         except OSError:
             return False
         return True
 
-    def _fork(self) -> None:
-        self.dismiss()
+    def _begin(self) -> bool:
+        """Has a runner made. False if there is nobody yet who could make it."""
+        if self.interpreter.ended() is not None and not self._is_importing:
+            self._start_anew()
+        if not self.interpreter.is_ready():
+            return False
+        if self._is_importing:
+            self._orphans.spare()
+            self._is_importing = False
         self._keep_draining()
         ours, theirs = socket.socketpair()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            line, limit = socket.socket(fileno=move_up(theirs.detach())), self._memory_limit
-            context = RunnerContext(
-                self._processor, self.shared, self.journal, self.capture, line, limit
+        with theirs:
+            captured = [number for each in self._captures for number in (each.number, each.memory)]
+            self.interpreter.order(
+                [theirs.fileno(), self.shared.number, self.journal.number, *captured]
             )
-            runner.run(context, parent)
-        theirs.close()
-        self.line, self._pid, self._born = ours, pid, time.monotonic()
-        self._orphans.own.add(pid)
-        with suppress(OSError):  # the runner does so itself, and may be first
-            os.setpgid(pid, pid)
+        ours.settimeout(GIVE_PATIENCE)
+        try:
+            self._pid = int(ours.recv(20))
+        except (OSError, ValueError):  # ValueError: it has died
+            ours.close()
+            self._start_anew()
+            self._stillborn += 1
+            if self._stillborn == MOST_STILLBORN:
+                raise SettingsError("no process can be started for the processor") from None
+            return False
+        self._stillborn = 0
+        self.line = ours
+        self._orphans.own.add(self._pid)
+        return True
+
+    def _start_anew(self) -> None:
+        """The processor is imported anew, and what its last import has left running ends."""
+        self._end_interpreter()
+        self.interpreter.start()
+        self._orphans.own.add(self.interpreter.pid)
+        self._is_importing = True
+
+    def _end_interpreter(self) -> None:
+        self.interpreter.end()
+        self._orphans.own.discard(self.interpreter.pid)
+        _kill_group(self.interpreter.pid)
+        self._orphans.kill()
 
     def _keep_draining(self) -> None:
         """Starts a drainer if there is none."""
@@ -118,9 +146,12 @@ class Supervisor:
         """A word of the runner; nothing if it has closed its end."""
         assert self.line is not None  # noqa: S101 - there is a runner
         try:
-            return self.line.recv(1)
+            word = self.line.recv(1)
         except OSError:
             return b""
+        if word not in (b"", runner.MARK):
+            self._is_at_work = False
+        return word
 
     def answer(self, word: bytes) -> None:
         assert self.line is not None  # noqa: S101 - there is a runner
@@ -131,11 +162,21 @@ class Supervisor:
         """The exit code of the runner if it has ended, negative for a signal; otherwise None."""
         self._orphans.reap()
         self._keep_draining()
-        ended, status = os.waitpid(self._pid, os.WNOHANG)
-        if not ended:
-            return None
-        self._forget()
-        return os.waitstatus_to_exitcode(status)
+        if (ended := self.interpreter.ended()) is not None and not self._is_interpreter:
+            self.kill()  # what the import has started may be gone, too
+        if not self._is_interpreter:
+            ended = self._wait(os.WNOHANG)
+        if ended is not None:
+            self._forget()
+        return ended
+
+    @property
+    def _is_interpreter(self) -> bool:
+        return self._pid == self.interpreter.pid
+
+    def _wait(self, options: int) -> int | None:
+        ended, status = os.waitpid(self._pid, options)
+        return os.waitstatus_to_exitcode(status) if ended else None
 
     def signal(self, number: signal.Signals) -> None:
         """To the runner alone."""
@@ -148,77 +189,40 @@ class Supervisor:
 
     def dismiss(self) -> None:
         """Ends the runner, if there is one."""
-        if self.line is not None:
-            self.kill()
-            os.waitpid(self._pid, 0)
-            self._forget()
+        if self.line is None:
+            return
+        if self._is_interpreter:
+            self.interpreter.end()
         else:
-            self._orphans.kill()  # as process 1: others' too
+            self.kill()
+            self._wait(0)
+        self._forget()
 
     def _forget(self) -> None:
         assert self.line is not None  # noqa: S101 - there was a runner
         self.line.close()
-        self.line = None
+        self.line, self._is_at_work = None, False
+        if self._is_interpreter:
+            self._end_interpreter()
+            return
         self._orphans.own.discard(self._pid)
         _kill_group(self._pid)  # what the processor has left behind
         self._orphans.kill()  # and what has left the group
 
+    def rest(self) -> None:
+        """Between two jobs: ends what processors have left running, and a runner that is still at
+        a job. As process 1, it takes the exit codes of others' orphans, too."""
+        if self._is_at_work:
+            self.dismiss()
+        elif self.line is not None:
+            self.death()
+        if not self._is_importing:
+            self._orphans.kill()
 
-class Orphans:
-    """Children of this process that it has not started itself.
-
-    Made after all processes but runners and drainers are there. These are left alone, for example
-    one that the import of the processor has started.
-    """
-
-    def __init__(self) -> None:
-        adopt_orphans()
-        self.own = children()
-        """Children that it has started itself."""
-
-    def reap(self) -> None:
-        """Takes the exit codes of those that have ended, and of no other process."""
-        if not _any_has_ended():
-            return
-        for pid in children() - self.own:
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-
-    def kill(self) -> None:
-        """All of them, and those that they leave when they end."""
-        end = time.monotonic() + ORPHANS_PATIENCE
-        while orphans := children() - self.own:
-            for pid in orphans:
-                with suppress(ProcessLookupError, PermissionError):  # PermissionError: a
-                    os.kill(pid, signal.SIGKILL)  # set-user-id program of another user
-            self.reap()
-            if time.monotonic() > end:
-                return  # one cannot be killed at the moment: it is tried again
-            time.sleep(0.001)
-
-
-def children() -> set[int]:
-    """The children of all threads of this process; none where the system does not tell."""
-    found: set[int] = set()
-    try:
-        if os.readlink("/proc/self") != str(os.getpid()):
-            return found  # /proc is another namespace's, and its numbers are not ours
-        for thread in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{thread}/children") as file:
-                found.update(map(int, file.read().split()))
-    except OSError:
-        pass  # a thread that has just ended, or a system that does not tell
-    return found
-
-
-def _any_has_ended() -> bool:
-    """Whether any child has ended; quicker than to look for all."""
-    if not hasattr(os, "waitid"):
-        return True
-    try:
-        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return False
+    def end(self) -> None:
+        """Ends all: the worker is about to end."""
+        self.dismiss()
+        self._end_interpreter()
 
 
 def _kill_group(pid: int) -> None:

@@ -32,8 +32,8 @@ from imece_worker import log
 from imece_worker.context import LONGEST, Backoff, WorkerContext, touch_heartbeat_file
 from imece_worker.deletioncost import DeletionCost
 from imece_worker.execution import Execution
+from imece_worker.interpreter import Interpreter
 from imece_worker.paths import Paths
-from imece_worker.processor import Processor
 from imece_worker.statistics import WorkerStatistics
 
 POP_TIMEOUT = 0.25
@@ -60,7 +60,7 @@ class Worker(rq.Worker):
     def __init__(
         self,
         settings: Settings,
-        processor: Processor,
+        interpreter: Interpreter,
         cost: DeletionCost,
         statistics: WorkerStatistics,
     ) -> None:
@@ -83,7 +83,7 @@ class Worker(rq.Worker):
         )
         self.hostname, self.pid, self.ip_address = socket.gethostname(), os.getpid(), "unknown"
         self.birth_date = utc_now()
-        self._context = WorkerContext(settings, processor, statistics, self.name, self._show_life)
+        self._context = WorkerContext(settings, interpreter, statistics, self.name, self._show_life)
         self.wakeup, self.supervisor = self._context.wakeup, self._context.supervisor
         self._moving: dict[bytes, float] = {}
         self._suspects: set[str] = set()
@@ -113,7 +113,7 @@ class Worker(rq.Worker):
                 if (why := self._trouble(error)) is None:
                     raise  # no waiting fixes these
                 self._wait_out(why)
-        self.supervisor.dismiss()
+        self.supervisor.end()
         try:
             self.teardown()  # type: ignore[no-untyped-call]
         except RedisError:
@@ -129,7 +129,7 @@ class Worker(rq.Worker):
             self._beat_at = now
         reference = self.pop()
         if reference is None:
-            self.supervisor.dismiss()
+            self.supervisor.rest()
             self.set_state(WorkerStatus.IDLE)
             self._cost.idle()
         else:
@@ -143,7 +143,7 @@ class Worker(rq.Worker):
     def _wait_out(self, why: Trouble) -> None:
         """Waits a moment for Redis to come back."""
         self._touch()
-        self.supervisor.dismiss()
+        self.supervisor.rest()
         self._statistics.redis_errors += 1
         self._context.outage.noted(why)
         # Leases that were not renewed during the outage look dead. Their workers need time for it.
@@ -321,12 +321,12 @@ class Worker(rq.Worker):
             with held.run.explained():
                 self._execute(held, claimed)
         except RunError as error:
-            self.supervisor.dismiss()
+            self.supervisor.rest()
             self._give_up(held, str(error))
         except RedisError as error:
             if self._trouble(error) is not None:
                 raise
-            self.supervisor.dismiss()
+            self.supervisor.rest()
             self._give_up(held, f"Redis refuses to record its progress: {said(error)}")
 
     def _put_off_job(self, reference: Reference) -> None:

@@ -68,7 +68,7 @@ class Replicas:
         self._reap()
         active = len(self._workers) - len(self._stopping)
         for _ in range(active, wanted):
-            self._start()
+            self._start(limit)
         if active <= wanted:
             self._surplus_since = None
             return
@@ -78,11 +78,11 @@ class Replicas:
         if active > keep:
             self._stop(active - keep)
 
-    def _start(self) -> None:
+    def _start(self, limit: int) -> None:
         with self._log.open("ab") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-P", "-m", "imece_worker"],  # -P: ours, not one in this directory
-                env=self._environment,
+                env={**self._environment, f"{PREFIX}REPLICAS_HERE": str(limit)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,121 @@
+"""`python -m imece_worker.loader`: the interpreter that imports the processor for one worker.
+
+It is a fresh one: what the worker has imported, opened and knows is not in it. Afterwards, if it
+has one thread, it is the template: it forks a runner whenever the worker orders one, so that after
+a crash the next is there at once. If it has more it is the runner itself: a fork would find the
+locks of the other threads as they were, and nobody to release them.
+
+It imports little, because the first file waits for it.
+"""
+
+import faulthandler
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any, NoReturn
+
+from imece.errors import SettingsError
+from imece.process import follow_parent, move_up, name_process
+from imece_worker import processor, runner, stops
+from imece_worker.capture import Capture
+from imece_worker.processor import Command, Processor
+from imece_worker.runner import CLOSED_OURS, Limits, RunnerContext
+from imece_worker.shared_progress import Journal, SharedProgress
+
+TEMPLATE, RUNNER = "imece-template", "imece-runner"
+"""What `ps` and /proc call the two."""
+
+FILES = 7
+"""What a runner is given: the line to its worker, shared progress, journal, and two captures."""
+
+
+def main() -> NoReturn:
+    """Standard input is the line to the worker, until it is moved out of the way."""
+    os.setpgrp()  # Ctrl-C is for the worker
+    stops.only_note()
+    faulthandler.enable(2)
+    name_process(TEMPLATE)
+    line = socket.socket(fileno=move_up(os.dup(0)))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    with line.makefile("rb") as file:
+        order = json.loads(file.readline() or b"null")
+    if order is None:
+        os._exit(0)  # the worker is gone
+    follow_parent(order["worker"], signal.SIGKILL)
+    sys.path[:] = order["path"]
+    for name, value in order["threads"].items():
+        os.environ.setdefault(name, value)
+    try:
+        found = processor.load(order["function"], order["command"])
+        answer: dict[str, Any] = {"is_template": _has_one_thread()}
+    except SettingsError as error:
+        answer = {"error": str(error)}
+    runner.flush()
+    try:
+        line.sendall(json.dumps(answer).encode() + b"\n")
+        if "error" in answer:
+            os._exit(2)
+        gc.freeze()  # runners share what has been imported
+        _serve(line, found, Limits(**order["limits"]), order["worker"], answer["is_template"])
+    except OSError:
+        os._exit(CLOSED_OURS)
+
+
+def _has_one_thread() -> bool:
+    """Those of native libraries count, too. False where the system does not tell."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
+
+
+def _serve(
+    line: socket.socket, found: Processor, limits: Limits, worker: int, is_template: bool
+) -> NoReturn:
+    """Makes a runner at each order; ends with the worker."""
+    while True:
+        order, files, _, _ = socket.recv_fds(line, 1, FILES)
+        if not order:
+            os._exit(0)
+        if not is_template:
+            line.close()
+            _run(found, limits, files)
+        # The worker is to be the runner's parent, which sees how it ends. So a process between the
+        # two ends at once, and the worker adopts what it leaves.
+        if (between := os.fork()) == 0:
+            between = os.getpid()
+            if os.fork() != 0:
+                os._exit(0)
+            while os.getppid() == between:
+                time.sleep(0.0001)
+            follow_parent(worker, signal.SIGKILL)
+            os.setpgrp()
+            line.close()
+            _run(found, limits, files)
+        os.waitpid(between, 0)
+        for number in files:
+            os.close(number)
+
+
+def _run(found: Processor, limits: Limits, files: list[int]) -> NoReturn:
+    """Makes this process the runner."""
+    name_process(RUNNER)
+    number, table, journal, *captured = files
+    line = socket.socket(fileno=move_up(number))
+    line.sendall(b"%d\n" % os.getpid())
+    capture, errors = Capture((captured[0], captured[1])), Capture((captured[2], captured[3]))
+    if isinstance(found, Command):
+        found.errors = errors
+    runner.run(
+        RunnerContext(found, SharedProgress.of(table), Journal(journal), capture, line, limits)
+    )
+
+
+if __name__ == "__main__":
+    main()
