@@ -12,8 +12,16 @@ DIGEST = 12
 """Hex digits in a run id that was made of another text: two of a million such ids are the same
 with a probability of 0.2 %."""
 
+HOME = b".imece"
+"""A directory of imece's own in an output directory: the ledger is there. It is never an input."""
+
 TEMPORARY_PREFIX = b".imece-"
 """What the names of imece's own files start with; such files are never inputs."""
+
+
+def is_ours(part: bytes) -> bool:
+    """Whether a part of a path is the name of something of imece's own."""
+    return part == HOME or part.startswith(TEMPORARY_PREFIX)
 
 
 def flaw(name: bytes) -> str | None:
@@ -26,8 +34,8 @@ def flaw(name: bytes) -> str | None:
         return "is an absolute path"
     if any(part in (b"", b".", b"..") for part in name.split(b"/")):
         return "has an empty, '.' or '..' part"
-    if any(part.startswith(TEMPORARY_PREFIX) for part in name.split(b"/")):
-        return "has a part that starts with '.imece-', as imece's own files do"
+    if any(map(is_ours, name.split(b"/"))):
+        return "has a part that is '.imece' or starts with '.imece-', as imece's own files do"
     return None
 
 

@@ -300,8 +300,8 @@ class Workbench:
         return self.status(run_id)
 
     def outputs(self) -> list[str]:
-        """All files below the output directory, temporary ones too."""
-        found = self._found("*")
+        """All files below the output directory but the ledger's, temporary ones too."""
+        found = [path for path in self._found("*") if self.target / ".imece" not in path.parents]
         return sorted(str(path.relative_to(self.target)) for path in found if path.is_file())
 
     def temporaries(self) -> list[Path]:

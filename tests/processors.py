@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from imece_worker.shared_progress import Journal
+from imece.files import ledger
 
 
 def home(source: str) -> Path:
@@ -119,8 +119,8 @@ def wait_for_signal(number: signal.Signals) -> Callable[[], None]:
     return wait
 
 
-def half_and_die(journal: Journal, data: bytes) -> None:
-    os.write(journal.number, data[: len(data) // 2])
+def half_and_die(number: int, data: bytes) -> None:
+    os.write(number, data[: len(data) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -168,10 +168,10 @@ def by_content(source: str, target: str) -> None:
             die_at("end", os.getpid())
         raise ValueError("failed before it was killed")
     if word == "fail-and-die-while-it-is-recorded":
-        # Killed with half a line in the journal, the first time.
+        # Killed with half a row written, the first time.
         if not Path(argument).exists():
             Path(argument).touch()
-            Journal.append = half_and_die  # type: ignore[assignment, method-assign]
+            ledger._write = half_and_die
         raise ValueError("failed before it was killed")
     if word == "finish-and-die-once" and not Path(argument).exists():
         # Killed after the output is in its place, before that is on record.
@@ -373,11 +373,6 @@ def fork_and_forget(source: str, target: str) -> None:
 
 def write_pid(source: str, target: str) -> None:
     Path(target).write_text(str(os.getpid()))
-
-
-def write_replicas(source: str, target: str) -> None:
-    """How many workers its worker takes for its neighbours, and itself."""
-    Path(target).write_text(os.environ["IMECE_REPLICAS_HERE"])
 
 
 KEPT: list[bytes] = []

@@ -2,62 +2,53 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from imece.files import ledger
+from imece.files.ledger import Outcome, Row, Segment
 from imece.run.claim import Batch, Claimed
 from imece.run.job import Cursor, PendingRetry
 from imece.run.parameters import Parameters
+from imece_worker.control import Control
 from imece_worker.progress import Progress
 from imece_worker.retry import ServerClock
-from imece_worker.shared_progress import Journal, Outcome, SharedProgress
 from tests.conftest import Workbench
 
 FILES = [b"a", b"b", b"c"]
 
 
-class RunnerAtWork(Journal):
-    """Writes on right after its parent has read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.next: Callable[[], None] = lambda: None
-
-    def read(self, start: int) -> bytes:
-        found = super().read(start)
-        step, self.next = self.next, lambda: None
-        step()
-        return found
-
-
 class Job:
-    """Three files; what a runner does with them, and what its parent makes of it."""
+    """Three files; what a runner does with them, and what its worker makes of it."""
 
-    def __init__(self, parameters: Parameters) -> None:
-        self.shared = SharedProgress(len(FILES))
-        self.shared.assign(0, len(FILES))
-        self.journal = RunnerAtWork()
-        clock = ServerClock.at(1_700_000_000.0)
-        cursor = Cursor(0, len(FILES))
-        claimed = Claimed(cursor, [], parameters, clock.now(), FILES, 0, untouched=False)
-        self.progress = Progress(claimed, self.shared, self.journal, "w", clock)
+    def __init__(self, parameters: Parameters, folder: Path) -> None:
+        self.clock = ServerClock.at(1_700_000_000.0)
+        self.claimed = Claimed(
+            Cursor(0, len(FILES)), [], parameters, self.clock.now(), FILES, 0, untouched=False
+        )
+        self.directory = os.open(folder, os.O_RDONLY)
+        self.reader = Segment.begin(self.directory, {"at": 0, "first": 0, "execution": "e"}, FILES)
+        self.runner = Segment.of(self.directory)
+        self.control = Control()
+        self.progress = Progress(self.claimed, self.reader, self.control, "w", self.clock)
         self.failed: list[bytes] = []
         self.done = self.retried = 0
 
-    def note(self, index: int, tries: int = 1, due: float | None = None) -> None:
-        try_: dict[str, object] = {"index": index, "began": self.shared.began, "tries": tries}
-        line = try_ | {"due": due, "reason": "why", "output": ""}
-        self.journal.append(json.dumps(line).encode() + b"\n")
+    def successor(self, cursor: Cursor) -> Progress:
+        """That of another worker, which takes the job over."""
+        segment = Segment.nameless(os.memfd_create("rows"))
+        claimed = replace(self.claimed, cursor=cursor)
+        return Progress(claimed, segment, Control(), "v", self.clock)
 
-    def fails(self, index: int, due: float | None = None) -> None:
-        self.shared.begin(index)
-        self.note(index, due=due)
-        self.shared.end(index, Outcome.FAILED)
+    def fails(self, file: int, tries: int = 1, due: float | None = None) -> None:
+        detail = {"due": due, "reason": "why", "output": ""}
+        self.runner.append(Row(file, Outcome.FAILED, tries, detail=json.dumps(detail).encode()))
 
-    def succeeds(self, index: int) -> None:
-        self.shared.begin(index)
-        self.shared.end(index, Outcome.DONE)
+    def succeeds(self, file: int, tries: int = 1) -> None:
+        self.runner.append(Row(file, Outcome.DONE, tries))
 
     def checkpoint(self) -> Cursor:
         """What is recorded in Redis, if it is all that will ever be: files before the cursor, and
@@ -77,49 +68,95 @@ class Job:
         return self.progress.look_again(taken, lambda name: name not in gone)
 
 
+def ledger_rows(job: Job) -> list[Row]:
+    block = ledger.read_segment(job.directory)
+    assert block is not None
+    return block.rows()
+
+
 @pytest.fixture
 def job(workbench: Workbench) -> Iterator[Job]:
     workbench.files(1)
     workbench.enqueue(retries=1)
-    made = Job(workbench.status().parameters)
+    made = Job(workbench.status().parameters, workbench.folder)
     yield made
-    os.close(made.journal.number)
+    made.reader.close()
+    made.runner.close()
+    os.close(made.directory)
 
 
-def test_a_file_that_fails_while_its_parent_looks_is_passed_with_its_failure(job: Job) -> None:
-    job.succeeds(0)
-    job.journal.next = lambda: job.fails(1)
-    assert job.checkpoint().next == 1
-    assert job.checkpoint().next == 2
-    assert job.failed == [b"b"]
-
-
-def test_a_failure_whose_file_is_still_in_hand_is_counted_with_it(job: Job) -> None:
-    job.shared.begin(0)
-    job.note(0)
-    assert job.checkpoint().next == 0
-    assert job.progress.last_failed == (0, job.shared.began)
-    job.shared.end(0, Outcome.FAILED)
-    assert job.checkpoint().next == 1
-    assert job.failed == [b"a"]
-    job.checkpoint()
-    assert job.failed == [b"a"]
-
-
-def test_a_retry_that_ends_while_its_parent_looks_is_counted_once(job: Job) -> None:
-    job.journal.next = lambda: job.fails(0, due=0.0)
-    assert job.checkpoint().next == 0
+def test_a_retry_that_ends_well_is_counted_once(job: Job) -> None:
+    job.fails(0, due=0.0)
+    assert job.checkpoint() == Cursor(1, 3, {0: PendingRetry(1, 0.0)})
     job.succeeds(1)
     job.succeeds(2)
-    job.shared.reopen(0)
-    job.shared.begin(0)  # its second try
     job.checkpoint()
-    job.journal.next = lambda: job.shared.end(0, Outcome.DONE)
+    job.succeeds(0, tries=2)
     job.checkpoint()
     cursor = job.checkpoint()
     assert (cursor.next, cursor.retries) == (3, {})
     assert (job.done, job.failed, job.retried) == (3, [], 1)
     assert job.progress.finished()
+
+
+def test_a_file_is_done_when_its_output_is_in_its_place(job: Job) -> None:
+    """The row comes first; then the runner says that it has gone on."""
+    job.control.begin(0, 0)
+    job.succeeds(0)
+    assert (job.checkpoint().next, job.done) == (0, 0)
+    job.control.end()
+    assert (job.checkpoint().next, job.done) == (1, 1)
+
+
+def test_a_file_whose_output_could_not_be_put_in_its_place_has_failed(job: Job) -> None:
+    job.control.begin(0, 0)
+    job.succeeds(0)
+    job.checkpoint()
+    job.fails(0)
+    job.control.begin(1, 2)
+    job.succeeds(1)
+    assert (job.checkpoint().next, job.done, job.failed) == (1, 0, [b"a"])
+    job.control.void = 1
+    job.control.end()
+    assert (job.checkpoint().next, job.done) == (1, 0)
+
+
+def test_a_row_of_a_dead_runner_counts_if_its_output_is_there(job: Job) -> None:
+    job.control.begin(0, 0)
+    job.succeeds(0)
+    job.progress.collect()
+    assert not job.progress.settle(lambda name, row: False)
+    assert job.checkpoint().next == 0
+    job.succeeds(0)
+    job.progress.collect()
+    assert job.progress.settle(lambda name, row: True)
+    assert job.checkpoint().next == 1
+
+
+def test_the_successor_counts_what_came_after_the_last_checkpoint_and_no_more(job: Job) -> None:
+    job.succeeds(0)
+    job.fails(1, due=5.0)
+    cursor = job.checkpoint()
+    job.fails(1, tries=2)  # quarantined
+    job.succeeds(2)
+    successor = job.successor(cursor)
+    successor.take_over(ledger_rows(job), lambda name, row: True)
+    batch = successor.take()
+    assert (batch.done, batch.failed, batch.retried) == (1, 1, 0)
+    assert [name for name, _ in batch.failures] == [b"b"]
+    assert successor.finished()
+
+
+def test_the_successor_does_what_has_no_output_again(job: Job) -> None:
+    job.succeeds(0)
+    job.succeeds(1)
+    successor = job.successor(job.claimed.cursor)
+    rows = [Row(0, Outcome.DONE, 1), Row(1, Outcome.DONE, 1)]
+    successor.take_over(rows, lambda name, row: name == b"b")
+    assert successor.take().done == 1
+    assert (successor.cursor().next, successor.ahead()) == (0, [1])
+    successor.take_over([Row(0, Outcome.DONE, 1), Row(0, Outcome.OPEN)], lambda name, row: True)
+    assert successor.cursor().next == 0
 
 
 def test_a_file_whose_output_is_gone_is_owed_a_try_and_not_counted(job: Job) -> None:
@@ -134,6 +171,7 @@ def test_a_file_whose_output_is_gone_is_owed_a_try_and_not_counted(job: Job) -> 
     job.checkpoint()
     assert job.progress.finished()
     assert (job.done, job.failed, job.retried) == (3, [], 0)
+    assert Row(0, Outcome.OPEN) in ledger_rows(job)
 
 
 def test_what_came_after_the_batch_is_looked_at_with_it(job: Job) -> None:

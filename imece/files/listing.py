@@ -13,7 +13,6 @@ import pathspec
 
 from imece import names
 from imece.errors import ListingError
-from imece.names import TEMPORARY_PREFIX
 
 Accept = Callable[[bytes], bool]
 
@@ -55,7 +54,6 @@ class Listing:
 
     def omissions(self) -> list[str]:
         """What a person should know was left out."""
-        prefix = TEMPORARY_PREFIX.decode()
         links = [names.shown(name) for name in self.links]
         links += ["…"] if self.links_refused > len(links) else []
         refused = "link refused (it leaves the directory, or leads to one)"
@@ -64,7 +62,7 @@ class Listing:
         notes = (
             (self.links_refused, f"{refused}: {', '.join(links)}"),
             (self.hidden, "hidden left out (--hidden takes them)"),
-            (self.reserved, f"left out whose names begin with {prefix}, as imece's own do"),
+            (self.reserved, "left out with names of imece's own: .imece, .imece-…"),
             (self.filtered, "left out by --include and --exclude"),
             (self.special, "left out that are neither file, directory nor link"),
             (self.beyond, "left out by --limit"),
@@ -188,7 +186,7 @@ def _sort_out(
     for entry in entries:
         name = entry.name
         # Few names come before "/" in order: a quick way past most that do not begin with a dot.
-        if name < b"/" and name[0] == 46 and name.startswith(TEMPORARY_PREFIX):
+        if name < b"/" and name[0] == 46 and names.is_ours(name):
             listing.reserved += 1
         elif name < b"/" and name[0] == 46 and not hidden:
             listing.hidden += 1

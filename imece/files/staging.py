@@ -1,8 +1,8 @@
 """The directory in which an execution writes its outputs before they are put in their places.
 
 It is for its owner alone, and used by its descriptor. Beside the outputs it has: `lock`, which the
-worker holds for as long as it lives; `renames`, the proofs of what was put in its place; and
-`copies`, the directories on other file systems to which it has copied something.
+worker holds for as long as it lives; `rows`, what has become of each file (imece/files/ledger.py);
+and `copies`, the directories on other file systems to which it has copied something.
 """
 
 import errno
@@ -12,38 +12,29 @@ import os
 import re
 import socket
 import stat
-import struct
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from imece import names
-from imece.files import beneath
+from imece.files import beneath, ledger
 from imece.process import move_up
 
 NAME = re.compile(re.escape(names.TEMPORARY_PREFIX) + rb"[0-9a-f]{12}")
 """Other names may begin like it: reports of failed files."""
 
 CARRIED = b".carried"
-LOCK, RENAMES, COPY_TARGETS = b"lock", b"renames", b"copies"
-
-RENAME = struct.Struct("!qQQ")
-"""A proof: the file's index, and device and inode of the output that is about to be renamed. The
-device is 0 for that of the output directory, for its number is another on each host."""
+LOCK, COPY_TARGETS = b"lock", b"copies"
 
 FOREIGN_SILENCE = 60.0
 """Seconds without a sign of life after which another host's staging directory counts as left behind
 if its lock is free: some network file systems keep locks to each host."""
 
 UNKNOWN_SILENCE = 3600.0
-"""The same if nobody knows whether its job will be taken over: the next worker needs its proofs."""
+"""The same if nobody knows whether its job will be taken over: the next worker needs its rows."""
 
 LIFE_PAUSE = 15.0
-
-SLOW = 0.002
-"""Seconds between two proofs from which on the file is not kept open for the next."""
-
 
 APPENDED = os.O_CREAT | os.O_WRONLY | os.O_APPEND
 
@@ -187,16 +178,6 @@ def free_lock(directory: int) -> Iterator[tuple[str, float] | None]:
         os.close(number)
 
 
-def proofs(directory: int) -> dict[int, set[tuple[int, int]]]:
-    """Index -> device and inode of each output that was about to be renamed."""
-    data = _read(RENAMES, directory)
-    found: dict[int, set[tuple[int, int]]] = {}
-    whole = len(data) // RENAME.size * RENAME.size  # it may have been killed while it wrote
-    for index, device, inode in RENAME.iter_unpack(data[:whole]):
-        found.setdefault(index, set()).add((device, inode))
-    return found
-
-
 @dataclass
 class StagingDirectory:
     """One that is in use.
@@ -210,10 +191,8 @@ class StagingDirectory:
     name: bytes
     number: int
     lock: int | None = None
-    _renames: int | None = None
     _copy_targets: set[bytes] = field(default_factory=set)
     _shown: float = 0.0
-    _proved: float = 0.0
 
     @classmethod
     def make(cls, root: int, execution: str) -> "StagingDirectory":
@@ -240,20 +219,6 @@ class StagingDirectory:
             except OSError:
                 pass
 
-    def prove(self, index: int, device: int, inode: int) -> None:
-        """Right before an output is renamed: if this one is in its place, it is done."""
-        now, last = time.monotonic(), self._proved
-        self._proved = now
-        if self._renames is None:
-            self._renames = move_up(_open(RENAMES, self.number, APPENDED))
-        if os.write(self._renames, RENAME.pack(index, device, inode)) != RENAME.size:
-            size = os.fstat(self._renames).st_size
-            os.ftruncate(self._renames, size // RENAME.size * RENAME.size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if now - last > SLOW:  # see take_lock: it should not stay open for writing
-            os.close(self._renames)
-            self._renames = None
-
     def note_copy_target(self, directory: bytes) -> None:
         """Before something is copied to this directory, beneath the output directory."""
         if directory in self._copy_targets:
@@ -267,13 +232,11 @@ class StagingDirectory:
         """Its descriptors, the lock's too."""
         if self.lock is not None:
             release(self.lock)
-        for number in (self._renames, self.number):
-            if number is not None:
-                try:
-                    os.close(number)
-                except OSError:
-                    pass  # a processor has closed it
-        self.lock = self._renames = None
+        try:
+            os.close(self.number)
+        except OSError:
+            pass  # a processor has closed it
+        self.lock = None
 
 
 def copy_targets(directory: int) -> list[bytes]:
@@ -281,8 +244,9 @@ def copy_targets(directory: int) -> list[bytes]:
 
 
 def clear(root: int, name: bytes) -> bool:
-    """Removes a staging directory with all that is in it, and what was copied from it. False if it
-    is still there: somebody writes to it at this moment, or it is not ours."""
+    """Removes a staging directory with all that is in it, and what was copied from it. Its rows go
+    into the ledger, if that can be written. False if it is still there: somebody writes to it at
+    this moment, or it is not ours."""
     try:
         number = open_private(root, name, make=False)
     except FileNotFoundError:
@@ -291,6 +255,8 @@ def clear(root: int, name: bytes) -> bool:
         beneath.remove_link(name, root)
         return not beneath.is_there(name, root)
     try:
+        with suppress(OSError):
+            ledger.keep(root, number)
         for directory in copy_targets(number):
             if names.flaw(directory or b"-") is None:
                 _clear_copy_target(root, directory, name + CARRIED)
@@ -328,7 +294,7 @@ def sweep(
     Args:
         keep: the executions whose jobs are held or will be taken over. None if that is not known:
             then it removes only what has been silent for long.
-        kind: it removes those of this kind at once: nobody needs their proofs.
+        kind: it removes those of this kind at once: nobody takes their jobs over.
         now: epoch seconds; 0: this moment.
         patience: seconds after which it stops to look: a directory may have millions of entries.
     """

@@ -64,7 +64,7 @@ def decode(blob: bytes) -> list[bytes]:
         raise RecordError("a name in the manifest is empty")
     files = text.split(b"\0")
     parts = b"\0%s\0" % text.replace(b"/", b"\0")
-    suspect = (b"\0\0", b"\0.\0", b"\0..\0", b"\0" + names.TEMPORARY_PREFIX)
+    suspect = (b"\0\0", b"\0.\0", b"\0..\0", b"\0.imece\0", b"\0.imece-")
     if any(part in parts for part in suspect):  # so much for nearly all
         for name in files:
             if flaw := names.flaw(name):

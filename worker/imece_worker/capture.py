@@ -19,7 +19,7 @@ from typing import NoReturn
 from imece.process import follow_parent, move_up, name_process
 from imece.run.failure import LONGEST_OUTPUT, tail
 from imece_worker import stops
-from imece_worker.shared_progress import memory_file
+from imece_worker.control import memory_file
 
 HEAD, TAIL = 2**13, 2**16
 """Bytes that are kept of the beginning, and of the end."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from imece.run.claim import Action, Batch, Claim
 from imece.run.job import Cursor
 from imece_worker.context import WorkerContext
+from imece_worker.control import Control
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
-from imece_worker.shared_progress import SharedProgress
 
 FENCE_AFTER = 2
 """Heartbeats without an answer after which a worker that has finished a job first asks whether the
@@ -40,13 +40,13 @@ class Checkpoints:
         lease: Claim,
         paths: Paths,
         progress: Progress,
-        shared: SharedProgress,
+        control: Control,
     ) -> None:
         self._context = context
         self._lease = lease
         self._paths = paths
         self._progress = progress
-        self._shared = shared
+        self._control = control
         self._number = 0
         self._answered_at = time.monotonic()
         self.due = self._answered_at + context.settings.checkpoint
@@ -110,9 +110,9 @@ class Checkpoints:
         self.unanswered = None
         if batch is not None and verdict in ("held", "stop"):
             self._context.statistics.recorded(batch.batch)
-        self._shared.others_wait = pending > 0
+        self._control.others_wait = pending > 0
         if verdict == "stop":
-            self._shared.stopping = True
+            self._control.stopping = True
         elif verdict != "held":
             self.lost = True
         return True

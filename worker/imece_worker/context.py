@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from imece.errors import SettingsError
 from imece.run.claim import Trouble
-from imece.run.job import MOST_FILES
 from imece.settings import Settings, unknown
 from imece_worker import log
 from imece_worker.interpreter import Interpreter
@@ -94,7 +93,6 @@ class WorkerContext:
         interpreter: one that is ready.
         name: the worker's.
         alive: shows that the worker lives; called at every sign of life.
-        rows: the most files of a job.
 
     Attributes:
         statistics: told of what Redis has recorded.
@@ -108,12 +106,11 @@ class WorkerContext:
         statistics: WorkerStatistics,
         name: str,
         alive: Callable[[], None],
-        rows: int = MOST_FILES,
     ) -> None:
         self.settings, self.statistics = settings, statistics
         self.name, self.alive = name, alive
         self.wakeup = Wakeup()
-        self.supervisor = Supervisor(interpreter, rows)
+        self.supervisor = Supervisor(interpreter)
         self.outage = Outage(settings.lease)
 
 

@@ -2,15 +2,15 @@
 checkpoints.
 
 Runners never speak to Redis. So one that hangs, crashes or goes on during an outage of Redis loses
-nothing: what it has done stands in the shared progress.
+nothing: what it has done stands in its rows.
 """
 
 import logging
-import os
 import signal
-import stat
 import time
-from typing import Literal
+from functools import cache
+from importlib.metadata import version
+from typing import Any, Literal
 
 from imece import names
 from imece.errors import SettingsError
@@ -18,12 +18,12 @@ from imece.run.claim import Action, Claim, Claimed
 from imece_worker import log, runner, stops
 from imece_worker.checkpoints import Checkpoints, Unanswered
 from imece_worker.context import WorkerContext
+from imece_worker.control import NONE
 from imece_worker.directories import PathError
 from imece_worker.message import JobMessage
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
 from imece_worker.retry import ServerClock
-from imece_worker.shared_progress import NONE, Outcome
 
 Ending = Literal["finished", "returned", "deferred", "stalled", "lost", "abandoned"]
 
@@ -56,24 +56,33 @@ class Execution:
         self._paths = paths
         self._supervisor = context.supervisor
         self._first = min([claimed.cursor.next, *claimed.cursor.retries])
-        self._shared = self._supervisor.prepare(self._first, claimed.cursor.stop)
-        self._shared.others_wait = claimed.pending > 0
+        self._control = self._supervisor.control
+        self._control.clear()
+        self._control.others_wait = claimed.pending > 0
+        self._stalled = ""
         self._clock = ServerClock.at(claimed.now)
         self._progress = Progress(
-            claimed, self._shared, self._supervisor.journal, context.name, self._clock
+            claimed, self._supervisor.nameless(), self._control, context.name, self._clock
         )
         self._untouched = claimed.untouched or False
         if claimed.untouched is None and paths.untouched():
             self._untouched = True
             self._progress.note_untouched()
-        self._checkpoints = Checkpoints(context, lease, paths, self._progress, self._shared)
+        self._checkpoints = Checkpoints(context, lease, paths, self._progress, self._control)
 
     def run(self) -> Ending:
         """To the end of the job, or until the worker is asked to stop."""
         try:
-            self._paths.occupy()
+            return self._run()
         except PathError as error:
+            self._supervisor.dismiss()
             return self._stall(str(error))
+
+    def _run(self) -> Ending:
+        files = self._claimed.files[self._first : self._claimed.cursor.stop]
+        segment = self._paths.occupy(self._header(), files)
+        if segment is not None:
+            self._progress.segment = segment
         self._sweep()
         self._take_over()
         early_crashes = 0
@@ -87,7 +96,7 @@ class Execution:
             if outcome == runner.DEFERRED:
                 return self._end("defer", "deferred")
             if outcome == runner.STALLED:
-                return self._stall(self._progress.stalled)
+                return self._stall(self._supervisor.stalled)
             if outcome == runner.STOPPED:
                 return self._end("return", "returned")
             if outcome == runner.WORN:
@@ -95,8 +104,8 @@ class Execution:
             if self._progress.finished():
                 break
             attributed = isinstance(outcome, int) and self._attribute_crash(outcome)
-            if self._progress.stalled:
-                return self._stall(self._progress.stalled)
+            if self._stalled:
+                return self._stall(self._stalled)
             now = self._progress.cursor()
             got_on = (now.next, now.retries) != (before.next, before.retries)
             early_crashes = 0 if attributed or got_on else early_crashes + 1
@@ -106,8 +115,25 @@ class Execution:
                 return self._end("stall", "stalled", reason)
         return self._end("finish", "finished")
 
+    def _header(self) -> dict[str, Any]:
+        """What all rows of this execution have in common."""
+        reference, parameters = self._lease.reference, self._claimed.parameters
+        settings = self._context.settings
+        return {
+            "execution": self._lease.execution,
+            "at": self._claimed.now,
+            "first": self._first,
+            "run": reference.run,
+            "part": reference.part,
+            "input": parameters.input,
+            "suffix": parameters.suffix,
+            "worker": self._context.name,
+            "processor": settings.processor or settings.command,
+            "imece": _version(),
+        }
+
     def _lose(self) -> Ending:
-        """Another worker has the job, or will have it. It reads our proofs and clears up after us,
+        """Another worker has the job, or will have it. It reads our rows and clears up after us,
         unless it does not know of us."""
         if self._lease.is_remembered():
             self._paths.leave()
@@ -125,54 +151,28 @@ class Execution:
         """Once for each run: what dead workers have left in its output directory."""
         run = self._lease.reference.run
         if run not in _swept:
+            if flaw := self._paths.ledger_flaw():
+                log.event("ledger cannot be written", logging.WARNING, run=run, reason=flaw)
             if len(_swept) >= MOST_SWEPT:
                 _swept.clear()
             _swept.add(run)
             self._paths.sweep(patience=SWEEP_PATIENCE)
 
     def _take_over(self) -> None:
-        """Clears up after executions whose worker died with this job. What they have proven to be
-        done is done; everything else is done again."""
+        """Clears up after executions whose worker died with this job. What has its row, and its
+        output, is done; everything else is done again."""
         claimed, progress = self._claimed, self._progress
         if not claimed.earlier:
             return
         progress.isolated = True
         for execution in claimed.earlier:
-            self._count_proven(execution)
+            progress.take_over(self._paths.rows_of(execution), self._paths.holds)
         for execution in claimed.earlier:
             self._paths.restore(execution, claimed.files)
             self._paths.clear(execution)
-        progress.collect()
         now, marked = progress.cursor(), claimed.cursor.marked
         if marked != NONE and (marked >= now.next or marked in now.retries):
             self._charge(marked, "its worker died while at it (killed, out of memory?)", "")
-
-    def _count_proven(self, execution: str) -> None:
-        cursor = self._progress.cursor()
-        for index, device, inode in self._paths.proven(execution):
-            if not (cursor.next <= index < cursor.stop or index in cursor.retries):
-                continue
-            if self._shared.outcomes[index - self._first] == Outcome.OPEN:
-                there = self._paths.proof(self._claimed.files[index], device, inode)
-                if there is not None:
-                    self._shared.begin(index)
-                    self._close_finished(index, there)
-                    self._paths.renew_proof(index, device, inode)
-
-    def _finished(self, index: int) -> os.stat_result | None:
-        """The output, if a proof says that the runner has put it in its place."""
-        for proven, device, inode in self._paths.proven(self._lease.execution):
-            if proven == index:
-                there = self._paths.proof(self._claimed.files[index], device, inode)
-                if there is not None:
-                    return there
-        return None
-
-    def _close_finished(self, index: int, there: os.stat_result) -> None:
-        """Notes that the output is in its place, for a runner that was killed before it could."""
-        bytes_in = self._paths.inputs.size(self._claimed.files[index])
-        bytes_out = 0 if stat.S_ISDIR(there.st_mode) else there.st_size
-        self._shared.end(index, Outcome.DONE, bytes_in, bytes_out)
 
     def _process(self) -> int | bytes:
         """Gives the job to a runner and watches it, until it leaves the job or dies.
@@ -187,6 +187,7 @@ class Execution:
             first=first,
             files=files,
             cursor=cursor,
+            ahead=self._progress.ahead(),
             parameters=claimed.parameters,
             untouched=self._untouched,
             paths=self._paths,
@@ -194,10 +195,11 @@ class Execution:
         )
         if not self._give(message):
             return runner.STOPPED
+        self._progress.rows = 0  # of the next runner
         outcome = self._watch()
         self._progress.collect()
         if isinstance(outcome, int):
-            self._progress.drop_half_a_line()
+            self._progress.drop_half_a_row()
         return outcome
 
     def _give(self, message: JobMessage) -> bool:
@@ -222,8 +224,8 @@ class Execution:
 
     def _watch(self) -> int | bytes:
         """Signs of life, checkpoints, marks, the time limit."""
-        context, shared, supervisor = self._context, self._shared, self._supervisor
-        shared.overdue = NONE
+        context, control, supervisor = self._context, self._control, self._supervisor
+        control.overdue = control.void = control.unwritten = NONE
         beat_due = time.monotonic() + context.settings.heartbeat
         lines = [supervisor.line] if supervisor.line is not None else []
         while True:
@@ -239,10 +241,10 @@ class Execution:
                 else:
                     lines = []  # its death is a signal of its own
             if context.wakeup.stopping:
-                shared.stopping = True
+                control.stopping = True
             if (code := supervisor.death()) is not None:
                 return code
-            if shared.overdue == NONE and time.monotonic() >= self._deadline():
+            if control.overdue == NONE and time.monotonic() >= self._deadline():
                 self._stop_overdue()
             now = time.monotonic()
             if now >= min(beat_due, record_due):
@@ -254,14 +256,14 @@ class Execution:
 
     def _deadline(self) -> float:
         """When the current file will have taken too long, on the monotonic clock."""
-        if self._shared.current == NONE or self._shared.overdue != NONE:
+        if self._control.current == NONE or self._control.overdue != NONE:
             return float("inf")
-        return self._shared.began / 1e9 + self._claimed.parameters.timeout
+        return self._control.began / 1e9 + self._claimed.parameters.timeout
 
     def _stop_overdue(self) -> None:
         """Kills the runner, also in C code. Before that, the runner says where it hangs."""
-        self._shared.overdue, began = self._shared.current, self._shared.began
-        if self._shared.overdue == NONE:
+        self._control.overdue, began = self._control.current, self._control.began
+        if self._control.overdue == NONE:
             return
         try:
             self._supervisor.signal(signal.SIGUSR2)
@@ -272,33 +274,33 @@ class Execution:
                 time.sleep(0.02)
         except ProcessLookupError:
             pass
-        if (self._shared.current, self._shared.began) == (self._shared.overdue, began):
+        if (self._control.current, self._control.began) == (self._control.overdue, began):
             self._supervisor.kill()
         else:
-            self._shared.overdue = NONE  # it has ended after all
+            self._control.overdue = NONE  # it has ended after all
 
     def _attribute_crash(self, code: int) -> bool:
         """Charges the runner's death to its current file. False if it had none."""
-        index = self._shared.current
+        control, progress = self._control, self._progress
+        index = control.current
         if index == NONE:
             log.event("process died without a current file", logging.WARNING, exit=code)
             return False
-        there = self._finished(index)
-        if there is None and index != self._shared.overdue:
-            self._progress.stalled = self._paths.fault(None) or ""
+        is_written, is_overdue = progress.rows > control.rows, control.overdue == index
+        is_done = control.unwritten == index
+        if is_written:
+            is_written = progress.settle(self._paths.holds)
+        if not (is_written or is_done or is_overdue):
+            self._stalled = self._paths.fault(None) or ""
         self._paths.restore(self._lease.execution, self._claimed.files)
-        if self._progress.last_failed == (index, self._shared.began):
-            self._shared.end(index, Outcome.FAILED)  # it died after it had noted the failure
-            self._progress.collect()
+        control.end()
+        if is_written or self._stalled:
             return True
-        if there is not None:
-            self._close_finished(index, there)
-            self._progress.collect()
-            return True
-        self._shared.drop_current()
-        if self._progress.stalled or self._was_stopped(code):
-            return True
-        if index == self._shared.overdue:
+        if is_done:
+            progress.note_done(index, self._paths.inputs.found(self._claimed.files[index]))
+        elif self._was_stopped(code):
+            pass
+        elif is_overdue:
             limit = f"{self._claimed.parameters.timeout:g} s"
             how = f"took longer than its limit of {limit}, and was killed"
             reason = f"{self._supervisor.capture.text()}\n{how}".strip()
@@ -331,7 +333,7 @@ class Execution:
     def _mark(self) -> None:
         """Records that the runner is about to start a file, and lets it."""
         self._progress.collect()
-        self._progress.marked = self._shared.wanted
+        self._progress.marked = self._control.wanted
         while not (self._checkpoints.lost or self._context.wakeup.stopping):
             self._checkpoints.due = 0.0
             carries_mark = self._checkpoints.unanswered is None  # else an older batch goes first
@@ -339,7 +341,7 @@ class Execution:
                 self._checkpoints.wait_for_redis()
             elif carries_mark:
                 break
-        go = not (self._checkpoints.lost or self._shared.stopping or self._context.wakeup.stopping)
+        go = not (self._checkpoints.lost or self._control.stopping or self._context.wakeup.stopping)
         self._supervisor.answer(runner.GO if go else runner.STOP)
 
     def _end(self, action: Action, ending: Ending, reason: str = "") -> Ending:
@@ -375,3 +377,16 @@ class Execution:
                 patience = 0.0 if self._context.wakeup.at_once else OUTAGE_PATIENCE
                 if self._context.wakeup.stopping and self._context.outage.lasted() > patience:
                     return "abandoned"
+
+
+@cache
+def _version() -> str:
+    return version("imece")
+
+
+def compact(paths: Paths) -> None:
+    """Puts the files of the ledger together. The run has ended: no file waits for it."""
+    try:
+        paths.compact()
+    except OSError as error:
+        log.event("ledger not put together", logging.WARNING, reason=str(error))

@@ -125,13 +125,13 @@ class Inputs:
             or now.st_dev != found.st_dev
         )
 
-    def size(self, name: bytes) -> int:
-        """0 if it is not there: the processor may have consumed it."""
+    def found(self, name: bytes) -> os.stat_result | None:
+        """What an input is now; None if it is not there: the processor may have consumed it."""
         directory, _, last = name.rpartition(b"/")
         try:
-            return os.stat(last, dir_fd=self.tree.directory(directory)).st_size
+            return os.stat(last, dir_fd=self.tree.directory(directory))
         except (OSError, PathError):
-            return 0
+            return None
 
     def close(self) -> None:
         """Closes what is open; the parent removes the link."""

@@ -22,12 +22,14 @@ class JobMessage:
 
     Attributes:
         first: index in the bucket of the first of `files`.
+        ahead: those from the cursor's next on that have been tried.
         untouched: see `Claimed`.
     """
 
     first: int
     files: Sequence[bytes]
     cursor: Cursor
+    ahead: Sequence[int]
     parameters: Parameters
     untouched: bool
     paths: Paths
@@ -40,6 +42,7 @@ class JobMessage:
             {
                 "first": self.first,
                 "cursor": self.cursor.encode(),
+                "ahead": self.ahead,
                 "parameters": self.parameters.encode(),
                 "untouched": self.untouched,
                 "clock": self.clock.ahead,
@@ -66,6 +69,7 @@ class JobMessage:
             first=head["first"],
             files=_read(line, files_length).split(b"\0"),
             cursor=Cursor.decode(head["cursor"]),
+            ahead=head["ahead"],
             parameters=parameters,
             untouched=head["untouched"],
             paths=Paths(head["source"], head["target"], parameters, head["execution"]),

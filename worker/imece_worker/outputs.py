@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Callable
 
 from imece import names
 from imece.files import beneath, staging
@@ -109,10 +110,6 @@ class Outputs:
             errno.EEXIST,
         )
 
-    def device(self, found: os.stat_result) -> int:
-        """As in a proof, see `staging.RENAME`."""
-        return 0 if found.st_dev == self.tree.device else found.st_dev
-
     def prepare(self, index: int, name: bytes) -> bytes:
         """Makes the output's directory, and the staging directory; the path to write to.
 
@@ -123,8 +120,7 @@ class Outputs:
         directory, _, last = output.rpartition(b"/")
         try:
             self._there = self.tree.directory(directory, make=True)
-            if self.staging_directory is None:
-                self._open_staging_directory()
+            self.staged()
         except OSError as error:
             wanted = os.path.join(self.tree.path, directory)
             raise PathError(
@@ -134,24 +130,35 @@ class Outputs:
         self._temporary = temporary = self.temporary(index, last)
         return self._written + temporary
 
-    def _open_staging_directory(self) -> None:
-        self.staging_directory = StagingDirectory.make(self.tree.root, self._execution)
-        staging_directory = self.staging_directory
-        self._written = self._path(staging_directory.number, staging_directory.name) + b"/"
+    def staged(self) -> StagingDirectory:
+        """The staging directory. It is made if it is not there.
 
-    def commit(self, index: int) -> int:
-        """Puts the finished output in its place; its size in bytes (0 for a directory).
+        Raises:
+            OSError: it cannot be made.
+        """
+        place = self.staging_directory
+        if place is None:
+            place = StagingDirectory.make(self.tree.root, self._execution)
+            self.staging_directory = place
+            self._written = self._path(place.number, place.name) + b"/"
+        return place
+
+    def commit(self, note: Callable[[os.stat_result], None]) -> None:
+        """Puts the finished output in its place.
+
+        Args:
+            note: told right before which file or directory will be there.
 
         Raises:
             PathError: the processor has not written it, or it cannot be put there.
         """
         try:
-            return self._commit(index)
+            self._commit(note)
         except OSError as error:
             why = f"the output cannot be put in its place: {error.strerror or error}"
             raise PathError(why, error.errno) from None
 
-    def _commit(self, index: int) -> int:
+    def _commit(self, note: Callable[[os.stat_result], None]) -> None:
         place, temporary = self.staging_directory, self._temporary
         assert place is not None  # noqa: S101 - `prepare` has opened it
         try:
@@ -164,16 +171,16 @@ class Outputs:
             if not is_directory:
                 raise PathError("the processor's output is neither a file nor a directory")
             sign(place.number, temporary, self._output)
-        place.prove(index, self.device(found), found.st_ino)
+            found = os.stat(temporary, dir_fd=place.number, follow_symlinks=False)
+        note(found)
         try:
             self._put(place.number, is_directory)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            self._carry(index, is_directory)
+            self._carry(is_directory, note)
         if not self.tree.leads_to_held(self._directory):
             raise PathError("the output's directory was moved away while it was put there")
-        return 0 if is_directory else found.st_size
 
     def _put(self, source: int, is_directory: bool) -> None:
         """From a directory of ours to its place. It replaces what it may replace."""
@@ -220,7 +227,7 @@ class Outputs:
             raise
         beneath.remove(backup, source)
 
-    def _carry(self, index: int, is_directory: bool) -> None:
+    def _carry(self, is_directory: bool, note: Callable[[os.stat_result], None]) -> None:
         """To another file system: copied into a private directory beside its place, and renamed
         when it is whole."""
         place, temporary, there = self.staging_directory, self._temporary, self._there
@@ -241,8 +248,7 @@ class Outputs:
                 shutil.copy2(old, new)
             if is_directory:
                 sign(copy_target, temporary, self._output)
-            copied = os.lstat(temporary, dir_fd=copy_target)
-            place.prove(index, self.device(copied), copied.st_ino)
+            note(os.lstat(temporary, dir_fd=copy_target))
             self._put(copy_target, is_directory)
         finally:
             os.close(copy_target)

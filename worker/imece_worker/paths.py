@@ -6,12 +6,14 @@ Both the worker and its runner have one, each with its own descriptors. The runn
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imece import names
-from imece.files import beneath, staging
+from imece.files import beneath, ledger, staging
+from imece.files.ledger import Row, Segment
 from imece.files.staging import StagingDirectory
 from imece.run.parameters import Parameters
 from imece_worker import directory_faults, private_directory
@@ -50,6 +52,7 @@ class Paths:
         self.kind = kind
         self.inputs = Inputs(self.source_root, execution)
         self.outputs: Outputs | None = None
+        self._segment: Segment | None = None
         if target_root is not None:
             self.target_root = os.path.realpath(os.fsencode(target_root))
             suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
@@ -85,28 +88,51 @@ class Paths:
             return True
         try:
             with os.scandir(self.target_root) as entries:
-                return all(entry.name.startswith(names.TEMPORARY_PREFIX) for entry in entries)
+                return all(names.is_ours(entry.name) for entry in entries)
         except OSError:  # it may be written to, and not be listed
             return False
 
-    def occupy(self) -> None:
-        """Makes the staging directory and holds its lock.
+    def occupy(self, header: dict[str, Any], files: Sequence[bytes]) -> Segment | None:
+        """Makes the staging directory, holds its lock, and begins its segment.
+
+        Args:
+            header: of the segment's block; see imece/files/ledger.py.
+
+        Returns:
+            The segment; None if the run makes no outputs.
 
         Raises:
             PathError: it cannot be made.
         """
         private_directory.directory()  # made before a runner is told of it
         if (outputs := self.outputs) is None:
-            return
+            return None
         for execution in _left.pop(outputs.tree.path, set()):
             self.clear(execution)
         try:
             outputs.staging_directory = StagingDirectory.make(outputs.tree.root, self.execution)
             outputs.staging_directory.hold(self.kind)
+            self._segment = Segment.begin(outputs.staging_directory.number, header, files)
+            return self._segment
         except OSError as error:
             outputs.tree.forget()
             why = self.fault(error) or f"the staging directory cannot be made: {error.strerror}"
             raise PathError(why, error.errno) from None
+
+    def ledger_flaw(self) -> str | None:
+        """Why the ledger cannot be written, or None."""
+        if self.outputs is None:
+            return None
+        try:
+            ledger.check(self.outputs.tree.root)
+        except OSError as error:
+            return f"{names.shown(self.outputs.tree.path)}/.imece/ledger: {error.strerror}"
+        return None
+
+    def compact(self) -> None:
+        """Puts the files of the ledger together; raises OSError."""
+        if self.target_root is not None:
+            ledger.compact(self.target_root)
 
     def show_life(self) -> None:
         if self.outputs is not None and self.outputs.staging_directory is not None:
@@ -117,6 +143,9 @@ class Paths:
         it. False if it is still there, because somebody writes to it at this moment."""
         if execution == self.execution:
             private_directory.clear(execution)
+            if self._segment is not None and self.outputs is not None:
+                with suppress(OSError, PathError):  # `ledger_flaw` has told
+                    self._segment.keep(self.outputs.tree.root)
             self.close()
         if (outputs := self.outputs) is None:
             return True
@@ -137,26 +166,25 @@ class Paths:
         return staging.sweep(self.target_root, kind=self.kind or None, patience=patience)
 
     def leave(self) -> None:
-        """Leaves the staging directory to whoever takes the job over, if there are proofs in it."""
-        if next(self.proven(self.execution), None) is None:
+        """Leaves the staging directory to whoever takes the job over, if there are rows in it."""
+        if not self.rows_of(self.execution):
             self.clear(self.execution)
             return
         private_directory.clear(self.execution)
         self.close()
 
-    def proven(self, execution: str) -> Iterator[tuple[int, int, int]]:
-        """The proofs an execution has left: index, device, inode. Proven is only that an output is
-        the one that was about to be renamed, not what is in it."""
+    def rows_of(self, execution: str) -> list[Row]:
+        """What an execution has written; nothing if it cannot be read."""
         number = self._open_staging_directory_of(execution)
         if number is None:
-            return
+            return []
         try:
-            found = staging.proofs(number)
+            block = ledger.read_segment(number)
+            return block.rows() if block is not None else []
+        except ledger.LedgerError:
+            return []
         finally:
             os.close(number)
-        for index, renamed in found.items():
-            for device, inode in renamed:
-                yield index, device, inode
 
     def has_output(self, name: bytes) -> bool:
         """Looked up anew. True, too, if the run makes no outputs."""
@@ -168,20 +196,14 @@ class Paths:
         finally:
             self.outputs.tree.forget()
 
-    def proof(self, name: bytes, device: int, inode: int) -> os.stat_result | None:
-        """The output, if it is the one that was about to be renamed."""
-        there = self.outputs.existing(name) if self.outputs is not None else None
-        if there is None or self.outputs is None:
-            return None
-        return there if (self.outputs.device(there), there.st_ino) == (device, inode) else None
-
-    def renew_proof(self, index: int, device: int, inode: int) -> None:
-        """Takes a proof over from a staging directory that is about to be removed."""
-        if self.outputs is not None and self.outputs.staging_directory is not None:
-            try:
-                self.outputs.staging_directory.prove(index, device, inode)
-            except OSError:
-                pass  # then it is done again, if this worker dies, too
+    def holds(self, name: bytes, row: Row) -> bool:
+        """Whether the output of which a row tells is in its place. True, too, if the run makes no
+        outputs."""
+        if self.outputs is None:
+            return True
+        there = self.outputs.existing(name)
+        made = row.output_size, row.output_mtime
+        return there is not None and (ledger.size(there), there.st_mtime_ns) == made
 
     def restore(self, execution: str, files: Sequence[bytes]) -> None:
         """Puts older outputs back that a runner was about to replace when it was killed, and
@@ -229,6 +251,8 @@ class Paths:
 
     def close(self) -> None:
         """Closes everything. What is removed then is gone on NFS, too."""
+        if self._segment is not None:
+            self._segment.close()
         self.inputs.close()
         if self.outputs is not None:
             self.outputs.close()

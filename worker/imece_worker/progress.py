@@ -1,16 +1,22 @@
-"""The parent's record of a bucket job: it makes batches for Redis of what runners have noted."""
+"""The parent's record of a bucket job: it makes batches for Redis of the rows that runners have
+written."""
 
 import heapq
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import zip_longest
 
+from imece.files.ledger import Outcome, Row, Segment
 from imece.run import durations
 from imece.run.claim import Batch, Claimed
 from imece.run.failure import Failure
 from imece.run.job import Cursor, PendingRetry
+from imece_worker.control import NONE, Control
+from imece_worker.directories import PathError
 from imece_worker.retry import ServerClock, next_try, taken_over
-from imece_worker.shared_progress import NONE, Journal, Outcome, SharedProgress
 
 SLOWEST = 3
 """How many of a batch's files are put forward as the run's slowest."""
@@ -20,40 +26,41 @@ class Progress:
     """How far the job is, and what has happened since the last batch was taken.
 
     Args:
-        journal: the runners' failed tries, one JSON line each.
+        control: says which file is in hand.
         clock: the clock of the retries.
+
+    Attributes:
+        segment: where runners write.
+        rows: how many the present runner has written for this job.
     """
 
     def __init__(
         self,
         claimed: Claimed,
-        shared: SharedProgress,
-        journal: Journal,
+        segment: Segment,
+        control: Control,
         worker: str,
         clock: ServerClock,
     ) -> None:
         self._claimed = claimed
         self._clock = clock
-        self._shared = shared
-        self._journal = journal
-        self._read = 0
+        self.segment = segment
+        self._control = control
+        self._in_hand: Row | None = None
+        """Of the file in hand: its output may not be in its place yet."""
         self._worker = worker
         self._next = claimed.cursor.next
-        self._in_hand: list[bytes] = []
-        self._failed: set[int] = set()
-        """Rows from `_next` on whose failed try is in the batch."""
+        self._ahead: set[int] = set()
+        """The files from `_next` on that have been tried: a worker that died was at them, too."""
         self._retries = taken_over(claimed.cursor.retries, claimed.parameters, clock)
         self._batch = Batch()
-        self._counted: list[int] = []
+        self._counted: list[Row] = []
         """The files that are done or skipped in the batch."""
-        self._taken: list[int] = []
+        self._taken: list[Row] = []
         """Those of the batch that was taken last."""
+        self.rows = 0
         self.isolated = claimed.cursor.isolated
         self.marked = NONE
-        self.last_failed = (NONE, 0)
-        """The last failed try a runner has put on record: which file, and when it was begun."""
-        self.stalled = ""
-        """What is wrong with the run's directories, if a runner has found that."""
 
     def finished(self) -> bool:
         return self._next == self._claimed.cursor.stop and not self._retries
@@ -61,6 +68,10 @@ class Progress:
     def cursor(self) -> Cursor:
         stop = self._claimed.cursor.stop
         return Cursor(self._next, stop, dict(self._retries), self.isolated, self.marked)
+
+    def ahead(self) -> list[int]:
+        """The files behind the cursor's next that have been tried: none is to be begun anew."""
+        return sorted(self._ahead)
 
     def note_untouched(self) -> None:
         """There was no output in the run's directory before its first job."""
@@ -86,102 +97,177 @@ class Progress:
             self._batch.failed += batch.failed
             self._batch.retried += batch.retried
             self._batch.failures += batch.failures
-        there = [index for index in ended if has_output(self._claimed.files[index])]
-        self._count(there)
-        for index in set(ended).difference(there):
-            self._shared.reopen(index)
-            self._retries[index] = PendingRetry(0, 0)
+        there = {row.file for row in ended if has_output(self._claimed.files[row.file])}
+        self._count([row for row in ended if row.file in there])
+        for file in {row.file for row in ended} - there:
+            with suppress(OSError):  # the next enqueuing sees that the output is gone
+                self.segment.append(Row(file, Outcome.OPEN))
+            self._retries[file] = PendingRetry(0, 0)
         return self.take()
 
     def collect(self) -> None:
         """Reads what the runner has written since the last call.
 
-        It goes on meanwhile. So a failed try is counted together with its row: the cursor passes no
-        row whose line was not read yet, and no line is taken while its try is in hand.
+        Raises:
+            PathError: it cannot be read.
         """
-        shared, first = self._shared, self._shared.first
-        lines, self._in_hand = self._in_hand + self._new_lines(), []
-        for line in lines:
-            entry = json.loads(line)
-            if "stalled" in entry:
-                self.stalled = entry["stalled"]
-                continue
-            self.last_failed = index, _ = (entry["index"], entry["began"])
-            if self.last_failed == (shared.current, shared.began):
-                self._in_hand.append(line)
-                continue
-            retry = PendingRetry(entry["tries"], entry["due"]) if entry["due"] is not None else None
-            self._fail(index, entry["tries"], retry, entry["reason"], entry["output"])
-            if index >= self._next:
-                self._failed.add(index)
-        ended, not_yet = [], bytes([Outcome.OPEN, Outcome.FAILED])
-        start = self._next
-        for index, outcome in enumerate(bytes(shared.outcomes[start - first :]), start):
-            if index not in self._failed:
-                if outcome in not_yet:
-                    break
-                ended.append(index)
-            self._next = index + 1
-        self._failed = {index for index in self._failed if index >= self._next}
-        # A retry that ended well: its row is no longer the failed one.
-        for index in [index for index in self._retries if first <= index < self._next]:
-            if shared.outcomes[index - first] in (Outcome.DONE, Outcome.SKIPPED):
-                ended.append(index)
-        if self._retries:
-            ended = sorted(set(ended))
-            for index in ended:
-                self._retries.pop(index, None)
-        self._count(ended)
-        if self.marked != NONE and shared.outcomes[self.marked - first] != Outcome.OPEN:
-            self.marked = NONE
+        with _readable():
+            found = [row for row in self.segment.new() if row.outcome != Outcome.OPEN]
+        self.rows += len(found)
+        if self._in_hand is not None:
+            found.insert(0, self._in_hand)
+            self._in_hand = None
+        # A later row of the same try: its output was not put in its place, or was put elsewhere.
+        rows = [
+            row
+            for row, after in zip_longest(found, found[1:])
+            if after is None or (row.file, row.tries) != (after.file, after.tries)
+        ]
+        if rows and rows[-1].outcome == Outcome.DONE:
+            if rows[-1].file == self._control.current:
+                self._in_hand = rows.pop()
+            elif rows[-1].file == self._control.void:
+                rows.pop()
+        self._apply(rows)
 
-    def charge(self, index: int, reason: str, output: str) -> int:
-        """A try of this file killed its process; how often it has been tried now."""
-        tries = self._retries[index].tries + 1 if index in self._retries else 1
-        retry = next_try(tries, self._claimed.parameters, self._clock)
-        self._fail(index, tries, retry, reason, output)
-        if index == self._next:
+    def settle(self, is_there: Callable[[bytes, Row], bool]) -> bool:
+        """After `collect`, when the runner has died and has written a row for the file in hand.
+        Whether this try has come to its end; it has not if its output is not in its place.
+
+        Args:
+            is_there: whether a file's output is the one of which a row tells.
+        """
+        row, self._in_hand = self._in_hand, None
+        if row is None:
+            return True
+        if is_there(self._claimed.files[row.file], row):
+            self._apply([row])
+            return True
+        return False
+
+    def take_over(self, rows: Iterable[Row], is_there: Callable[[bytes, Row], bool]) -> None:
+        """What an execution that died has done since its last checkpoint.
+
+        Args:
+            is_there: whether a file's output is the one of which a row tells.
+        """
+        cursor, files = self.cursor(), self._claimed.files
+        last = {row.file: row for row in rows}
+        for file, row in sorted(last.items()):
+            if row.tries > _tries(cursor, file) and (
+                row.outcome != Outcome.DONE or is_there(files[file], row)
+            ):
+                self.note(row)  # into this segment, too: this worker may die as well
+
+    def note(self, row: Row) -> None:
+        """A row of the worker's own, while there is no runner."""
+        try:
+            self.segment.append(row)
+            self.segment.new()
+        except OSError:
+            pass  # Redis knows it, and the ledger does not
+        self._apply([row])
+
+    def note_done(self, file: int, source: os.stat_result | None) -> None:
+        """The file in hand is done, and its runner could not write that.
+
+        Args:
+            source: the input, if it is there.
+        """
+        self.note(
+            Row(
+                file,
+                Outcome.DONE,
+                self._try_of(file),
+                int(time.time()),
+                microseconds=self._control.microseconds(),
+                size=source.st_size if source else 0,
+                mtime=source.st_mtime_ns if source else 0,
+            )
+        )
+
+    def _try_of(self, file: int) -> int:
+        """The number of its present try."""
+        return self._retries[file].tries + 1 if file in self._retries else 1
+
+    def _apply(self, rows: Iterable[Row]) -> None:
+        ended = []
+        for row in rows:
+            if row.outcome == Outcome.FAILED:
+                self._note_failure(row)
+            else:
+                self._retries.pop(row.file, None)
+                ended.append(row)
+            self._pass(row.file)
+        self._count(ended)
+
+    def _pass(self, file: int) -> None:
+        """Moves the cursor on."""
+        if file == self.marked:
+            self.marked = NONE
+        if file > self._next:
+            self._ahead.add(file)
+        elif file == self._next:
             self._next += 1
+            while self._next in self._ahead:
+                self._ahead.remove(self._next)
+                self._next += 1
+
+    def charge(self, file: int, reason: str, output: str) -> int:
+        """A try of this file killed its process; how often it has been tried now."""
+        tries = self._try_of(file)
+        retry = next_try(tries, self._claimed.parameters, self._clock)
+        detail = {"due": retry.due if retry else None, "reason": reason, "output": output}
+        ended = int(time.time())
+        row = Row(file, Outcome.FAILED, tries, ended, detail=json.dumps(detail).encode())
+        self.note(row)
         return tries
 
-    def drop_half_a_line(self) -> None:
-        """After `collect`, and once the runner is dead: it may have been killed while it wrote.
-        What the next one writes must not be read as the line's other half."""
-        self._journal.clear(self._read)
+    def drop_half_a_row(self) -> None:
+        """After `collect`, and once the runner is dead; raises as it."""
+        with _readable():
+            self.segment.drop_half_a_row()
 
-    def _new_lines(self) -> list[bytes]:
-        whole, newline, _ = self._journal.read(self._read).rpartition(b"\n")
-        self._read += len(whole) + len(newline)
-        return whole.splitlines()
-
-    def _fail(
-        self, index: int, tries: int, retry: PendingRetry | None, reason: str, output: str
-    ) -> None:
-        if retry is not None:
-            self._retries[index] = retry
+    def _note_failure(self, row: Row) -> None:
+        detail = json.loads(row.detail)
+        if detail["due"] is not None:
+            self._retries[row.file] = PendingRetry(row.tries, detail["due"])
             self._batch.retried += 1
             return
-        self._retries.pop(index, None)
+        self._retries.pop(row.file, None)
         self._batch.failed += 1
-        failure = Failure(reason, tries, time.time(), self._worker, output)
-        self._batch.failures.append((self._claimed.files[index], failure))
+        failure = Failure(detail["reason"], row.tries, time.time(), self._worker, detail["output"])
+        self._batch.failures.append((self._claimed.files[row.file], failure))
 
-    def _count(self, ended: list[int]) -> None:
+    def _count(self, ended: list[Row]) -> None:
         self._counted += ended
-        shared, batch, first = self._shared, self._batch, self._shared.first
-        outcomes, done = bytes(shared.outcomes), int(Outcome.DONE)
-        rows = [index - first for index in ended if outcomes[index - first] == done]
-        took = shared.microseconds
-        batch.done += len(rows)
-        batch.skipped += len(ended) - len(rows)
-        batch.bytes_in += sum(map(shared.bytes_in.__getitem__, rows))
-        batch.bytes_out += sum(map(shared.bytes_out.__getitem__, rows))
-        lengths = [took[row] for row in rows]
+        batch, files = self._batch, self._claimed.files
+        done = [row for row in ended if row.outcome == Outcome.DONE]
+        batch.done += len(done)
+        batch.skipped += len(ended) - len(done)
+        batch.bytes_in += sum(row.size for row in done)
+        batch.bytes_out += sum(row.output_size for row in done)
+        lengths = [row.microseconds for row in done]
         for step, count in durations.steps(lengths).items():
             batch.durations[step] = batch.durations.get(step, 0) + count
         if lengths:
             known = [batch.shortest] if batch.shortest >= 0 else []
             batch.shortest = min(lengths + known)
         batch.microseconds += sum(lengths)
-        for row in heapq.nlargest(SLOWEST, rows, key=took.__getitem__):
-            batch.slowest.append((self._claimed.files[first + row], took[row]))
+        for row in heapq.nlargest(SLOWEST, done, key=lambda row: row.microseconds):
+            batch.slowest.append((files[row.file], row.microseconds))
+
+
+def _tries(cursor: Cursor, file: int) -> float:
+    """How often a file has been tried by what Redis knows; infinite if it is through."""
+    if file in cursor.retries:
+        return cursor.retries[file].tries
+    return 0 if cursor.next <= file < cursor.stop else float("inf")
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PathError(f"what was done cannot be read: {error.strerror}", error.errno) from None

@@ -1,8 +1,8 @@
 """The runner: the process that processes the files of bucket jobs, for as long as it is well.
 
-imece_worker/loader.py makes it. It never speaks to Redis. It notes what it does in the shared
-progress and the journal, which its worker reads (imece_worker/execution.py). So nothing is lost
-when a file kills it, and a crash or a leak ends with it.
+imece_worker/loader.py makes it. It never speaks to Redis. It writes a row for each file that it
+has tried, which its worker reads (imece_worker/execution.py). So nothing is lost when a file kills
+it, and a crash or a leak ends with it.
 """
 
 import faulthandler
@@ -18,14 +18,16 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
+from imece.files import ledger
+from imece.files.ledger import Outcome, Row, Segment
 from imece.run.failure import LONGEST_REASON, tail
 from imece_worker import stops
 from imece_worker.capture import Capture
+from imece_worker.control import Control
 from imece_worker.directories import PathError
 from imece_worker.message import JobMessage
 from imece_worker.processor import CommandError, Processor
 from imece_worker.retry import next_try
-from imece_worker.shared_progress import Journal, Outcome, SharedProgress
 
 PATIENCE = 1.0
 """Seconds a runner with nothing else to do waits for a retry although other jobs are pending. So
@@ -36,7 +38,7 @@ STOP_PATIENCE = 1.0
 
 MARK, FINISHED, STOPPED, DEFERRED, STALLED, WORN = b"m", b"f", b"s", b"d", b"p", b"w"
 """Runner to parent: the wish to have a file marked, or how it has left its job. Stalled: the run's
-directories cannot be used, and the journal says why. Worn: another runner is to go on."""
+directories cannot be used; a line that says why follows. Worn: another runner is to go on."""
 
 CLOSED_OURS = 79
 """The exit code of a runner whose processor has closed files that imece had opened."""
@@ -50,15 +52,15 @@ class RunnerContext:
     """What a runner has for as long as it lives.
 
     Attributes:
-        journal: where it writes one JSON line for each failed try.
+        rows: the file for rows of runs without outputs.
         capture: where what the processor prints goes.
         line: to the worker.
         limits: how much it may use, and when another one takes its place.
     """
 
     processor: Processor
-    shared: SharedProgress
-    journal: Journal
+    control: Control
+    rows: int
     capture: Capture
     line: socket.socket
     limits: "Limits"
@@ -137,14 +139,24 @@ def flush() -> None:
             pass  # the processor closed or replaced it, or the disk is full: nothing to keep then
 
 
+def _used() -> tuple[float, int]:
+    """Seconds of processors, and KiB of memory at most, of this process and its ended children."""
+    own, children = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return seconds, max(own.ru_maxrss, children.ru_maxrss)
+
+
+class RowError(PathError):
+    """A row cannot be written."""
+
+
 class Runner:
     """The loop over the files."""
 
     def __init__(self, context: RunnerContext, message: JobMessage) -> None:
         self._a = message
         self._context = context
-        self._shared = context.shared
-        self._shared.look_at(message.first, message.first + len(message.files))
+        self._control = context.control
         self._retries = dict(message.cursor.retries)
         # In a large directory, to look for an output that is not there takes a quarter of the time
         # of a quick file.
@@ -152,101 +164,107 @@ class Runner:
             message.cursor.isolated or not message.untouched
         )
         self._inputs, self._outputs = message.paths.inputs, message.paths.outputs
-        self._tried_any = False
-        self._stalled = False
+        self._segment = Segment.nameless(context.rows)
+        self._rows = 0
+        self._used = _used()
+        self._stalled: bytes | None = None
         self._lost_ours = False
         self._pid = os.getpid()
 
     def work(self) -> bytes:
         """To the end of the job, or until it cannot go on; how the job is left, in a word."""
         try:
+            if self._outputs is not None:
+                self._segment = Segment.of(self._outputs.staged().number)
             return self._work()
+        except (OSError, PathError) as error:  # before the first file
+            return STALLED + f"{self._a.paths.fault(error) or error}".encode() + b"\n"
         finally:
+            self._segment.close()
             self._a.paths.close()
 
     def _work(self) -> bytes:
         """First each file once, then those that failed, after their pauses."""
         cursor = self._a.cursor
+        ahead = set(self._a.ahead)
         for index in range(cursor.next, cursor.stop):
-            if self._shared.outcomes[index - self._a.first] == Outcome.DONE:
-                continue  # proven to be done by a worker that died
+            if index in ahead:
+                continue
             if (word := self._try_next(index)) is not None:
                 return word
         while self._retries:
             index = min(self._retries, key=lambda retry: self._retries[retry].due)
             if (reason := self._wait_for_retry(self._retries[index].due)) is not None:
                 return reason
-            self._shared.reopen(index)
             if (word := self._try_next(index)) is not None:
                 return word
         return FINISHED
 
     def _try_next(self, index: int) -> bytes | None:
         """One try of one file; how the job is left, if it is left after that."""
-        if self._shared.stopping:
+        if self._control.stopping:
             return STOPPED
         if self._context.limits.are_reached():
             return WORN
         if not self._may_start(index):
             return STOPPED
         counts = self._try(index)
-        if self._stalled:
-            return STALLED
+        if self._stalled is not None:
+            return STALLED + self._stalled
         return None if counts else STOPPED
 
     def _wait_for_retry(self, due: float) -> bytes | None:
         """Waits until a retry is due; gives way to a stop, and after a while to other jobs."""
-        patience_ends = time.monotonic() + (0 if self._tried_any else PATIENCE)
+        patience_ends = time.monotonic() + (0 if self._rows else PATIENCE)
         while (left := due - self._a.clock.now()) > 0:
-            if self._shared.stopping:
+            if self._control.stopping:
                 return STOPPED
-            if self._shared.others_wait and time.monotonic() >= patience_ends:
+            if self._control.others_wait and time.monotonic() >= patience_ends:
                 return DEFERRED
             time.sleep(min(left, 0.05))
-        return STOPPED if self._shared.stopping else None
+        return STOPPED if self._control.stopping else None
 
     def _may_start(self, index: int) -> bool:
         """In crash isolation: waits until the parent has marked the file."""
         if not self._a.cursor.isolated:
             return True
-        self._shared.wanted = index
+        self._control.wanted = index
         self._context.line.send(MARK)
         return self._context.line.recv(1) == GO
 
     def _try(self, index: int) -> bool:
         """False if the try does not count."""
-        shared, name = self._shared, self._a.files[index - self._a.first]
-        self._tried_any = True
+        control, name = self._control, self._a.files[index - self._a.first]
         self._context.limits.tried += 1
         signals = stops.heard()
-        shared.begin(index)
+        control.begin(index, self._rows)
         paths = self._a.paths
         try:
-            outcome, bytes_in, bytes_out = self._process(index, name)
-            flush()
-            self._retries.pop(index, None)
-            shared.end(index, outcome, bytes_in, bytes_out)
+            self._process(index, name)
             if self._lost_ours:
                 os._exit(CLOSED_OURS)
+            self._retries.pop(index, None)
         except BaseException as error:
             self._end_copy()
             self._respect_time_limit(index)
             flush()
             if self._lost_ours or not self._inputs.tree.is_held():
-                os._exit(CLOSED_OURS)  # the journal may be closed as well
+                os._exit(CLOSED_OURS)  # what rows go to may be closed as well
             stopped = self._was_stopped(error, signals)
-            fault = None if stopped else paths.fault(error)
+            fault = None if stopped else self._fault(error)
             if self._outputs is not None:
                 self._outputs.discard(index, name)
             paths.forget()  # no other file is to fail for a directory that is gone
             if stopped:
-                shared.drop_current()
+                control.void = index
+                control.end()
                 return False
-            if fault is not None:
-                self._stall(fault)
-            else:
-                self._record(index, _reason(error))
-                shared.end(index, Outcome.FAILED)
+            if fault is None:
+                fault = self._record(index, _reason(error))
+            if fault is not None:  # the file is not charged a try
+                control.void = index
+                self._stalled = fault.replace("\n", " ").encode() + b"\n"
+        control.end()
         if not self._context.capture.silent():
             self._context.capture.clear()
         return True
@@ -262,18 +280,20 @@ class Runner:
         if not killed and stops.heard() == signals:
             return False
         end = time.monotonic() + STOP_PATIENCE
-        while not self._shared.stopping and time.monotonic() < end:
+        while not self._control.stopping and time.monotonic() < end:
             time.sleep(0.01)
-        return bool(self._shared.stopping)
+        return bool(self._control.stopping)
 
-    def _process(self, index: int, name: bytes) -> tuple[Outcome, int, int]:
+    def _process(self, index: int, name: bytes) -> None:
+        """The row comes right before the output: where both are, the file is done."""
         inputs, outputs = self._inputs, self._outputs
         found = inputs.look(name)
         if outputs is None:
             target = None
         else:
             if self._looks_for_outputs and outputs.is_current(name, found.st_mtime_ns):
-                return Outcome.SKIPPED, 0, 0
+                self._append(self._row(index, Outcome.SKIPPED, found))
+                return
             target = outputs.prepare(index, name)
         self._context.processor(inputs.path, target)
         self._end_copy()
@@ -285,46 +305,96 @@ class Runner:
             self._a.paths.forget()
             if outputs is not None:
                 outputs.prepare(index, name)
+                self._segment = Segment.of(outputs.staged().number)
         if inputs.changed():
             raise PathError("the input changed while it was processed")
-        bytes_out = outputs.commit(index) if outputs is not None else 0
-        return Outcome.DONE, found.st_size, bytes_out
+        flush()
 
-    def _stall(self, fault: str) -> None:
-        """The directories are at fault: the current file is not charged a try."""
-        self._stalled = True
-        self._context.journal.append(json.dumps({"stalled": fault}).encode() + b"\n")
-        self._shared.drop_current()
+        def note(made: os.stat_result | None) -> None:
+            self._append(self._row(index, Outcome.DONE, found, made))
+
+        if outputs is not None:
+            outputs.commit(note)
+        elif self._lost_ours:
+            self._control.unwritten = index
+        else:
+            note(None)
+
+    def _row(
+        self,
+        index: int,
+        outcome: Outcome,
+        found: os.stat_result | None = None,
+        made: os.stat_result | None = None,
+    ) -> Row:
+        """Of the current file.
+
+        Args:
+            found: its input, if it was looked at.
+            made: its output.
+        """
+        before, self._used = self._used, _used()
+        return Row(
+            index,
+            outcome,
+            tries=self._retries[index].tries + 1 if index in self._retries else 1,
+            ended=int(time.time()),
+            peak=self._used[1],
+            cpu=int((self._used[0] - before[0]) * 1e6),
+            microseconds=self._control.microseconds(),
+            size=found.st_size if found else 0,
+            mtime=found.st_mtime_ns if found else 0,
+            output_size=ledger.size(made) if made else 0,
+            output_mtime=made.st_mtime_ns if made else 0,
+        )
+
+    def _append(self, row: Row) -> None:
+        """Raises RowError if it cannot be written: then the try does not count."""
+        try:
+            self._segment.append(row)
+        except OSError as error:
+            raise RowError(
+                f"what was done cannot be noted: {error.strerror}", error.errno
+            ) from None
+        self._rows += 1
+
+    def _fault(self, error: BaseException) -> str | None:
+        """What is wrong with the run's directories, so that a file failed; or None."""
+        fault = self._a.paths.fault(error)
+        return fault or (str(error) if isinstance(error, RowError) else None)
 
     def _end_copy(self) -> None:
-        """Ends a child that the processor has forked and not ended: only one runner may write the
-        shared progress."""
+        """Ends a child that the processor has forked and not ended: only one runner may write
+        rows."""
         if os.getpid() != self._pid:
             os._exit(0)
 
     def _respect_time_limit(self, index: int) -> None:
         """Waits to be killed if the file's time is up. The signal that asks where it hangs may have
         ended the call that hung, and its result is not to be kept."""
-        while self._shared.overdue == index:
+        while self._control.overdue == index:
             time.sleep(0.01)
 
-    def _record(self, index: int, reason: str) -> None:
-        """One line in the journal; the parent takes it from there."""
+    def _record(self, index: int, reason: str) -> str | None:
+        """A failed try: its row; or what is wrong with the directories, if that cannot be
+        written."""
         tries = self._retries[index].tries + 1 if index in self._retries else 1
         retry = next_try(tries, self._a.parameters, self._a.clock)
-        if retry is None:
-            self._retries.pop(index, None)
-        else:
-            self._retries[index] = retry
-        line = {
-            "index": index,
-            "began": self._shared.began,
-            "tries": tries,
+        detail = {
             "due": retry.due if retry else None,
             "reason": reason,
             "output": self._context.capture.text(),
         }
-        self._context.journal.append(json.dumps(line).encode() + b"\n")
+        try:
+            row = self._row(index, Outcome.FAILED)
+            self._append(row._replace(detail=json.dumps(detail).encode()))
+        except RowError as error:
+            return self._fault(error)
+        if retry is None:
+            self._retries.pop(index, None)
+        else:
+            self._retries[index] = retry
+        return None
 
 
 def _reason(error: BaseException) -> str:

@@ -16,11 +16,11 @@ from imece.errors import BY_SIGNAL, SettingsError, UsageError
 from imece.files import listing
 from imece.files.buckets import numbers
 from imece.run.claim import Action, Batch, Claimed, Verdict
-from imece.run.job import MOST_FILES, Cursor, Reference
+from imece.run.job import Cursor, Reference
 from imece.run.parameters import SEED, Parameters, text_path
 from imece.settings import Settings
 from imece_worker import context, log
-from imece_worker.execution import Execution
+from imece_worker.execution import Execution, compact
 from imece_worker.interpreter import Interpreter
 from imece_worker.paths import Paths
 from imece_worker.statistics import WorkerStatistics
@@ -55,7 +55,6 @@ def work(
         statistics,
         name=f"{names.plain(socket.gethostname())}-{os.getpid()}",
         alive=lambda: context.touch_heartbeat_file(settings),
-        rows=max(MOST_FILES, len(files)),
     )
     share = Share(bucket, len(files), statistics)
     log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
@@ -71,6 +70,7 @@ def work(
     worker.supervisor.end()
     share.report("bucket done" if ending == "finished" else "bucket stopped")
     if ending == "finished":
+        compact(paths)
         return FAILED if statistics.failed else 0
     return BY_SIGNAL + worker.wakeup.number if worker.wakeup.number else FAILED
 

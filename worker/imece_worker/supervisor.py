@@ -5,19 +5,22 @@ A runner lives as long as it is well. It is a child of the worker, which sees at
 where the interpreter is the runner itself, a new interpreter takes its place.
 """
 
+import fcntl
 import os
 import signal
 import socket
+import tempfile
 from contextlib import suppress
 
 from imece.errors import SettingsError
-from imece.run.job import MOST_FILES
+from imece.files.ledger import Segment
+from imece.process import move_up
 from imece_worker import capture, runner
 from imece_worker.capture import Capture
+from imece_worker.control import Control
 from imece_worker.interpreter import Interpreter
 from imece_worker.message import JobMessage
 from imece_worker.orphans import Orphans
-from imece_worker.shared_progress import Journal, SharedProgress
 
 GIVE_PATIENCE = 5.0
 MOST_STILLBORN = 3
@@ -29,16 +32,18 @@ class Supervisor:
 
     Args:
         interpreter: one that is ready.
-        rows: the most files of a job.
 
     Attributes:
+        rows: a nameless file, for the rows of runs without outputs.
+        stalled: why the runner has left its last job, if the run's directories cannot be used.
         line: to the runner; None if there is none.
     """
 
-    def __init__(self, interpreter: Interpreter, rows: int = MOST_FILES) -> None:
+    def __init__(self, interpreter: Interpreter) -> None:
         self.interpreter = interpreter
-        self.shared = SharedProgress(rows)
-        self.journal, self.capture = Journal(), Capture()
+        self.control, self.capture = Control(), Capture()
+        self.rows = _nameless_file()
+        self.stalled = ""
         self._captures = [self.capture, Capture()]  # the second: a program's standard error
         self._drainer = 0
         self._orphans = Orphans()
@@ -49,11 +54,10 @@ class Supervisor:
         self._stillborn = 0
         self._keep_draining()
 
-    def prepare(self, first: int, stop: int) -> SharedProgress:
-        """The table, empty, for the files [first, stop) of a bucket."""
-        self.shared.assign(first, stop)
-        self.journal.clear()
-        return self.shared
+    def nameless(self) -> Segment:
+        """The segment of a job without outputs."""
+        os.ftruncate(self.rows, 0)
+        return Segment.nameless(self.rows)
 
     def give(self, message: JobMessage) -> bool:
         """To the present runner, or to a new one. False if there can be none yet, because the
@@ -96,9 +100,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         with theirs:
             captured = [number for each in self._captures for number in (each.number, each.memory)]
-            self.interpreter.order(
-                [theirs.fileno(), self.shared.number, self.journal.number, *captured]
-            )
+            self.interpreter.order([theirs.fileno(), self.control.number, self.rows, *captured])
         ours.settimeout(GIVE_PATIENCE)
         try:
             self._pid = int(ours.recv(20))
@@ -151,7 +153,22 @@ class Supervisor:
             return b""
         if word not in (b"", runner.MARK):
             self._is_at_work = False
+        if word == runner.STALLED:
+            self.stalled = self._rest_of_line()
         return word
+
+    def _rest_of_line(self) -> str:
+        assert self.line is not None  # noqa: S101 - there is a runner
+        data = b""
+        while not data.endswith(b"\n"):
+            try:
+                part = self.line.recv(4096)
+            except OSError:
+                break
+            if not part:
+                break
+            data += part
+        return data.decode("utf-8", "replace").strip()
 
     def answer(self, word: bytes) -> None:
         assert self.line is not None  # noqa: S101 - there is a runner
@@ -223,6 +240,15 @@ class Supervisor:
         """Ends all: the worker is about to end."""
         self.dismiss()
         self._end_interpreter()
+
+
+def _nameless_file() -> int:
+    """Whoever writes to it writes at its end. It is gone with its last holder."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+        number = move_up(os.dup(file.fileno()))
+    flags = fcntl.fcntl(number, fcntl.F_GETFL)
+    fcntl.fcntl(number, fcntl.F_SETFL, flags | os.O_APPEND)
+    return number
 
 
 def _kill_group(pid: int) -> None:

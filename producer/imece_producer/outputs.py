@@ -1,0 +1,133 @@
+"""What the ledger of an output directory says, as a table; and whether the outputs are still so."""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from imece import names
+from imece.errors import ListingError
+from imece.files import ledger
+from imece.files.ledger import Entry, Outcome
+
+Fields = dict[str, Any]
+
+WORDS = {Outcome.DONE: "done", Outcome.FAILED: "failed"}
+HEADER = ("run", "worker", "processor", "image", "imece")
+"""The columns that come from a block's header: all rows of an execution have them in common."""
+
+COLUMNS = (
+    "file", "outcome", "tries", "ended", "seconds", "cpu_seconds", "peak_memory", "size",
+    "modified", "output", "output_size", "output_modified", *HEADER,
+)  # fmt: skip
+
+
+def entries(output: Path) -> tuple[dict[bytes, Entry], list[str]]:
+    """What the ledger says of each file, and what of it cannot be read.
+
+    Raises:
+        ListingError: there is no ledger.
+    """
+    blocks, flaws = ledger.read(os.fsencode(output))
+    if not blocks and not flaws:
+        raise ListingError(
+            f"{names.shown(os.fsencode(output))} has no ledger: no run of imece has made outputs "
+            "there, or {}/ was removed".format(os.fsdecode(names.HOME))
+        )
+    return ledger.entries(blocks), flaws
+
+
+def table(found: dict[bytes, Entry], run: str | None = None) -> Iterator[Fields]:
+    """A row for each file, sorted by name; only those that a run has tried last, if one is named.
+
+    `file` and `output` are relative to their directories. Seconds are on the clock and of
+    processors; sizes and memory in bytes; times ISO 8601, UTC.
+    """
+    for name, (row, block) in sorted(found.items()):
+        header = block.header
+        if run is not None and header.get("run") != run:
+            continue
+        is_done = row.outcome == Outcome.DONE
+        yield {
+            "file": names.shown(name),
+            "outcome": WORDS[Outcome(row.outcome)],
+            "tries": row.tries,
+            "ended": _time(row.ended * 10**9),
+            "seconds": row.microseconds / 1e6,
+            "cpu_seconds": row.cpu / 1e6,
+            "peak_memory": row.peak * 1024,
+            "size": row.size,
+            "modified": _time(row.mtime),
+            "output": names.shown(_output(name, header)) if is_done else None,
+            "output_size": row.output_size if is_done else None,
+            "output_modified": _time(row.output_mtime) if is_done and row.output_mtime else None,
+            **{key: header.get(key) for key in HEADER},
+        }
+
+
+def _time(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
+
+
+def _output(name: bytes, header: Fields) -> bytes:
+    suffix = header.get("suffix")
+    return names.with_suffix(name, os.fsencode(suffix) if suffix is not None else None)
+
+
+@dataclass
+class Verdict:
+    """What has become of the outputs that the ledger knows, by the names of the outputs.
+
+    Attributes:
+        sound: how many are as they were made.
+        missing: they are gone.
+        changed: they have another size or time, or are something else.
+        orphaned: they are there, and their inputs are gone.
+        unseen: input directories that are not seen from here, so that nobody can say of their files
+            whether they are gone.
+    """
+
+    sound: int
+    missing: list[bytes]
+    changed: list[bytes]
+    orphaned: list[bytes]
+    unseen: set[str]
+
+    @property
+    def is_sound(self) -> bool:
+        return not (self.missing or self.changed)
+
+
+def verify(output: Path, found: dict[bytes, Entry]) -> Verdict:
+    """Looks at each output, and whether its input is there."""
+    sources = {entry.block.header.get("input", "") for entry in found.values()}
+    verdict = Verdict(0, [], [], [], {source for source in sources if not os.path.isdir(source)})
+    for name, (row, block) in sorted(found.items()):
+        if row.outcome != Outcome.DONE:
+            continue
+        made = _output(name, block.header)
+        try:
+            there = os.lstat(os.path.join(os.fsencode(output), made))
+        except (FileNotFoundError, NotADirectoryError):
+            verdict.missing.append(made)
+            continue
+        source = block.header.get("input", "")
+        if source not in verdict.unseen and not os.path.lexists(
+            os.path.join(os.fsencode(source), name)
+        ):
+            verdict.orphaned.append(made)
+        if _is_as_made(there, row):
+            verdict.sound += 1
+        else:
+            verdict.changed.append(made)
+    return verdict
+
+
+def _is_as_made(there: os.stat_result, row: ledger.Row) -> bool:
+    if row.output_size == row.output_mtime == 0:
+        return stat.S_ISDIR(there.st_mode)
+    made = stat.S_ISREG(there.st_mode), row.output_size, row.output_mtime
+    return (True, there.st_size, there.st_mtime_ns) == made
