@@ -107,6 +107,13 @@ with DAG(
             title="Files that may fail",
             description="A number, or a share: 0.01 or 1%. With more, the task fails.",
         ),
+        "max_failed": Param(
+            "",
+            type="string",
+            title="Files that may fail before the run is held",
+            description="A number, or a percentage: 100 or 5%. With more, no other file is begun. "
+            "Empty: as the setting IMECE_MAX_FAILED has it.",
+        ),
         "buckets": Param(
             None,
             type=["null", "integer"],
@@ -167,6 +174,7 @@ with DAG(
         file_timeout="{{ params.timeout }}",
         run_queue="{{ params.queue }}",
         allow_failed="{{ params.allow_failed }}",
+        max_failed="{{ params.max_failed }}",
         outlets=[AssetAlias("imece-output")],
     )
 

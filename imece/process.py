@@ -40,6 +40,14 @@ def name_process(name: str) -> None:
         _libc.prctl(_PR_SET_NAME, name.encode())
 
 
+def signal_name(number: int) -> str:
+    """`SIGSEGV`; not every real-time signal has a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 Identity = tuple[int, int]
 """Device and inode: tells whether a descriptor still stands for the same file."""
 

@@ -19,6 +19,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imece.errors import SettingsError
+from imece.run.parameters import max_failed_flaw
 
 PREFIX = "IMECE_"
 SECRETS_DIR = os.environ.get(f"{PREFIX}SECRETS_DIR", "/run/secrets/imece")
@@ -95,7 +96,14 @@ class Settings(BaseSettings):
     imece splits it as a shell does, but starts no shell."""
 
     retries: Annotated[int, Field(ge=0, le=100)] = 2
-    """How often a failed file is tried again before it is quarantined."""
+    """How often a failed file is tried again before it is quarantined. Unset: 2 times; but an error
+    in a Python function that comes twice in a row from the same line is not tried again. An
+    `OSError` (files, network) is."""
+
+    max_failed: str | None = None
+    """Producer: how many files of a round may fail: a number (`100`), or a percentage of the files
+    of the round (`5%`), which counts after 20 files have ended. If more fail, the run is held.
+    Unset: any number may fail."""
 
     retry_pause: Annotated[float, Field(ge=0, le=3600)] = 1.0
     """Seconds before the first retry of a file; doubled each time, at most 60."""
@@ -194,6 +202,13 @@ class Settings(BaseSettings):
         workers = workers_of(str(given.get("queue", "imece")))
         return {"deployment": workers, "scaled_object": workers, **given}
 
+    @field_validator("max_failed")
+    @classmethod
+    def _max_failed(cls, given: str | None) -> str | None:
+        if given is not None and (flaw := max_failed_flaw(given)):
+            raise ValueError(flaw)
+        return given
+
     @field_validator("processor")
     @classmethod
     def _processor(cls, given: str | None) -> str | None:
@@ -247,6 +262,11 @@ class Settings(BaseSettings):
         if not all(name == "db" or name.startswith("ssl_") for name in names):
             raise ValueError("takes no options after ? but db and those that start with ssl_")
         return url
+
+    @property
+    def wants_all_tries(self) -> bool:
+        """Whether somebody has said how often a failed file is tried again."""
+        return "retries" in self.model_fields_set
 
     @property
     def names_redis(self) -> bool:

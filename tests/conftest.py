@@ -269,6 +269,7 @@ class Workbench:
                 "buckets",
                 "files_per_job",
                 "retries",
+                "max_failed",
                 "timeout",
             )
         )

@@ -85,7 +85,7 @@ def of_a_run(suffix: str, state: str, claimed: bool, settings: Settings) -> Rang
     """
     if suffix == ":claim":
         return Range(0, CLAIM)
-    if suffix.startswith((":staged", ":order")):
+    if suffix.startswith((":staged", ":order", ":kept-")):
         return Range(0, STAGED)
     being_listed = claimed or state == "listing"
     if suffix.startswith(":manifest:") and being_listed:

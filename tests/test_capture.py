@@ -193,7 +193,7 @@ def test_a_program_may_print_as_much_on_both_of_its_outputs(workbench: Workbench
     assert failure.output.startswith("first\nout\n")
     assert failure.output.endswith("out\nlast")
     assert failure.reason.splitlines()[-3:-1] == ["err", "last"]
-    assert failure.cause == "program ended with exit code 1: last"
+    assert failure.last_line == "program ended with exit code 1: last"
     assert len(failure.reason) < LONGEST_REASON + 100
     for pid in family(worker):
         assert peak_kilobytes(pid) < 150_000

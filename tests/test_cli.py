@@ -664,7 +664,17 @@ def commands() -> dict[str, click.Command]:
 
 def test_every_command_and_every_option_has_a_help_text() -> None:
     assert set(commands()) == {
-        *("enqueue", "status", "runs", "wait", "failures", "retry", "cancel", "delete"),
+        *(
+            "enqueue",
+            "status",
+            "runs",
+            "wait",
+            "failures",
+            "reproduce",
+            "retry",
+            "cancel",
+            "delete",
+        ),
         *("scale", "pause", "resume", "doctor", "local", "new"),
     }
     group: Any = commands()["new"]

@@ -10,7 +10,7 @@ from imece.run.job import Cursor, PendingRetry
     [
         Cursor(0, 10),
         Cursor(10, 10),
-        Cursor(3, 1000, {0: PendingRetry(1, 1700000000.25), 2: PendingRetry(7, 0.0)}),
+        Cursor(3, 1000, {0: PendingRetry(1, 1700000000.25), 2: PendingRetry(7, 0.0, 12345)}),
         Cursor(3, 4, isolated=True, marked=3),
     ],
 )

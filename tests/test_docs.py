@@ -27,6 +27,7 @@ LANGUAGES = {"sh", "text", "python", "yaml"}
 SCHEMA = json.loads((DOCS / "reference" / "imece.schema.json").read_text("utf-8"))
 SLOW = {
     "choose-files.md",
+    "from-failure-to-fix.md",
     "gnu-parallel.md",
     "limit-time-and-memory.md",
     "many-to-one.md",
@@ -258,6 +259,10 @@ def test_output_of_a_run_fits_the_schemas(workbench: Workbench) -> None:
     lines = workbench.imece("failures", "run", "--json").stdout.splitlines()
     assert len(lines) == 1
     check("failures", json.loads(lines[0]))
+    check(
+        "failures-by-cause",
+        json.loads(workbench.imece("failures", "run", "--by-cause", "--json").stdout),
+    )
     check("retry", told("retry", "run"))
 
 

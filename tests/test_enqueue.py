@@ -597,7 +597,9 @@ def test_a_commit_that_comes_after_its_producer_gave_up_does_nothing(
     worker.stop()
     run = Run(workbench.redis, "imece", "run")
     producer = Producer(workbench.redis, workbench.load())
-    answer = producer._commit(run, "0a1b2c3d", run.snapshot(), set(), 1, {"files": 1}, 0.0)
+    answer = producer._commit(
+        run, "0a1b2c3d", run.snapshot(), set(), 1, {"files": 1, "failed": 0}, 0.0
+    )
     assert answer == "withdrawn"
     assert workbench.status().state == "failed"
     assert workbench.check_books().failed == 1

@@ -105,7 +105,7 @@ def test_inputs_that_vanish_before_their_turn_fail_and_the_others_are_done(
     assert workbench.ended().state == "failed"
     failures = workbench.failures()
     assert sorted(failures) == names[5:10]
-    assert {failure.cause for failure in failures.values()} == {"the input is no longer there"}
+    assert {failure.last_line for failure in failures.values()} == {"the input is no longer there"}
     assert {failure.tries for failure in failures.values()} == {2}
     assert workbench.check_books().done == 15
 
@@ -128,7 +128,7 @@ def test_an_input_that_changes_while_it_is_processed_is_not_taken_for_done(
     workbench.enqueue(retries=1)
     workbench.worker(processor="tests.processors:touch_input")
     assert workbench.ended().state == "failed"
-    assert workbench.failures()["f"].cause == "the input changed while it was processed"
+    assert workbench.failures()["f"].last_line == "the input changed while it was processed"
     assert workbench.check_books().failed == 1
 
 
@@ -152,7 +152,7 @@ def test_an_input_that_became_something_else_is_not_read(workbench: Workbench) -
     (workbench.source / "folder").mkdir()
     workbench.worker()
     assert workbench.ended().state == "failed"
-    causes = {name: failure.cause for name, failure in workbench.failures().items()}
+    causes = {name: failure.last_line for name, failure in workbench.failures().items()}
     assert causes == dict.fromkeys(("folder", "pipe"), "the input is not a regular file")
     assert workbench.check_books().done == 1
 
@@ -296,8 +296,8 @@ def test_a_directory_that_imece_has_not_made_is_never_removed(
     assert workbench.ended().state == "failed"
     [(name, failure)] = workbench.failures().items()
     assert name == "f"
-    assert f"{theirs} is in the way: a directory that imece has not made" in failure.cause
-    assert "Move it away, then: imece retry RUN" in failure.cause
+    assert f"{theirs} is in the way: a directory that imece has not made" in failure.last_line
+    assert "Move it away, then: imece retry RUN" in failure.last_line
     assert (theirs / "precious").read_text() == "precious"
     assert workbench.temporaries() == []
     assert workbench.status().done == 1
@@ -319,7 +319,7 @@ def test_what_imece_has_not_made_is_no_output(workbench: Workbench, age: str) ->
     assert (now.state, now.done, now.skipped, now.failed) == ("failed", 1, 1, len(before))
     for name, failure in workbench.failures().items():
         what = obstacles.KINDS[name][1]
-        assert f"{workbench.target / name} is in the way: {what}. Move it away" in failure.cause
+        assert f"{workbench.target / name} is in the way: {what}. Move it away" in failure.last_line
     assert obstacles.are_untouched(workbench.target, before)
     assert workbench.temporaries() == []
 
@@ -338,7 +338,7 @@ def test_what_comes_in_the_way_while_a_file_is_processed_is_not_removed(
     go.touch()
     now = workbench.ended()
     assert (now.done, now.skipped, now.failed) == (1, 0, len(before))
-    assert all("is in the way" in why.cause for why in workbench.failures().values())
+    assert all("is in the way" in why.last_line for why in workbench.failures().values())
     assert obstacles.are_untouched(workbench.target, before)
 
 

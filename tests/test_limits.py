@@ -57,7 +57,7 @@ def test_bad_files_are_quarantined_after_their_tries_and_the_rest_is_done(
     worker = workbench.worker()
     assert workbench.ended().state == "failed"
     failures = workbench.failures()
-    assert {name: why.cause for name, why in failures.items()} == {
+    assert {name: why.last_line for name, why in failures.items()} == {
         f"f-0010.{content}": reason for content, reason in BAD.items()
     }
     assert {failure.tries for failure in failures.values()} == {2}
@@ -120,7 +120,7 @@ def test_a_file_over_its_limit_is_a_failed_try_and_its_reason_says_where_it_hang
     workbench: Workbench, content: str
 ) -> None:
     failure = quarantined(workbench, content, timeout=0.5)
-    assert failure.cause == "took longer than its limit of 0.5 s, and was killed"
+    assert failure.last_line == "took longer than its limit of 0.5 s, and was killed"
     if content != "end-when-asked":  # which has taken the question away
         assert "by_content" in failure.reason
         assert "processors.py" in failure.reason
@@ -138,7 +138,7 @@ def test_a_file_that_ends_just_at_its_limit_takes_the_limit_from_no_other(
     workbench.worker()
     assert workbench.ended().state == "failed"
     assert workbench.outputs() == ["a", "c"]
-    assert workbench.failures()["b"].cause.startswith("took longer than its limit")
+    assert workbench.failures()["b"].last_line.startswith("took longer than its limit")
     workbench.check_books()
 
 
@@ -155,13 +155,13 @@ def test_a_program_over_its_limit_is_killed_with_all_it_has_started(workbench: W
     pids = [int(pid) for pid in (workbench.folder / "pids").read_text().split()]
     assert len(pids) == 2
     until(lambda: not any(map(is_running, pids)), "both processes to be gone", timeout=2)
-    assert "took longer than its limit" in workbench.failures()["f-0000.txt"].cause
+    assert "took longer than its limit" in workbench.failures()["f-0000.txt"].last_line
     workbench.check_books()
 
 
 def test_a_file_that_fills_memory_fails_at_the_limit(workbench: Workbench) -> None:
     workbench.settings["memory_limit"] = "512"
-    assert quarantined(workbench, "fill-memory").cause == "MemoryError"
+    assert quarantined(workbench, "fill-memory").last_line == "MemoryError"
     [worker] = workbench.workers
     status = Path(f"/proc/{worker.pid}/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))

@@ -156,7 +156,7 @@ def test_the_exit_code_of_a_runner_is_not_lost_among_those_of_orphans(workbench:
     workbench.worker()
     assert workbench.ended().failed == 10
     for number in range(10):
-        cause = workbench.failures()[f"f-{number}"].cause
+        cause = workbench.failures()[f"f-{number}"].last_line
         assert cause == f"its process ended itself with exit code {number + 1}"
 
 

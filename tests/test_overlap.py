@@ -116,7 +116,7 @@ def test_of_several_enqueued_at_one_moment_one_wins(workbench: Workbench, other:
         parameters = parameters_of(
             settings, folder, str(workbench.target), suffix=None, overwrite=True, from_file=None,
             include=None, exclude=None, hidden=False, buckets=None, files_per_job=None,
-            retries=None, timeout=None,
+            retries=None, max_failed=None, timeout=None,
         )  # fmt: skip
 
         def wait_and_list() -> object:

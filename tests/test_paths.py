@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_read_fails_alone(workbench: Workbench) -> None:
     assert workbench.ended().state == "failed"
     [(name, failure)] = workbench.failures().items()
     assert name == "f-0002.txt"
-    assert failure.cause.startswith("PermissionError")
+    assert failure.last_line.startswith("PermissionError")
     assert workbench.check_books().done == 4
 
 
@@ -181,7 +181,7 @@ def test_a_file_too_large_for_the_limit_fails_leaves_no_half_and_a_retry_mends_i
     assert workbench.ended().state == "failed"
     [(name, failure)] = workbench.failures().items()
     assert (name, failure.tries) == ("large", 2)
-    assert "File too large" in failure.cause
+    assert "File too large" in failure.last_line
     now = workbench.check_books()
     assert (now.done, now.failed) == (4, 1)
     assert worker.stop() == 0
@@ -344,7 +344,7 @@ def test_a_link_swapped_in_after_listing_leads_nowhere(workbench: Workbench) -> 
     assert workbench.ended().state == "failed"
     [(name, failure)] = workbench.failures().items()
     assert name == names[2]
-    assert "a link leads it out of" in failure.cause
+    assert "a link leads it out of" in failure.last_line
     assert workbench.outputs() == [names[0], names[1], names[3], names[4]]
     assert all("secret" not in path.read_text() for path in workbench.target.glob("f-*"))
     workbench.check_books()
@@ -361,7 +361,7 @@ def test_a_directory_of_inputs_swapped_for_a_link_leads_nowhere(workbench: Workb
     (workbench.source / "sub").symlink_to(elsewhere)
     workbench.worker()
     assert workbench.ended().state == "failed"
-    assert "a link leads it out of" in workbench.failures()["sub/f"].cause
+    assert "a link leads it out of" in workbench.failures()["sub/f"].last_line
     assert workbench.outputs() == ["fine"]
     workbench.check_books()
 
@@ -381,7 +381,7 @@ def test_an_output_directory_replaced_by_a_link_is_not_written_through(
     assert workbench.ended().state == "failed"
     failures = workbench.failures()
     assert sorted(failures) == ["sub/deeper/f", "sub/g"]
-    assert all("a link leads it out of" in failure.cause for failure in failures.values())
+    assert all("a link leads it out of" in failure.last_line for failure in failures.values())
     assert list(elsewhere.rglob("*")) == []
     assert workbench.outputs() == ["fine"]
     workbench.check_books()
@@ -473,7 +473,7 @@ def test_what_does_not_fit_on_another_file_system_is_the_files_reason(
     workbench.enqueue(buckets=1, retries=0)
     workbench.worker()
     assert workbench.ended().done == 1
-    assert "No space left on device" in workbench.failures()["folder/large"].cause
+    assert "No space left on device" in workbench.failures()["folder/large"].last_line
     workbench.check_books()
 
 

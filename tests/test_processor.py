@@ -94,7 +94,7 @@ def test_the_tail_of_standard_error_is_the_reason_and_standard_output_is_kept(
     worker = run_command(workbench, program(workbench, body))
     failure = workbench.failures()["f"]
     assert failure.reason == ("first\nthe last word\nprogram ended with exit code 7: the last word")
-    assert failure.cause == "program ended with exit code 7: the last word"
+    assert failure.last_line == "program ended with exit code 7: the last word"
     assert failure.output == "to standard output"
     assert "last word" not in worker.log()
     assert workbench.check_books().failed == 1
@@ -126,7 +126,9 @@ def test_a_program_that_fails_in_silence_or_by_a_signal_has_a_reason(workbench: 
 def test_a_program_that_writes_no_output_has_failed(workbench: Workbench) -> None:
     workbench.file("f")
     run_command(workbench, "true {input} {output}")
-    assert workbench.failures()["f"].cause == "the processor returned without writing its output"
+    assert (
+        workbench.failures()["f"].last_line == "the processor returned without writing its output"
+    )
     workbench.check_books()
 
 
@@ -208,7 +210,7 @@ def test_what_a_function_prints_is_kept_for_failures_and_never_in_the_workers_lo
     assert workbench.ended().state == "failed"
     [(name, failure)] = workbench.failures().items()
     assert name == "f-0002.txt"
-    assert failure.cause == "ValueError: after many words"
+    assert failure.last_line == "ValueError: after many words"
     lines = failure.output.splitlines()
     assert sorted(lines) == [
         "no newline at the end",

@@ -44,7 +44,7 @@ class Job:
         return Progress(claimed, segment, Control(), "v", self.clock)
 
     def fails(self, file: int, tries: int = 1, due: float | None = None) -> None:
-        detail = {"due": due, "reason": "why", "output": ""}
+        detail = {"due": due, "cause": "why", "error": 0, "reason": "why", "output": ""}
         self.runner.append(Row(file, Outcome.FAILED, tries, detail=json.dumps(detail).encode()))
 
     def succeeds(self, file: int, tries: int = 1) -> None:

@@ -36,11 +36,55 @@ def test_the_clock_is_the_servers_whatever_the_time_of_day_is_here(
     clock = ServerClock.at(server_time)
     monkeypatch.setattr(time, "time", lambda: server_time + HOUR)  # this worker's is wrong
     assert server_time <= clock.now() < server_time + 5
-    retries = retry.next_try(1, parameters, clock)
-    assert retries is not None
-    assert retries.tries == 1
-    assert server_time + 2 <= retries.due < server_time + 7
-    assert retry.next_try(4, parameters, clock) is None
+    tries, owed = retry.next_try(None, 0, parameters, clock)
+    assert owed is not None
+    assert (tries, owed.tries) == (1, 1)
+    assert server_time + 2 <= owed.due < server_time + 7
+    assert retry.next_try(PendingRetry(3, 0.0), 0, parameters, clock) == (4, None)
+
+
+@pytest.mark.parametrize(
+    ("last", "error", "all_tries", "again"),
+    [
+        (7, 7, False, False),
+        (7, 8, False, True),  # another error, or another line
+        (0, 0, False, True),  # may pass by itself
+        (7, 0, False, True),
+        (7, 7, True, True),
+    ],
+)
+def test_the_same_error_twice_in_a_row_is_not_tried_again_unless_all_tries_are_wanted(
+    parameters: Parameters, last: int, error: int, all_tries: bool, again: bool
+) -> None:
+    clock = ServerClock.at(1_700_000_000.0)
+    wanted = replace(parameters, all_tries=all_tries)
+    tries, owed = retry.next_try(PendingRetry(1, 0.0, last), error, wanted, clock)
+    assert tries == 2
+    assert (owed is not None) == again
+
+
+def test_who_says_how_many_retries_gets_all_of_them(workbench: Workbench) -> None:
+    workbench.files(1)
+    workbench.enqueue("by-setting")
+    del workbench.settings["retries"]
+    workbench.enqueue("by-option", retries=2)
+    workbench.enqueue("by-nobody")
+    runs = ("by-setting", "by-option", "by-nobody")
+    assert [workbench.status(run).parameters.all_tries for run in runs] == [True, True, False]
+
+
+def test_a_file_has_as_many_tries_as_help(workbench: Workbench) -> None:
+    """Across executions, too: here a job for each of two tries."""
+    del workbench.settings["retries"]
+    workbench.settings |= {"processor": "tests.processors_that_fail:by_word"}
+    for word in ("header", "ask", "exit"):
+        workbench.file(word, word)
+    workbench.enqueue(buckets=1, files_per_job=1)
+    for _ in range(2):
+        workbench.worker()
+    workbench.ended()
+    tries = {name: why.tries for name, why in workbench.failures().items()}
+    assert tries == {"header": 2, "ask": 3, "exit": 3}
 
 
 def test_who_takes_over_waits_no_longer_than_the_pause(parameters: Parameters) -> None:

@@ -278,7 +278,7 @@ def test_a_program_that_somebody_ends_while_nobody_stops_the_worker_has_failed(
     os.kill(family(worker.runner())[1], signal.SIGTERM)
     now = workbench.ended()
     assert (now.state, now.failed) == ("failed", 1)
-    assert "was killed by signal 15" in workbench.failures()["f-0000.txt"].cause
+    assert "was killed by signal 15" in workbench.failures()["f-0000.txt"].last_line
     assert worker.stop() == 0
 
 

@@ -188,7 +188,7 @@ def test_a_file_that_fails_after_its_processor_closed_our_files_says_so(
     workbench.enqueue(buckets=1, retries=0)
     workbench.worker(processor="tests.processors:take_all_numbers_and_fail")
     assert workbench.ended().failed == 2
-    assert {failure.cause for failure in workbench.failures().values()} == {
+    assert {failure.last_line for failure in workbench.failures().values()} == {
         "the processor closed files that imece had opened, and failed"
     }
     assert (workbench.folder / "own").read_bytes() == b"mine"

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from imece.run.parameters import FORMAT
 from tests.conftest import ROOT, Workbench, until
 
 OTHER_WORKER = """
 import imece.run.parameters
-imece.run.parameters.FORMAT = 2
+imece.run.parameters.FORMAT += 1
 from imece_worker.__main__ import main
 main()
 """
@@ -42,7 +43,7 @@ def test_a_worker_of_another_format_holds_a_run_that_is_on_and_says_why(
     until(lambda: workbench.status().is_held, "the run to be held")
     reason = workbench.status().blocking_reason or ""
     assert "another version of imece enqueued it" in reason
-    assert "its records have format 1, and this version has 2" in reason
+    assert f"its records have format {FORMAT}, and this version has {FORMAT + 1}" in reason
     assert "`imece resume run`" in reason
     other_worker.terminate()
     assert other_worker.wait(20) == 0
@@ -56,7 +57,10 @@ def test_commands_say_that_a_run_is_of_another_version(workbench: Workbench) -> 
     workbench.files(1)
     workbench.enqueue()
     key = workbench.run().key
-    newer = json.loads(workbench.redis.hget(key, "parameters") or b"") | {"format": 2, "size": 32}
+    newer = json.loads(workbench.redis.hget(key, "parameters") or b"") | {
+        "format": FORMAT + 1,
+        "size": 32,
+    }
     workbench.redis.hset(key, "parameters", json.dumps(newer))
     for words in (["status", "run"], ["wait", "run"]):
         answer = workbench.imece(*words)

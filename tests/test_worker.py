@@ -185,7 +185,7 @@ def test_a_worker_started_without_standard_files_works_all_the_same(workbench: W
     )
     now = workbench.ended()
     assert (now.done, now.failed) == (5, 1)
-    assert "after many words" in workbench.failures()["f-0003.txt"].cause
+    assert "after many words" in workbench.failures()["f-0003.txt"].last_line
     assert "printed f-0003.txt" in workbench.failures()["f-0003.txt"].output
     workbench.check_books()
     assert worker.stop() == 0

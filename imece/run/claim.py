@@ -1,9 +1,11 @@
 """What a worker claims of a bucket job, and what it records of it. Nothing here speaks to Redis."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+from imece.run.causes import LONGEST_MESSAGE
 from imece.run.failure import Failure
 from imece.run.job import Cursor, Reference
 from imece.run.parameters import Parameters
@@ -37,6 +39,16 @@ class Batch:
     shortest: int = -1
     untouched: bool = False
     """No output was there before the run's first job; see `Claimed`."""
+
+    def causes(self) -> list[tuple[str, int, bytes, str]]:
+        """Of the failures: each cause, how many have it, and the first with its message."""
+        known = [(name, failure) for name, failure in self.failures if failure.cause]
+        counts = Counter(failure.cause for _, failure in known)
+        first = {failure.cause: (name, failure) for name, failure in reversed(known)}
+        return [
+            (cause, count, first[cause][0], first[cause][1].last_line[:LONGEST_MESSAGE])
+            for cause, count in counts.items()
+        ]
 
     def deltas(self) -> str:
         """For lua/checkpoint.lua."""

@@ -22,6 +22,8 @@ class Failure:
         at: when it was given up, epoch seconds.
         worker: the name of the worker that tried last.
         output: the tail of what the processor printed; kept for the first failures of a run.
+        cause: what it has in common with other failures, see imece/run/causes.py; "" if it is not
+            known.
     """
 
     reason: str
@@ -29,9 +31,10 @@ class Failure:
     at: float
     worker: str
     output: str = ""
+    cause: str = ""
 
     @property
-    def cause(self) -> str:
+    def last_line(self) -> str:
         """The reason in one line: the last that says something."""
         lines = [line.strip() for line in self.reason.splitlines() if line.strip("+-| ")]
         return lines[-1] if lines else "no reason given"
@@ -49,7 +52,10 @@ class Failure:
             RecordError: it is not what `encode` makes.
         """
         known = {field.name: field.type for field in fields(cls) if field.name != "output"}
-        found = records.fitting(records.unpacked(text, LARGEST, parts=LARGEST), known)
+        given = records.unpacked(text, LARGEST, parts=LARGEST)
+        if isinstance(given, dict):
+            given.setdefault("cause", "")  # a version of imece before it has none
+        found = records.fitting(given, known)
         if found["tries"] < 0 or found["at"] < 0:
             raise RecordError("its tries or its time are negative")
         return cls(**found, output=(output or b"")[:LARGEST].decode("utf-8", "replace"))

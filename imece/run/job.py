@@ -74,11 +74,17 @@ class Reference:
 
 @dataclass(frozen=True)
 class PendingRetry:
-    """A file that failed and is to be tried again: tries so far, and not before when (epoch seconds
-    of the server's clock)."""
+    """A file that failed and is to be tried again.
+
+    Attributes:
+        tries: so far.
+        due: not before then, epoch seconds of the server's clock.
+        error: a number for the cause of the last try, if the next one is likely to end alike; or 0.
+    """
 
     tries: int
     due: float
+    error: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,10 @@ class Cursor:
     marked: int = -1
 
     def encode(self) -> str:
-        retries = {str(index): [entry.tries, entry.due] for index, entry in self.retries.items()}
+        retries = {
+            str(index): [entry.tries, entry.due, entry.error]
+            for index, entry in self.retries.items()
+        }
         position = [self.next, self.stop, retries, int(self.isolated), self.marked]
         return json.dumps(position, separators=(",", ":"))
 
@@ -111,7 +120,7 @@ class Cursor:
             RecordError: it is not what `encode` makes.
         """
         try:
-            return cls._of(records.unpacked(text, LARGEST_CURSOR, parts=3 * MOST_FILES + 10))
+            return cls._of(records.unpacked(text, LARGEST_CURSOR, parts=4 * MOST_FILES + 10))
         except RecordError as error:
             raise RecordError(f"{WRONG}{error}") from None
 
@@ -125,9 +134,9 @@ class Cursor:
         entries = {}
         for index, entry in retries.items():
             match entry:
-                case [tries, int() | float() as due] if _INDEX.fullmatch(index):
-                    entries[int(index)] = PendingRetry(tries, due)
-                    numbers.append(tries)
+                case [tries, int() | float() as due, error] if _INDEX.fullmatch(index):
+                    entries[int(index)] = PendingRetry(tries, due, error)
+                    numbers += [tries, error]
                 case _:
                     raise RecordError("a retry in it is not one")
         if not all(type(number) is int for number in numbers):

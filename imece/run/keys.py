@@ -18,12 +18,16 @@ With <run> for the last one:
                                   batch number, with ":worker" the worker
 <run>:manifest:<part>             hash: bucket -> manifest; a part for each enqueuing
 <run>:failures, :outputs          hashes: quarantined file -> record, what it printed
+<run>:causes                      hash: "N:text", "N:count", "N:file", "N:message" of the Nth cause
+                                  of failures; "=" and a cause's text -> N; "last" -> the largest N
 <run>:durations                   hash: step -> files that took so long (imece/run/durations.py)
 <run>:timeline                    hash: seconds since start -> files ended in that slot; those in
                                   which no worker had a job of the run are missing
 <run>:slowest                     sorted set: the ten slowest files seen at checkpoints
 <run>:staged:<token>              hash: cursors of an enqueuing that is not committed yet
 <run>:order:<token>               list: its bucket jobs in their order
+<run>:kept-failures:<token>, :kept-outputs:<token>, :kept-causes:<token>
+                                  hashes: the failures that stay as they are in its round
 """
 
 from rq import Queue, Worker
@@ -66,6 +70,11 @@ def staged(run: str, token: str) -> str:
 
 def order(run: str, token: str) -> str:
     return f"{run}:order:{token}"
+
+
+def kept(run: str, token: str) -> list[str]:
+    """In place of `:failures`, `:outputs` and `:causes`, for an enqueuing that is not committed."""
+    return [f"{run}:kept-{what}:{token}" for what in ("failures", "outputs", "causes")]
 
 
 def pending(queue: str) -> str:

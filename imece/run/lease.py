@@ -95,10 +95,16 @@ class Lease:
             arguments.append(len(batch.failures))
             for name, failure in batch.failures:
                 arguments += [name, failure.encode(), failure.output.encode("utf-8", "replace")]
+            causes = batch.causes()
+            arguments.append(len(causes))
+            for text_of_cause, count, name, message in causes:
+                arguments += [text_of_cause, count, name, message.encode("utf-8", "replace")]
             for name, microseconds in batch.slowest:
                 arguments += [name, microseconds]
         where = [self.run.key, keys.leases(queue), keys.pending(queue)]
-        verdict, told = scripts.run("checkpoint", self.redis, where, arguments)
+        verdict, told, *has_held = scripts.run("checkpoint", self.redis, where, arguments)
+        if has_held:
+            self.run.purge()
         if verdict == b"round":
             self._round = told
             return "round", 0

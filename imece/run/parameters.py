@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from imece.run.records import RecordError
 SEED = 1
 """The mmh3 seed of new runs; each run records its own."""
 
-FORMAT = 1
+FORMAT = 2
 """The form of a run's records in Redis. A change that the version before would get wrong raises it:
 then both versions refuse each other's runs."""
 
@@ -22,6 +24,11 @@ IDENTITY = ("input", "output", "suffix", "seed")
 
 LARGEST_PARAMETERS = 2**20
 """Bytes a run's parameters may have in Redis."""
+
+FEWEST_ENDED = 20
+"""How many files of a round must have ended before it is held for a share that has failed."""
+
+_MAX_FAILED = re.compile(r"[0-9]{1,12}|([0-9]{1,2}(\.[0-9]{1,6})?|100)%")
 
 UNREADABLE = "the run's parameters cannot be read: "
 
@@ -52,6 +59,8 @@ class Parameters:
         source: how the files were found: "directory" or "list".
         buckets, files_per_job: as asked for; None where imece chose.
         retries, retry_pause, timeout: see the settings of the same names.
+        all_tries: whether a file gets all its retries, also if it fails twice in the same way.
+        max_failed: see the setting of the same name.
         format: see `FORMAT`.
     """
 
@@ -68,6 +77,8 @@ class Parameters:
     retries: int
     retry_pause: float
     timeout: float
+    all_tries: bool = False
+    max_failed: str | None = None
     seed: int = SEED
     format: int = FORMAT
 
@@ -123,11 +134,22 @@ class Parameters:
             return "include or exclude holds what no file is named"
         if self.source not in ("directory", "list"):
             return "source is neither directory nor list"
+        if self.max_failed is not None and (flaw := max_failed_flaw(self.max_failed)):
+            return f"max_failed {flaw}"
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 return f"{name} {value} is not from {least} to {most}"
         return None
+
+    def most_failed(self, files: int) -> tuple[int, int] | None:
+        """How many files of a round of so many may fail before it is held, and how many must have
+        ended then; None: any number."""
+        if self.max_failed is None:
+            return None
+        if not self.max_failed.endswith("%"):
+            return int(self.max_failed), 0
+        return int(files * Decimal(self.max_failed.rstrip("%")) / 100), FEWEST_ENDED
 
     def differences(self, other: "Parameters") -> list[str]:
         """The names of the parameters in which two differ."""
@@ -146,6 +168,13 @@ def _check_format(found: Any) -> None:
             f"another version of imece enqueued it (its records have format {number}, and this "
             f"version has {FORMAT})"
         )
+
+
+def max_failed_flaw(text: str) -> str | None:
+    """What is wrong with a `max_failed`, or None."""
+    if _MAX_FAILED.fullmatch(text):
+        return None
+    return f"{text[:50]!r}: takes a number of files, or a percentage of the round's: 100 or 5%"
 
 
 def text_path(path: Path) -> str:

@@ -7,7 +7,8 @@ from redis import Redis
 
 from imece import names
 from imece.connection import raw, text
-from imece.run import keys, records
+from imece.run import causes, keys, records
+from imece.run.causes import Cause
 from imece.run.parameters import Parameters
 from imece.run.records import RecordError
 from imece.run.store import ENDED, ON, Run
@@ -49,6 +50,7 @@ class Status:
         timeline: seconds since the start -> files ended in that slot; those in which no worker had
             a job of the run are missing.
         slowest: (name, seconds), slowest first.
+        causes: why files have failed, by number.
         state: one of STATES; "stopped" for a local run whose last call has not come to its end.
         round: how often the run was enqueued; the counters are those of the last time.
         blocking_reason: why the run is held, or why workers can do nothing for it at the moment.
@@ -80,6 +82,7 @@ class Status:
     shortest: float
     timeline: dict[int, int]
     slowest: list[tuple[bytes, float]]
+    causes: list[Cause]
     blocking_reason: str | None
     backlog: Backlog
 
@@ -133,6 +136,7 @@ class Status:
             "queue": self.queue,
             **vars(self.backlog),
             "blocking_reason": self.blocking_reason,
+            "causes": [cause.entry() for cause in causes.commonest(self.causes, causes.SHOWN)],
         }
 
 
@@ -206,6 +210,8 @@ def _ask(pipeline: Any, run: Run) -> None:
     pipeline.hgetall(f"{run.key}:durations")
     pipeline.hgetall(f"{run.key}:timeline")
     pipeline.zrevrange(f"{run.key}:slowest", 0, -1, withscores=True)
+    pipeline.hlen(f"{run.key}:failures")
+    pipeline.hgetall(f"{run.key}:causes")
     _ask_backlog(pipeline, run.queue)
 
 
@@ -218,7 +224,7 @@ def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) 
 
 
 def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
-    time, jobs_left, durations, timeline, slowest, *queue = answers
+    time, jobs_left, durations, timeline, slowest, failed, found, *queue = answers
     numbers = {name: records.whole(fields, name) for name in COUNTERS}
     state = records.text(fields, "state") or ""
     if state not in STATES:
@@ -248,6 +254,7 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
         shortest=records.whole(fields, "shortest") / 1e6,
         timeline=slots,
         slowest=[(name, microseconds / 1e6) for name, microseconds in ranked],
+        causes=causes.of_hash(found, failed),
         blocking_reason=records.text(fields, "blocking_reason"),
         backlog=_backlog(queue, alive),
     )

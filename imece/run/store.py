@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from redis import Redis
@@ -11,7 +12,8 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from imece.connection import is_outage, raw, text
 from imece.errors import RunError
-from imece.run import keys, manifest, records, scripts
+from imece.run import causes, keys, manifest, records, scripts
+from imece.run.causes import Cause
 from imece.run.failure import Failure
 from imece.run.job import Cursor, Reference
 from imece.run.parameters import FormatError, Parameters
@@ -42,12 +44,14 @@ class Snapshot:
     Attributes:
         state: None if there is no such run.
         generation: "" if there is no such run.
+        failed: how many files have failed.
         held: bucket jobs that a worker has, or died with -> cursor.
     """
 
     state: str | None
     generation: str
     parts: tuple[str, ...]
+    failed: int
     held: dict[bytes, bytes]
 
 
@@ -181,7 +185,8 @@ class Run:
         with self.redis.pipeline() as pipeline:
             pipeline.hmget(self.key, "state", "generation", "parts")
             pipeline.hkeys(f"{self.key}:holders")
-            (state, generation, parts), holders = pipeline.execute()
+            pipeline.hlen(f"{self.key}:failures")
+            (state, generation, parts), holders, failed = pipeline.execute()
         fields = [field for field in holders if b":" not in field]
         cursors = self.redis.hmget(f"{self.key}:jobs", fields) if fields else []
         held = {
@@ -190,7 +195,7 @@ class Run:
             if cursor is not None
         }
         named = tuple(part for part in text(parts or b"").split(",") if part)
-        return Snapshot(_word(state), text(generation or b""), named, held)
+        return Snapshot(_word(state), text(generation or b""), named, failed, held)
 
     def claim(self, parameters: Parameters, token: str, ttl: int) -> str:
         """Takes the id for a producer that is about to list.
@@ -270,9 +275,19 @@ class Run:
 
     def failures(self) -> Iterator[tuple[bytes, Failure]]:
         """The quarantined files and why, in no order."""
-        for name, record in self.redis.hscan_iter(f"{self.key}:failures", count=500):
-            output = self.redis.hget(f"{self.key}:outputs", name)
-            yield name, Failure.read(record, raw(output) if output is not None else None)
+        found = self.redis.hscan_iter(f"{self.key}:failures", count=STEP)
+        while page := list(islice(found, STEP)):
+            outputs = self.redis.hmget(f"{self.key}:outputs", [name for name, _ in page])
+            for (name, record), output in zip(page, outputs, strict=True):
+                yield name, Failure.read(record, raw(output) if output is not None else None)
+
+    def causes(self) -> list[Cause]:
+        """What the quarantined files of this round have in common, by number."""
+        with self.redis.pipeline() as pipeline:
+            pipeline.hlen(f"{self.key}:failures")
+            pipeline.hgetall(f"{self.key}:causes")
+            failed, found = pipeline.execute()
+        return causes.of_hash(found, failed)
 
     def unfinished(self) -> dict[tuple[str, int], list[Cursor]]:
         """(part, bucket) -> the cursors of its unfinished bucket jobs."""

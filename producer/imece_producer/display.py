@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imece import names
+from imece.run.causes import SHOWN, Cause, commonest
 from imece.run.durations import quantile
 from imece.run.failure import Failure
 from imece.run.status import Status, read
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from imece_producer.grouping import Plan
 
 SPARKS = " ▁▂▃▄▅▆▇█"
-LONGEST_CAUSE = 300
-SHOWN_FAILURES = 10
+LONGEST_REASON = 300
+SHORTEST_FILE = 20
+"""Columns of a table of causes that are left for the names of files."""
 
 
 def put(text: str) -> None:
@@ -93,8 +95,49 @@ def enqueued(how: "Enqueued") -> str:
 
 def failure(name: bytes, why: Failure) -> str:
     tries = "1 try" if why.tries == 1 else f"{why.tries} tries"
-    cause = why.cause if len(why.cause) <= LONGEST_CAUSE else why.cause[:LONGEST_CAUSE] + "…"
-    return f"{names.shown(name)} ({tries}): {names.printable(cause)}"
+    reason = names.printable(shortened(why.last_line, LONGEST_REASON))
+    return f"{names.shown(name)} ({tries}): {reason}"
+
+
+def cause(found: Cause) -> str:
+    """`ValueError in convert.py:12 read_header, as a.csv: ValueError: no header`"""
+    text = names.printable(found.text)
+    if found.file:
+        text += f", as {names.shown(found.file)}"
+    if found.message not in ("", found.text):
+        text += f": {names.printable(shortened(found.message, LONGEST_REASON))}"
+    return text
+
+
+def causes(found: list[Cause]) -> Iterator[str]:
+    """The commonest causes of a run's failures, line by line."""
+    ranked = commonest(found)
+    for one in ranked[:SHOWN]:
+        yield f"{one.count:>9,}  {cause(one)}"
+    if others := ranked[SHOWN:]:
+        files = count(sum(one.count for one in others), "file")
+        yield f"           {count(len(others), 'more cause')} ({files})"
+
+
+def table_of_causes(ranked: list[Cause], width: int) -> Iterator[str]:
+    """Causes, line by line, in so many columns if there is room for all parts."""
+    rows = [("CAUSE", "FILES", "WHY", "AN EXAMPLE")]
+    for one in ranked:
+        numbers = str(one.number), f"{one.count:,}"
+        rows.append((*numbers, names.printable(one.text), names.shown(one.file)))
+    first, second, why, file = (max(len(row[column]) for row in rows) for column in range(4))
+    room = width - first - second - 6
+    third = min(why, max(room - min(file, SHORTEST_FILE), SHORTEST_FILE))
+    for number, files, text, name in rows:
+        left = f"{number:>{first}}  {files:>{second}}  {shortened(text, third):<{third}}  "
+        yield f"{left}{shortened(name, max(room - third, SHORTEST_FILE), at_end=True)}".rstrip()
+
+
+def shortened(text: str, longest: int, at_end: bool = False) -> str:
+    """A text of at most so many characters: its beginning, or its end."""
+    if len(text) <= longest:
+        return text
+    return "…" + text[1 - longest :] if at_end else text[: longest - 1] + "…"
 
 
 def line(status: Status, workers: str = "") -> str:
@@ -141,6 +184,7 @@ def block(status: Status) -> str:
     if status.is_held and not says_what_helps:
         lines.append(f"  imece resume {status.id} continues it when that is fixed")
     if status.failed:
+        lines += ["  failed", *causes(status.causes)]
         lines.append(f"  imece failures {status.id} says which failed and why")
     return "\n".join(lines)
 
@@ -222,35 +266,17 @@ def summary(status: Status, elapsed: float, replicas: list[int]) -> Iterator[str
 
 
 def failures(run: Run, last: Status, file: Path) -> Iterator[str]:
-    """The first failures of a run, line by line; all of them go to `file`, as JSON lines."""
-    if found := write_failures(run, last, file):
-        yield from first_failures(found)
-        yield all_failures(file)
-
-
-def write_failures(run: Run, last: Status, file: Path) -> list[tuple[bytes, Failure]]:
-    """The failures of a run by name, which go to `file`, as JSON lines."""
+    """Why files of a run have failed, line by line; all failures go to `file`, as JSON lines."""
     file.unlink(missing_ok=True)
     if not last.failed:
-        return []
+        return
     found = sorted(run.failures(), key=lambda item: item[0])
     with file.open("w", encoding="utf-8") as stream:
         for name, why in found:
             stream.write(names.json_line(failure_entry(name, why)) + "\n")
-    return found
-
-
-def all_failures(file: Path) -> str:
-    return f"  all failures, with what was printed: {file}"
-
-
-def first_failures(found: list[tuple[bytes, Failure]]) -> Iterator[str]:
-    """The first of a run's failures, line by line."""
     yield "  failed"
-    for name, why in found[:SHOWN_FAILURES]:
-        yield f"    {failure(name, why)}"
-    if len(found) > SHOWN_FAILURES:
-        yield f"    and {len(found) - SHOWN_FAILURES:,} more"
+    yield from causes(last.causes)
+    yield f"  all failures, with what was printed: {file}"
 
 
 def failure_entry(name: bytes, why: Failure) -> dict[str, object]:

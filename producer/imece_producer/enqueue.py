@@ -3,6 +3,7 @@
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
-from imece.connection import connect, text
+from imece.connection import connect, raw, text
 from imece.errors import RunError
 from imece.files.listing import Listing
-from imece.run import dead_workers, keys, scripts
+from imece.run import causes, dead_workers, keys, scripts
+from imece.run.causes import NOT_KNOWN, numbers
+from imece.run.failure import Failure
 from imece.run.job import Cursor, Reference
 from imece.run.parameters import IDENTITY, Parameters
 from imece.run.store import CLAIM_TTL, LOST_NAMES, ON, STEP, Run, Snapshot
@@ -91,13 +94,16 @@ class Producer:
         how = "resumed" if state in ("cancelled", "held") else "enqueued"
         return Enqueued(run, how, made, again)
 
-    def again(self, run: Run) -> int:
+    def again(self, run: Run, cause: int | None = None) -> int:
         """Enqueues the unfinished and the failed files of a run that is not on; how many they are.
 
         The names are those in Redis: nothing is listed, so this works where the files are not seen.
 
+        Args:
+            cause: the number of a cause. Files that failed with another one stay failed.
+
         Raises:
-            RunError: the run is on, or there is no such file.
+            RunError: the run is on, or there is no such file, or no such cause.
         """
         with run.explained():
             if (damage := run.damage(hold=True)) is not None:
@@ -108,13 +114,18 @@ class Producer:
             with self._claimed(run) as token:
                 if not self._claim(run, parameters, token):
                     raise RunError(f"run {run.id} is on: somebody else has enqueued it again")
-                files = list(not_done(run))
-                if len(files) < run.open_files():  # looked at after them: it only becomes less
+                if cause is not None:
+                    causes.check(run.id, run.causes(), cause)
+                meant, others = not_done(run, cause)
+                files = list(meant)
+                # Looked at after them: it only becomes less.
+                if len(files) + len(others) < run.open_files():
                     raise run.unusable(LOST_NAMES)
                 if not files:
                     raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
                 made = Plan(parameters, Listing(files), *grouping.divide(parameters, files))
-                self._next_round(run, token, parameters, made, only_these=True)
+                stay_failed = None if cause is None else others
+                self._next_round(run, token, parameters, made, True, stay_failed)
         return len(files)
 
     def _claim(self, run: Run, parameters: Parameters, token: str) -> bool:
@@ -186,6 +197,7 @@ class Producer:
     def _withdraw(self, run: Run, token: str, with_claim: bool = False) -> None:
         """Takes back what was staged, if Redis can be asked."""
         staged = [keys.staged(run.key, token), keys.order(run.key, token)]
+        staged += keys.kept(run.key, token)
         parts = [keys.manifest(run.key, part) for part in (token, _finished_part(token))]
         where = [run.key, keys.claim(run.key), *staged, *parts]
         try:
@@ -194,10 +206,21 @@ class Producer:
             pass  # all of it has a TTL
 
     def _next_round(
-        self, run: Run, token: str, parameters: Parameters, made: Plan, only_these: bool = False
+        self,
+        run: Run,
+        token: str,
+        parameters: Parameters,
+        made: Plan,
+        only_these: bool = False,
+        stay_failed: set[bytes] | None = None,
     ) -> tuple[str | None, int]:
         """Stages and commits; what the run's state was, and how many files are not in the plan's
-        jobs because a worker has them, or because they are known to be done."""
+        jobs because a worker has them, or because they are known to be done.
+
+        Args:
+            only_these: the plan does not have all files of the run.
+            stay_failed: failed files that are not in the plan. The causes keep their numbers then.
+        """
         overlap = Overlap(run, parameters, made.listing.files)
         look_for_finished = parameters.output is None and not only_these
         for _ in range(MOST_LOOKS):
@@ -215,13 +238,19 @@ class Producer:
             kept = {text(field).partition("-")[0] for field in found.kept}
             # A retry keeps all parts: what became of the other files is still known.
             parts += [part for part in before.parts if only_these or part in kept]
+            failed = 0
+            if stay_failed is not None:
+                failed = self._stage_failures(run, token, stay_failed)
+            files = len(found.to_do) + len(found.finished) + found.in_hand + failed
             fields: dict[str, str | int] = {
                 "parameters": parameters.encode(),
                 "parts": ",".join(parts),
-                "files": len(found.to_do) + len(found.finished) + found.in_hand,
+                "files": files,
+                "failed": failed,
                 "skipped": len(found.finished),
                 "buckets": shape.buckets,
                 "links_refused": made.listing.links_refused,
+                **limits(parameters, before, files, failed),
             }
             jobs = grouping.jobs(buckets, shape.files_per_job)
             answer = "overtaken"
@@ -235,6 +264,38 @@ class Producer:
             self._withdraw(run, token)
             time.sleep(TURN)
         raise RunError(f"run {run.id} was cancelled, or taken over, while it was being enqueued")
+
+    def _stage_failures(self, run: Run, token: str, names: set[bytes]) -> int:
+        """Writes the failures of these files, which stay as they are, and their causes where no
+        worker looks; how many they are."""
+        found = run.causes()
+        number_of, counts = numbers(found), Counter[int]()
+        staged_failures, staged_outputs, staged_causes = keys.kept(run.key, token)
+        listed = sorted(names)
+        for start in range(0, len(listed), STEP):
+            page = listed[start : start + STEP]
+            kept: list[Fields] = []
+            for key in (f"{run.key}:failures", f"{run.key}:outputs"):
+                values = zip(page, self.redis.hmget(key, page), strict=True)
+                kept.append({name: value for name, value in values if value is not None})
+            counts.update(number_of(Failure.read(raw(record))) for record in kept[0].values())
+            self._send_hashes(zip((staged_failures, staged_outputs), kept, strict=True))
+        there = self.redis.hgetall(f"{run.key}:causes")
+        fields: Fields = {raw(name): raw(value) for name, value in there.items()}
+        for one in found:
+            if one.number != NOT_KNOWN:
+                fields[f"{one.number}:count".encode()] = counts[one.number]
+        self._send_hashes([(staged_causes, fields)])
+        return counts.total()
+
+    def _send_hashes(self, hashes: Iterable[tuple[str, Fields]]) -> None:
+        """In a transaction: nothing is ever there without its TTL, whenever this process dies."""
+        with self.redis.pipeline() as pipeline:
+            for key, fields in hashes:
+                if fields:
+                    pipeline.hset(key, mapping=fields)
+                    pipeline.expire(key, STAGED_TTL)
+            pipeline.execute()
 
     def _stage(self, run: Run, part: str, buckets: list[Bucket], cap: int | None) -> None:
         """Writes manifests, cursors and their order where no worker looks. No `cap`: no cursors."""
@@ -283,16 +344,31 @@ class Producer:
             *(run.key, keys.claim(run.key)),
             *(keys.pending(run.queue), keys.leases(run.queue), keys.QUEUES),
             *(keys.staged(run.key, token), keys.order(run.key, token)),
+            *keys.kept(run.key, token),
         ]
         arguments: scripts.Arguments = [
             *(token, before.generation, self.settings.run_ttl, self.settings.result_ttl, jobs),
             repr(seen),
-            len(before.held),
+            *(fields["failed"], len(before.held)),
         ]
         for field, cursor in before.held.items():
             arguments += [field, cursor, int(field in kept)]
         arguments += chain.from_iterable(fields.items())
         return text(scripts.run("commit", self.redis, where, arguments))
+
+
+def limits(parameters: Parameters, before: Snapshot, files: int, failed: int) -> dict[str, int]:
+    """After how many failures a round of so many files is held, as fields of the run.
+
+    Args:
+        failed: files that have failed already. They do not count again; nor do those of a run that
+            was held. Their causes have been seen.
+    """
+    if (limit := parameters.most_failed(files)) is None:
+        return {}
+    most, fewest_ended = limit
+    seen = max(failed, before.failed if before.state == "held" else 0)
+    return {"most_failed": most + seen, "fewest_ended": fewest_ended}
 
 
 def _finished_part(token: str) -> str:

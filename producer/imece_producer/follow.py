@@ -1,5 +1,4 @@
-"""A run's progress as it comes: a bar on a terminal, plain lines elsewhere; its first failures by
-name."""
+"""A run's progress as it comes: a bar on a terminal, plain lines elsewhere; and why files fail."""
 
 import sys
 import time
@@ -9,9 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from imece import names
-from imece.connection import OUTAGES
 from imece.run.status import Status
-from imece.run.store import Run
 from imece_producer import display
 
 if TYPE_CHECKING:
@@ -22,8 +19,8 @@ PLAIN_INTERVAL = 2.0
 
 SHORTEST_BAR, LONGEST_BAR = 10, 40
 
-NAMED = 10
-"""How many failures are named; `imece failures` names all."""
+MOST_TOLD = 10
+"""How many causes get a line of their own; `imece failures RUN --by-cause` shows all."""
 
 
 class Follower:
@@ -37,18 +34,17 @@ class Follower:
     def __init__(self, live: "Live | None", quiet: bool = False) -> None:
         self._quiet = quiet
         self._live = live
-        self._named: set[bytes] = set()
+        self._told: set[int] = set()
         self._last = ("", float("-inf"))
 
-    def show(self, run: Run, status: Status, extra: str = "") -> None:
+    def show(self, status: Status, extra: str = "") -> None:
         if self._quiet:
             return
-        if status.failed > len(self._named) and len(self._named) < NAMED:
-            for text in self._new_failures(run):
-                self._put(text)
         if self._live is not None:
-            self._live.update(Line(status, extra), refresh=True)
+            self._live.update(Lines(status, extra), refresh=True)
             return
+        for text in self._new_causes(status):
+            display.put(text)
         text = display.line(status, extra)
         now = time.monotonic()
         if text != self._last[0] and (now - self._last[1] >= PLAIN_INTERVAL or status.has_stopped):
@@ -56,23 +52,28 @@ class Follower:
             display.put(f"{stamp} {text}")
             self._last = (text, now)
 
-    def _put(self, text: str) -> None:
-        if self._live is not None:
-            self._live.console.print(names.printable(text), markup=False, highlight=False)
-        else:
-            display.put(text)
+    def _new_causes(self, status: Status) -> Iterator[str]:
+        for cause in status.causes:
+            if cause.count and cause.number not in self._told and len(self._told) < MOST_TOLD:
+                self._told.add(cause.number)
+                yield f"failed: {display.cause(cause)}"
+                if len(self._told) == MOST_TOLD:
+                    yield f"`imece failures {status.id} --by-cause` shows all causes"
 
-    def _new_failures(self, run: Run) -> Iterator[str]:
-        try:
-            for name, why in run.failures():
-                if name not in self._named:
-                    self._named.add(name)
-                    yield f"failed: {display.failure(name, why)}"
-                    if len(self._named) == NAMED:
-                        yield f"`imece failures {run.id}` names all that fail"
-                        return
-        except OUTAGES:
-            pass  # the next look at the status says so, or waits
+
+class Lines:
+    """What a terminal shows: how far the run is, and the commonest causes of failures."""
+
+    def __init__(self, status: Status, extra: str) -> None:
+        self._line = Line(status, extra)
+        self._causes = list(display.causes(status.causes))
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        yield self._line
+        for text in self._causes:
+            yield Text(text, no_wrap=True, overflow="ellipsis")
 
 
 class Line:
@@ -130,12 +131,12 @@ def following(quiet: bool = False) -> Iterator[Follower]:
         yield Follower(live)
 
 
-def follow(run: Run, read_status: Callable[[], Status], quiet: bool = False) -> Status:
+def follow(read_status: Callable[[], Status], quiet: bool = False) -> Status:
     """Shows a run's progress until it ends or is held; its last status."""
     with following(quiet) as follower:
         while True:
             status = read_status()
-            follower.show(run, status)
+            follower.show(status)
             if status.has_stopped:
                 return status
             time.sleep(0.5)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from imece import names
 from imece.errors import ListingError, UsageError
 from imece.run.manifest import MOST_BUCKETS
-from imece.run.parameters import Parameters, text_path
+from imece.run.parameters import Parameters, max_failed_flaw, text_path
 from imece.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def parameters_of(
     buckets: int | None,
     files_per_job: int | None,
     retries: int | None,
+    max_failed: str | None,
     timeout: float | None,
 ) -> Parameters:
     from imece.files.listing import check_directories
@@ -41,6 +42,8 @@ def parameters_of(
         raise UsageError(f"--suffix '{names.printable(suffix)}': takes an ending like .json")
     if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError(f"--timeout {timeout}: takes seconds, more than 0")
+    if max_failed is not None and (flaw := max_failed_flaw(max_failed)):
+        raise UsageError(f"--max-failed {flaw}")
     parameters = Parameters(
         input=text_path(source.absolute()),
         output=text_path(output) if output is not None else None,
@@ -54,6 +57,8 @@ def parameters_of(
         files_per_job=files_per_job or settings.files_per_job,
         retries=settings.retries if retries is None else retries,
         retry_pause=settings.retry_pause,
+        max_failed=max_failed or settings.max_failed,
+        all_tries=retries is not None or settings.wants_all_tries,
         timeout=timeout or settings.file_timeout,
     )
     if buckets is not None and buckets > MOST_BUCKETS:  # of Airflow's operator; here typer has it

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from imece.run import causes
 from imece.run.job import Cursor, Reference
 from imece.run.records import RecordError
 from imece.run.store import Run, Snapshot
@@ -64,12 +65,22 @@ def open_files(bucket: list[bytes], cursors: list[Cursor]) -> set[bytes]:
     return found
 
 
-def not_done(run: Run) -> set[bytes]:
-    """The files of a run that failed, or that no worker has started."""
-    files = {name for name, _ in run.failures()}
+def not_done(run: Run, cause: int | None = None) -> tuple[set[bytes], set[bytes]]:
+    """The files of a run that failed, or that no worker has started.
+
+    Args:
+        cause: the number of a cause: files that failed with another one are not meant.
+
+    Returns:
+        Those that are meant; and the failed ones that are not.
+    """
+    number_of = causes.numbers(run.causes())
+    meant, others = set[bytes](), set[bytes]()
+    for name, failure in run.failures():
+        (meant if cause in (None, number_of(failure)) else others).add(name)
     for (part, bucket), cursors in run.unfinished().items():
-        files |= open_files(run.names(part, bucket), cursors)
-    return files
+        meant |= open_files(run.names(part, bucket), cursors)
+    return meant, others
 
 
 def done(run: Run, parts: tuple[str, ...]) -> set[bytes]:

@@ -100,6 +100,7 @@ def test_process_files_runs_from_preflight_to_the_figures(
         ("suffix", "json", "suffix 'json': takes an ending like .json"),
         ("processor", "p.py", "processor 'p.py': takes package.module:function"),
         ("allow_failed", "many", "allow_failed 'many': takes a number of files, or a share"),
+        ("max_failed", "many", "--max-failed 'many': takes a number of files, or a percentage"),
         ("queue", "a queue", "IMECE_QUEUE: "),
     ],
 )

@@ -1,5 +1,6 @@
 """One task for one run: `dag.test()` with real workers and a real server."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_failed_files_fail_the_task_and_are_named_and_listed(
     assert task.try_number == 1
     said = capfd.readouterr().out
     assert "2 of 7 files failed" in said
-    assert "bad-1.txt (1 try): ValueError: one is bad" in said
+    assert re.search(r" 2  ValueError in processors.py:\d+ by_content, as bad-\d.txt: Val", said)
     file = connected.target / ".imece-failures" / "run.jsonl"
     assert str(file) in said
     assert listed(file) == ["bad-1.txt", "bad-2.txt"]
@@ -74,6 +75,24 @@ def test_some_files_may_be_allowed_to_fail(connected: Workbench) -> None:
     assert task.state == "success"
     assert task.xcom_pull(task_ids="run")["failed"] == 1
     assert run(connected, allow_failed="0.01").state == "failed"
+
+
+def test_a_run_with_too_many_failures_is_held_and_a_cleared_task_goes_on(
+    connected: Workbench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    connected.settings["processor"] = "tests.processors:by_content"
+    for number in range(40):
+        connected.file(f"bad-{number}.txt", "raise bad")
+    connected.worker()
+    assert run(connected, max_failed="5").state == "failed"
+    said = capfd.readouterr().out
+    assert "run run is held: " in said
+    assert "--max-failed allows 5" in said
+    assert "ValueError in processors.py:" in said
+    for number in range(40):
+        connected.file(f"bad-{number}.txt", "good")
+    assert run(connected, max_failed="5").state == "success"
+    assert len(connected.outputs()) == 40
 
 
 def test_another_dag_run_with_the_same_run_id_is_the_next_round(connected: Workbench) -> None:

@@ -16,11 +16,16 @@ HELD = 16
 
 
 class PathError(Exception):
-    """A file cannot be read or written where it should be. The text is the reason that is kept."""
+    """A file cannot be read or written where it should be. The text is the reason that is kept.
 
-    def __init__(self, text: str, number: int | None = None) -> None:
+    Attributes:
+        cause: the text, without what differs from file to file.
+    """
+
+    def __init__(self, text: str, number: int | None = None, cause: str = "") -> None:
         super().__init__(text)
         self.errno = number
+        self.cause = cause or text
 
 
 class Tree:
@@ -93,7 +98,8 @@ class Tree:
             return b""
         if not resolved.startswith(self._within):
             raise PathError(
-                f"a link leads it out of {names.shown(self.path)}, to {names.shown(resolved)}"
+                f"a link leads it out of {names.shown(self.path)}, to {names.shown(resolved)}",
+                cause=f"a link leads it out of {names.shown(self.path)}",
             )
         return resolved[len(self._within) :]
 

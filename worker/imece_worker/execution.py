@@ -15,7 +15,7 @@ from typing import Any, Literal
 from imece import names
 from imece.errors import SettingsError
 from imece.run.claim import Action, Claim, Claimed
-from imece_worker import log, runner, stops
+from imece_worker import causes, log, runner, stops
 from imece_worker.checkpoints import Checkpoints, Unanswered
 from imece_worker.context import WorkerContext
 from imece_worker.control import NONE
@@ -172,7 +172,8 @@ class Execution:
             self._paths.clear(execution)
         now, marked = progress.cursor(), claimed.cursor.marked
         if marked != NONE and (marked >= now.next or marked in now.retries):
-            self._charge(marked, "its worker died while at it (killed, out of memory?)", "")
+            reason = f"{causes.DIED_WITH_WORKER} (killed, out of memory?)"
+            self._charge(marked, causes.DIED_WITH_WORKER, reason, "")
 
     def _process(self) -> int | bytes:
         """Gives the job to a runner and watches it, until it leaves the job or dies.
@@ -301,12 +302,12 @@ class Execution:
         elif self._was_stopped(code):
             pass
         elif is_overdue:
-            limit = f"{self._claimed.parameters.timeout:g} s"
-            how = f"took longer than its limit of {limit}, and was killed"
+            limit = self._claimed.parameters.timeout
+            how = f"took longer than its limit of {limit:g} s, and was killed"
             reason = f"{self._supervisor.capture.text()}\n{how}".strip()
-            self._charge(index, reason, "")
+            self._charge(index, causes.of_timeout(limit), reason, "")
         else:
-            self._charge(index, runner.cause_of_death(code), self._supervisor.capture.text())
+            self._charge(index, *runner.death(code), self._supervisor.capture.text())
         return True
 
     def _was_stopped(self, code: int) -> bool:
@@ -319,8 +320,8 @@ class Execution:
             return wakeup.stopping
         return wakeup.at_once
 
-    def _charge(self, index: int, reason: str, output: str) -> None:
-        tries = self._progress.charge(index, reason, output)
+    def _charge(self, index: int, cause: str, reason: str, output: str) -> None:
+        tries = self._progress.charge(index, cause, reason, output)
         log.event(
             "file killed its process",
             logging.WARNING,

@@ -108,6 +108,7 @@ class Outputs:
             f"{path} is in the way: {what}. Move it away, then: imece retry RUN "
             "(with imece local: the same call)",
             errno.EEXIST,
+            cause=f"{what} is in the way of its output",
         )
 
     def prepare(self, index: int, name: bytes) -> bytes:
@@ -124,7 +125,9 @@ class Outputs:
         except OSError as error:
             wanted = os.path.join(self.tree.path, directory)
             raise PathError(
-                f"the directory {names.shown(wanted)} cannot be made: {error.strerror}", error.errno
+                f"the directory {names.shown(wanted)} cannot be made: {error.strerror}",
+                error.errno,
+                cause=f"the directory of its output cannot be made: {error.strerror}",
             ) from None
         self._output, self._directory, self._last = output, directory, last
         self._temporary = temporary = self.temporary(index, last)

@@ -36,10 +36,15 @@ class CommandError(Exception):
 
 
 class Function:
-    """`package.module:function`, imported once."""
+    """`package.module:function`, imported once.
+
+    Attributes:
+        package: the name of the function's package.
+    """
 
     def __init__(self, spec: str) -> None:
         module, _, attributes = spec.partition(":")
+        self.package = module.partition(".")[0]
         try:
             found: object = importlib.import_module(module)
             for attribute in attributes.split("."):
@@ -74,7 +79,7 @@ class Command:
     """
 
     errors: Capture
-
+    package = ""
     _PLACES = re.compile(rb"\{(input|output)\}")
 
     def __init__(self, template: str) -> None:
@@ -88,11 +93,15 @@ class Command:
             raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]} here")
         self._words = [os.fsencode(word) for word in (program, *words[1:])]
 
+    def words(self, source: bytes, target: bytes | None) -> list[bytes]:
+        """The program and its arguments, for one file."""
+        values = {b"input": source, b"output": target or b""}
+        return [self._PLACES.sub(lambda place: values[place[1]], word) for word in self._words]
+
     def __call__(self, source: bytes, target: bytes | None) -> None:
         """As that of `Function`."""
-        values = {b"input": source, b"output": target or b""}
         signals = stops.heard()
-        words = [self._PLACES.sub(lambda place: values[place[1]], word) for word in self._words]
+        words = self.words(source, target)
         self.errors.clear()
         # Standard output goes where the runner's own goes: into its capture.
         ended = subprocess.run(

@@ -213,11 +213,17 @@ class Progress:
                 self._ahead.remove(self._next)
                 self._next += 1
 
-    def charge(self, file: int, reason: str, output: str) -> int:
+    def charge(self, file: int, cause: str, reason: str, output: str) -> int:
         """A try of this file killed its process; how often it has been tried now."""
-        tries = self._try_of(file)
-        retry = next_try(tries, self._claimed.parameters, self._clock)
-        detail = {"due": retry.due if retry else None, "reason": reason, "output": output}
+        before = self._retries.get(file)
+        tries, retry = next_try(before, 0, self._claimed.parameters, self._clock)
+        detail = {
+            "due": retry.due if retry else None,
+            "cause": cause,
+            "error": 0,
+            "reason": reason,
+            "output": output,
+        }
         ended = int(time.time())
         row = Row(file, Outcome.FAILED, tries, ended, detail=json.dumps(detail).encode())
         self.note(row)
@@ -231,12 +237,13 @@ class Progress:
     def _note_failure(self, row: Row) -> None:
         detail = json.loads(row.detail)
         if detail["due"] is not None:
-            self._retries[row.file] = PendingRetry(row.tries, detail["due"])
+            self._retries[row.file] = PendingRetry(row.tries, detail["due"], detail["error"])
             self._batch.retried += 1
             return
         self._retries.pop(row.file, None)
         self._batch.failed += 1
-        failure = Failure(detail["reason"], row.tries, time.time(), self._worker, detail["output"])
+        why = [detail[name] for name in ("output", "cause")]
+        failure = Failure(detail["reason"], row.tries, time.time(), self._worker, *why)
         self._batch.failures.append((self._claimed.files[row.file], failure))
 
     def _count(self, ended: list[Row]) -> None:

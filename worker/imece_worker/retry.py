@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imece.run.job import PendingRetry
 from imece.run.parameters import Parameters
@@ -36,11 +36,23 @@ def pause(tries: int, parameters: Parameters) -> float:
     return float(min(parameters.retry_pause * 2.0**doublings, LONGEST_PAUSE))
 
 
-def next_try(tries: int, parameters: Parameters, clock: ServerClock) -> PendingRetry | None:
-    """What a file is owed after `tries` failed tries; None: quarantine."""
-    if tries > parameters.retries:
-        return None
-    return PendingRetry(tries, clock.now() + pause(tries, parameters))
+def next_try(
+    before: PendingRetry | None, error: int, parameters: Parameters, clock: ServerClock
+) -> tuple[int, PendingRetry | None]:
+    """How often a file has been tried, now that a try of it has failed, and what it is owed.
+
+    Args:
+        before: what it was owed until then.
+        error: see `PendingRetry`.
+
+    Returns:
+        None in place of the second: quarantine.
+    """
+    tries = before.tries + 1 if before is not None else 1
+    in_vain = before is not None and error != 0 and before.error == error
+    if tries > parameters.retries or (in_vain and not parameters.all_tries):
+        return tries, None
+    return tries, PendingRetry(tries, clock.now() + pause(tries, parameters), error)
 
 
 def taken_over(
@@ -50,6 +62,6 @@ def taken_over(
     been wrong, or the server's may have been set back since."""
     now = clock.now()
     return {
-        index: PendingRetry(entry.tries, min(entry.due, now + pause(entry.tries, parameters)))
+        index: replace(entry, due=min(entry.due, now + pause(entry.tries, parameters)))
         for index, entry in retries.items()
     }

@@ -21,7 +21,7 @@ from typing import NoReturn
 from imece.files import ledger
 from imece.files.ledger import Outcome, Row, Segment
 from imece.run.failure import LONGEST_REASON, tail
-from imece_worker import stops
+from imece_worker import causes, stops
 from imece_worker.capture import Capture
 from imece_worker.control import Control
 from imece_worker.directories import PathError
@@ -260,7 +260,12 @@ class Runner:
                 control.end()
                 return False
             if fault is None:
-                fault = self._record(index, _reason(error))
+                limit = self._context.limits.address_space
+                cause = causes.of_exception(
+                    error, self._context.processor.package, limit and limit * 2**20
+                )
+                number = causes.error_number(error, cause)
+                fault = self._record(index, cause, number, _reason(error))
             if fault is not None:  # the file is not charged a try
                 control.void = index
                 self._stalled = fault.replace("\n", " ").encode() + b"\n"
@@ -375,13 +380,15 @@ class Runner:
         while self._control.overdue == index:
             time.sleep(0.01)
 
-    def _record(self, index: int, reason: str) -> str | None:
+    def _record(self, index: int, cause: str, error: int, reason: str) -> str | None:
         """A failed try: its row; or what is wrong with the directories, if that cannot be
         written."""
-        tries = self._retries[index].tries + 1 if index in self._retries else 1
-        retry = next_try(tries, self._a.parameters, self._a.clock)
+        before = self._retries.get(index)
+        _, retry = next_try(before, error, self._a.parameters, self._a.clock)
         detail = {
             "due": retry.due if retry else None,
+            "cause": cause,
+            "error": error,
             "reason": reason,
             "output": self._context.capture.text(),
         }
@@ -400,25 +407,20 @@ class Runner:
 def _reason(error: BaseException) -> str:
     if isinstance(error, PathError | CommandError):
         return str(error)
-    # It begins at the processor's frames: ours do not help its author.
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(
-        "imece_worker."
-    ):
-        frames = frames.tb_next
     try:
+        frames = causes.frames_of(error)
         text = "".join(traceback.format_exception(type(error), error, frames))
     except Exception:  # a processor's own class
         text = type(error).__name__
     return tail(text, LONGEST_REASON)
 
 
-def cause_of_death(code: int) -> str:
-    """What a process has died of, by its exit code; negative for a signal."""
+def death(code: int) -> tuple[str, str]:
+    """What a process has died of, by its exit code, negative for a signal: cause and reason."""
     if code == CLOSED_OURS:
-        return "the processor closed files that imece had opened, and failed"
+        return causes.CLOSED_OURS, f"{causes.CLOSED_OURS}, and failed"
+    cause = causes.of_exit(code)
     if code >= 0:
-        return f"its process ended itself with exit code {code}"
-    name = signal.Signals(-code).name
+        return cause, f"its process ended itself with {cause}"
     hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-    return f"its process was killed by {name}{hint}"
+    return cause, f"its process was {cause}{hint}"

@@ -95,6 +95,7 @@ def parameters_of(
         files_per_job=None,
         retries=settings.retries,
         retry_pause=settings.retry_pause,
+        all_tries=settings.wants_all_tries,
         timeout=settings.file_timeout,
     )
 
@@ -133,7 +134,7 @@ class Share:
                 logging.ERROR,
                 file=names.shown(name),
                 tries=why.tries,
-                reason=why.cause,
+                reason=why.last_line,
             )
         if time.monotonic() - self._said >= LOG_PAUSE:
             self._said = time.monotonic()

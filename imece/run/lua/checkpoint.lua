@@ -13,13 +13,17 @@
 --        durations {step: count}, shortest (microseconds, or -1), untouched
 --      9 run TTL, s  10 result TTL, s  11 reason for a stall  12 the round that the worker knows
 --      13 failures, count, then name, record, output of each
+--      then their causes, count, then text, count of failures, name and message of the first of each
 --      then pairs of name and microseconds: candidates for the slowest files
--- Returns {'held' | 'stop' (the run is not on) | 'lost' | 'gone', length of the queue}, or {'round',
+-- If more files have failed than the run's field `most_failed` says, the run is held.
+-- Returns {'held' | 'stop' (the run is not on) | 'lost' | 'gone', length of the queue}, with a third
+-- entry if this call has held the run: its jobs are to be taken out of the queue. Or {'round',
 -- round}: another round has begun since, and has kept the job. Nothing is recorded of the batch, for
 -- its outputs may have been removed before that round: the worker is to look, and to send it again.
 local run, leases, queue = KEYS[1], KEYS[2], KEYS[3]
 local member, field, action, number = ARGV[1] .. ':' .. ARGV[2], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local detailed = 1000
+local most_causes = 200 -- so many are counted by themselves; as imece/run/causes.py has it
 
 local expiry = redis.call('ZSCORE', leases, member)
 if not expiry then
@@ -52,6 +56,39 @@ end
 local function add(key, name, amount)
   if amount and amount ~= 0 then
     redis.call('HINCRBY', key, name, string.format('%.0f', amount))
+  end
+end
+
+-- Counts failures by their cause, which has a number for as long as the round lasts.
+local function count_cause(text, count, name, message)
+  local causes = run .. ':causes'
+  local number = redis.call('HGET', causes, '=' .. text)
+  if not number then
+    local last = tonumber(redis.call('HGET', causes, 'last') or 0) or 0
+    number = string.format('%.0f', math.min(last, most_causes) + 1)
+    if last < most_causes then
+      redis.call('HSET', causes, 'last', number, '=' .. text, number, number .. ':text', text)
+    else
+      redis.call('HSET', causes, number .. ':text', 'other causes')
+    end
+  end
+  local before = tonumber(redis.call('HGET', causes, number .. ':count') or 0) or 0
+  if before == 0 then
+    redis.call('HSET', causes, number .. ':file', name, number .. ':message', message)
+  end
+  redis.call('HSET', causes, number .. ':count', string.format('%.0f', before + count))
+end
+
+-- Why the run is to be held, if too many files have failed.
+local function too_many_failed()
+  local most, fewest, files, done, failed, skipped =
+    unpack(redis.call('HMGET', run, 'most_failed', 'fewest_ended', 'files', 'done', 'failed', 'skipped'))
+  most, failed = tonumber(most or nil), tonumber(failed or 0)
+  local ended = failed + (done or 0) + (skipped or 0)
+  if most and failed > most and ended >= (tonumber(fewest or 0) or 0) then
+    local id = run_id(run)
+    return string.format('%.0f of %s files have failed, and --max-failed allows %.0f: `imece failures %s ' ..
+      '--by-cause` says why, and `imece resume %s` goes on after the fix', failed, files or 0, most, id, id)
   end
 end
 
@@ -95,6 +132,11 @@ if deltas then
     end
     argument = argument + 3
   end
+  argument = argument + 1
+  for _ = 1, tonumber(ARGV[argument - 1]) do
+    count_cause(unpack(ARGV, argument, argument + 3))
+    argument = argument + 4
+  end
   while argument < #ARGV do
     redis.call('ZADD', run .. ':slowest', 'GT', ARGV[argument + 1], ARGV[argument])
     argument = argument + 2
@@ -108,6 +150,14 @@ if deltas then
   end
 end
 keep_new(run)
+
+local has_held
+local is_last = action == 'finish' and redis.call('HLEN', run .. ':jobs') == 1 -- then the run ends
+local reason = deltas and is_on(state) and not is_last and too_many_failed()
+if reason then
+  hold(run, reason, time)
+  state, has_held = 'held', 1
+end
 
 if action == 'continue' then
   redis.call('ZADD', leases, 'XX', time + tonumber(ARGV[3]), member)
@@ -149,4 +199,4 @@ else
     keep(run, tonumber(ARGV[10]))
   end
 end
-return {is_on(state) and 'held' or 'stop', redis.call('LLEN', queue)}
+return {is_on(state) and 'held' or 'stop', redis.call('LLEN', queue), has_held}

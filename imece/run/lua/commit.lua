@@ -6,11 +6,12 @@
 --
 -- KEYS 1 run  2 claim  3 queue  4 leases (rq:wip)  5 RQ's set of queues
 --      6 staged cursors {field: cursor}  7 their order, a list of fields
+--      8 the failures that stay as they are  9 what these files have printed  10 the causes of failures
 -- ARGV 1 token of the producer  2 generation the run must be in ('': there must be no run)
 --      3 run TTL, s  4 result TTL, s  5 count of staged jobs  6 score in the list of runs
---      up to which the producer has compared outputs  7 count of held jobs, then of each field,
---      cursor and '1' if it is kept, '0' if it is dropped; then pairs of field and value, set
---      in the run's hash; `parts` among them
+--      up to which the producer has compared outputs  7 count of the failures that stay
+--      8 count of held jobs, then of each field, cursor and '1' if it is kept, '0' if it is dropped;
+--      then pairs of field and value, set in the run's hash; `parts` among them
 -- Returns 'committed'; 'changed': a kept job has moved, look again; 'overtaken': a run has come that
 --      the producer has not compared outputs with; 'withdrawn': the claim is gone.
 local run, claim, queue, leases, token = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
@@ -27,11 +28,11 @@ if (generation or '') ~= ARGV[2] then
   return 'changed'
 end
 
-local looked, kept, count = {}, {}, tonumber(ARGV[7])
+local looked, kept, count = {}, {}, tonumber(ARGV[8])
 for index = 1, count do
-  local field, cursor = ARGV[5 + 3 * index], ARGV[6 + 3 * index]
+  local field, cursor = ARGV[6 + 3 * index], ARGV[7 + 3 * index]
   looked[field] = cursor
-  kept[field] = ARGV[7 + 3 * index] == '1' and cursor or nil
+  kept[field] = ARGV[8 + 3 * index] == '1' and cursor or nil
 end
 local holders = redis.call('HGETALL', run .. ':holders')
 local held = {}
@@ -53,16 +54,18 @@ end
 if redis.call('ZCOUNT', listed(run), '(' .. ARGV[6], '+inf') > 0 then
   return 'overtaken'
 end
-if redis.call('HLEN', KEYS[6]) ~= tonumber(ARGV[5]) then
+if redis.call('HLEN', KEYS[6]) ~= tonumber(ARGV[5])
+  or redis.call('HLEN', KEYS[8]) ~= tonumber(ARGV[7]) then
   return 'withdrawn' -- what was staged has expired
 end
 
 redis.call('UNLINK', run .. ':jobs', run .. ':waiting', run .. ':failures', run .. ':outputs',
-  run .. ':durations', run .. ':timeline', run .. ':slowest')
+  run .. ':causes', run .. ':durations', run .. ':timeline', run .. ':slowest')
 redis.call('HDEL', run, 'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out', 'shortest',
-  'started', 'ended', 'untouched', 'pauses', 'not_before', 'blocking_reason', 'blocked_at', 'window')
+  'started', 'ended', 'untouched', 'pauses', 'not_before', 'blocking_reason', 'blocked_at', 'window',
+  'most_failed', 'fewest_ended')
 local fields = {}
-for index = 8 + 3 * count, #ARGV do
+for index = 9 + 3 * count, #ARGV do
   fields[#fields + 1] = ARGV[index]
 end
 redis.call('HSET', run, unpack(fields))
@@ -74,6 +77,11 @@ redis.call('HINCRBY', run, 'round', 1)
 if redis.call('EXISTS', KEYS[6]) == 1 then
   redis.call('RENAME', KEYS[6], run .. ':jobs')
   redis.call('RENAME', KEYS[7], run .. ':waiting')
+end
+for index, suffix in ipairs({':failures', ':outputs', ':causes'}) do
+  if redis.call('EXISTS', KEYS[7 + index]) == 1 then
+    redis.call('RENAME', KEYS[7 + index], run .. suffix)
+  end
 end
 for index = 1, #holders, 2 do -- what is not kept is over
   if not held[string.match(holders[index], '^[^:]*')] then

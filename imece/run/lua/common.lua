@@ -41,7 +41,8 @@ local function at_least(key, ttl)
 end
 
 local suffixes = {
-  '', ':jobs', ':waiting', ':holders', ':failures', ':outputs', ':durations', ':timeline', ':slowest'
+  '', ':jobs', ':waiting', ':holders', ':failures', ':outputs', ':causes', ':durations', ':timeline',
+  ':slowest'
 }
 local kinds = {[':waiting'] = 'list', [':slowest'] = 'zset'} -- the others, and the claim, are hashes
 

@@ -1,6 +1,6 @@
 -- Takes back what a producer has staged, unless it has been committed after all.
 --
--- KEYS 1 run  2 claim  3 staged cursors  4 their order, then the parts of the manifest
+-- KEYS 1 run  2 claim  3 staged cursors  4 their order, then what else is staged
 -- ARGV 1 token of the producer  2 '1' if the claim is given up, too
 local run = KEYS[1]
 if redis.call('HGET', run, 'token') == ARGV[1] then

@@ -77,15 +77,15 @@ class ImeceRunOperator(ImeceOperator):
             IMECE_OUTPUT). The input directory is listed here. "-" for the output: the processor
             keeps what it makes elsewhere; then the next round of a done run processes all again.
         run_id: by default made of the ids of DAG, DAG run and task.
-        include, exclude, hidden, from_file, null, suffix, overwrite, buckets, files_per_job: as
-            `imece enqueue` takes them. Globs are a list, or one a line.
+        include, exclude, hidden, from_file, null, suffix, overwrite, buckets, files_per_job,
+            max_failed: as `imece enqueue` takes them. Globs are a list, or one a line.
         file_retries, file_timeout: its --retries and --timeout, for each file; `retries` are the
             task's own.
         run_queue: the RQ queue; None: IMECE_QUEUE. (`queue` is that of the Airflow executor.)
         max_replicas: the limit of replicas to set before; None: as it is.
         empty: what to do if there are no files: "succeed", "skip" or "fail".
-        allow_failed: how many files may fail before the task does: a number, or a share of all
-            files below 1 (0.01, or "1%").
+        allow_failed: how many files of an ended run may have failed before the task fails: a
+            number, or a share of all files below 1 (0.01, or "1%").
         failures_file: where the list of failed files goes, as JSON lines; None: below the output
             directory.
         redis_conn_id, kubernetes_conn_id: see `ImeceOperator`; the second for `max_replicas` only.
@@ -95,9 +95,9 @@ class ImeceRunOperator(ImeceOperator):
 
     template_fields: Sequence[str] = (
         "input_dir", "output_dir", "run_id", "include", "exclude", "hidden", "from_file", "null",
-        "suffix", "overwrite", "buckets", "files_per_job", "file_retries", "file_timeout",
-        "run_queue", "max_replicas", "empty", "allow_failed", "failures_file", "redis_conn_id",
-        "kubernetes_conn_id",
+        "suffix", "overwrite", "buckets", "files_per_job", "max_failed", "file_retries",
+        "file_timeout", "run_queue", "max_replicas", "empty", "allow_failed", "failures_file",
+        "redis_conn_id", "kubernetes_conn_id",
     )  # fmt: skip
     operator_extra_links = (ImeceRunLink(),)
     ui_color = "#f4e3c1"
@@ -117,6 +117,7 @@ class ImeceRunOperator(ImeceOperator):
         overwrite: bool | str = False,
         buckets: int | str | None = None,
         files_per_job: int | str | None = None,
+        max_failed: int | str | None = None,
         file_retries: int | str | None = None,
         file_timeout: float | str | None = None,
         run_queue: str | None = None,
@@ -141,6 +142,7 @@ class ImeceRunOperator(ImeceOperator):
         self.overwrite = overwrite
         self.buckets = buckets
         self.files_per_job = files_per_job
+        self.max_failed = max_failed
         self.file_retries = file_retries
         self.file_timeout = file_timeout
         self.run_queue = run_queue
@@ -252,6 +254,7 @@ class ImeceRunOperator(ImeceOperator):
             hidden=fields.switch(self.hidden, "hidden"),
             buckets=fields.whole(self.buckets, "buckets"),
             files_per_job=fields.whole(self.files_per_job, "files_per_job"),
+            max_failed=fields.words(self.max_failed),
             retries=fields.whole(self.file_retries, "file_retries", least=0),
             timeout=fields.number(self.file_timeout, "file_timeout"),
         )
@@ -296,10 +299,11 @@ class ImeceRunOperator(ImeceOperator):
         last = status.read(run)
         self.log.info("%s", "\n".join(display.summary(last, last.seconds, [])))
         if last.is_held:
-            raise AirflowFailException(
+            says = (
                 f"run {run.id} is held: {last.blocking_reason}. When that is fixed, clear this "
                 "task: it goes on where it was"
             )
+            raise AirflowFailException("\n".join([says, *display.causes(last.causes)]))
         if last.state == "cancelled":
             raise AirflowFailException(
                 f"run {run.id} was cancelled with {display.count(last.left, 'file')} left: "
@@ -325,7 +329,7 @@ class ImeceRunOperator(ImeceOperator):
         }
 
     def _list_failures(self, run: Run, last: Status) -> list[str]:
-        """The first failures, line by line. All of them go to a file, where one can be written."""
+        """Why files failed, line by line. All failures go to a file, where one can be written."""
         output = last.parameters.output_path
         file = Path(str(self.failures_file)) if self.failures_file else None
         if file is None and output is not None:
@@ -339,8 +343,8 @@ class ImeceRunOperator(ImeceOperator):
                 return list(display.failures(run, last, file))
             except OSError as error:
                 where = f" ({file} cannot be written: {error.strerror})"
-        found = sorted(run.failures(), key=lambda item: item[0])
-        return [*display.first_failures(found), f"  all of them: imece failures {run.id}{where}"]
+        told = ["  failed", *display.causes(last.causes)]
+        return [*told, f"  all failures: imece failures {run.id}{where}"]
 
 
 def _age(context: "Context") -> float:

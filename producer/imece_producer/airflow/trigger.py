@@ -12,6 +12,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from imece.connection import connect_async, reachable
 from imece.errors import ImeceError, ServiceError, SettingsError, TrustError
 from imece.run import status
+from imece.run.causes import SHOWN, commonest
 from imece.run.status import Status
 from imece.run.store import ON, attach_async, cancel_async
 from imece.settings import Settings
@@ -247,6 +248,7 @@ class Report:
         self._say = say
         self._began = time.monotonic()
         self._said = ("", float("-inf"))
+        self._causes: list[int] = []
         self._away = False
 
     def progress(self, now: Status) -> None:
@@ -259,8 +261,11 @@ class Report:
         time_now = time.monotonic()
         pause = max(LOG_PAUSE, (time_now - self._began) / 100)
         if line != self._said[0] and (now.has_stopped or time_now - self._said[1] >= pause):
-            self._say("%s", line)
             self._said = (line, time_now)
+            ranked = [cause.number for cause in commonest(now.causes, SHOWN)]
+            causes = display.causes(now.causes) if ranked != self._causes else []
+            self._causes = ranked
+            self._say("%s", "\n".join([line, *causes]))
 
     def outage(self, error: str) -> None:
         if not self._away:

@@ -61,6 +61,14 @@ RunId = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
+Processor = Annotated[
+    str | None, typer.Option(help="package.module:function, called with input and output path.")
+]
+Command = Annotated[
+    str | None, typer.Option(help="A program in its place: 'tool --in {input} --out {output}'.")
+]
+NO_PROCESSOR = "name what processes a file: --processor module:function or --command '…'"
+
 Context = Annotated[
     str | None,
     typer.Option(help="Which context of the kubeconfig. [IMECE_KUBE_CONTEXT]", show_default=False),

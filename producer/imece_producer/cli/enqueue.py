@@ -19,7 +19,7 @@ from imece.run.manifest import MOST_BUCKETS
 from imece.run.parameters import Parameters
 from imece.settings import Settings, load
 from imece_producer import display
-from imece_producer.cli.app import Json, app, redis_of
+from imece_producer.cli.app import NO_PROCESSOR, Command, Json, Processor, app, redis_of
 from imece_producer.display import put, put_json, say
 from imece_producer.request import list_files, made_run_id, parameters_of
 
@@ -91,6 +91,14 @@ class Files:
     ] = False
     retries: Annotated[
         int | None, typer.Option(min=0, max=100, help="Tries after the first. [IMECE_RETRIES]")
+    ] = None
+    max_failed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|PERCENT",
+            help="Hold the run if more files than that fail: 100 or 5%. [IMECE_MAX_FAILED]",
+            parser=given,
+        ),
     ] = None
     timeout: Annotated[
         float | None, typer.Option(help="Seconds a try of a file may take. [IMECE_FILE_TIMEOUT]")
@@ -195,12 +203,8 @@ def show_plan(files: Files, parameters: Parameters, as_json: bool) -> None:
 @with_files
 def local(
     files: Files,
-    processor: Annotated[
-        str | None, typer.Option(help="package.module:function, called with input and output path.")
-    ] = None,
-    command: Annotated[
-        str | None, typer.Option(help="A program in its place: 'tool --in {input} --out {output}'.")
-    ] = None,
+    processor: Processor = None,
+    command: Command = None,
     max_replicas: Annotated[
         int | None,
         typer.Option(
@@ -225,7 +229,7 @@ def local(
         show_plan(files, parameters, as_json)
         return
     if not settings.processor and not settings.command:
-        raise UsageError("name what processes a file: --processor module:function or --command '…'")
+        raise UsageError(NO_PROCESSOR)
     code = mode.run_here(
         settings,
         run_id_of(run_id) if run_id else mode.derived_run_id(parameters, settings),

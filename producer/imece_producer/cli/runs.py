@@ -1,8 +1,8 @@
-"""`imece status`, `runs`, `wait`, `failures`, `retry`, `resume`, `cancel`, `delete`."""
+"""`imece status`, `runs`, `wait`, `retry`, `resume`, `cancel`, `delete`."""
 
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -13,7 +13,6 @@ from imece import commandline
 from imece.connection import OUTAGES
 from imece.errors import ImeceError, RunError, ServiceError, UsageError
 from imece.run import status
-from imece.run.failure import Failure
 from imece.run.status import Status
 from imece.run.store import Run, recent
 from imece.settings import Settings, load
@@ -77,7 +76,7 @@ def show_status(
     try:
         with run_of(settings, run_id) as run:
             if watch and not as_json:
-                show(follow(run, lambda: read(run, place)))
+                show(follow(lambda: read(run, place)))
                 return
             show(now := status.read(run))
             while watch and not now.has_stopped:
@@ -162,7 +161,7 @@ def wait(run_id: RunId, as_json: Json = False) -> None:
     else:
         with run_of(place.settings, run_id) as run:
             status.read(run)  # a wrong id, or a Redis that is not there, is said at once
-            last = follow(run, lambda: patient_read(run, place), quiet=as_json)
+            last = follow(lambda: patient_read(run, place), quiet=as_json)
     if as_json:
         put_json(last.summary())
     else:
@@ -198,51 +197,24 @@ def patient_read(run: Run, place: Place) -> Status:
             time.sleep(1.0)
 
 
-@app.command(
-    epilog=commandline.examples(
-        "imece failures nightly --full", "imece failures nightly --json | jq .file"
-    )
-)
-def failures(
+@app.command(epilog=commandline.examples("imece retry nightly", "imece retry nightly --cause 2"))
+def retry(
     run_id: RunId,
-    full: Annotated[
-        bool, typer.Option("--full", help="The whole reason, and what the processor printed.")
-    ] = False,
+    cause: Annotated[
+        int | None,
+        typer.Option(
+            help="Only the files that failed with this cause, by its number; the others stay "
+            "failed. `imece failures RUN --by-cause` shows the numbers.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show which files failed, how often they were tried, and why."""
-    place = find(run_id)
-    if place.record is not None:
-        show_failures(place.record.failures(), full, as_json)
-        return
-    with run_of(place.settings, run_id) as run:
-        if run.state() is None:
-            raise run.missing()
-        show_failures(run.failures(), full, as_json)
-
-
-def show_failures(found: Iterable[tuple[bytes, Failure]], full: bool, as_json: bool) -> None:
-    failed = sorted(found, key=lambda item: item[0])
-    if not failed:
-        say("no file has failed")
-    for name, failure in failed:
-        if as_json:
-            put_json(display.failure_entry(name, failure))
-            continue
-        put(display.failure(name, failure))
-        if full:
-            for title, text in (("reason", failure.reason), ("printed", failure.output)):
-                for line in text.splitlines():
-                    put(f"    {title}: {line}")
-
-
-@app.command()
-def retry(run_id: RunId, as_json: Json = False) -> None:
     """Process the failed files of an ended run again.
 
-    They are the run's next round.
+    They are the run's next round. Files that no worker has started are part of it, too.
     """
-    go_on(run_id, as_json)
+    go_on(run_id, as_json, cause)
 
 
 @app.command(epilog=commandline.examples("imece resume nightly", "imece resume -n imece"))
@@ -271,13 +243,13 @@ def resume(
     commands.resume(settings_for(context, namespace, pipeline), as_json)
 
 
-def go_on(run_id: str, as_json: bool) -> None:
+def go_on(run_id: str, as_json: bool, cause: int | None = None) -> None:
     """Enqueues the files of a run that failed, or that no worker has come to."""
     from imece_producer.enqueue import Producer
 
     settings = on_server(run_id)
     with run_of(settings, run_id) as run:
-        again = Producer(run.redis, settings).again(run)
+        again = Producer(run.redis, settings).again(run, cause)
         if as_json:
             put_json({"requeued": again, **status.read(run).summary()})
         else:

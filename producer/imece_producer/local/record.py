@@ -13,6 +13,7 @@ from typing import Any
 
 from imece import names
 from imece.errors import RunError
+from imece.run.causes import Cause
 from imece.run.failure import Failure
 from imece.run.parameters import Parameters
 from imece.run.status import Backlog, Status
@@ -44,6 +45,9 @@ class Record:
         except FileNotFoundError:
             return
 
+    def causes(self) -> list[Cause]:
+        return self.status.causes
+
     def delete(self) -> None:
         shutil.rmtree(self.directory)
 
@@ -54,6 +58,7 @@ def write(directory: Path, status: Status, call: Sequence[str], exit_code: int |
         **asdict(status),
         "parameters": status.parameters.encode(),
         "slowest": [(os.fsdecode(name), seconds) for name, seconds in status.slowest],
+        "causes": [cause.entry() for cause in status.causes],
     }
     text = names.json_line({"status": fields, "call": list(call), "exit_code": exit_code})
     unfinished = directory / "record.new"
@@ -93,6 +98,7 @@ def _status(fields: dict[str, Any]) -> Status:
     parts = {
         "parameters": Parameters.decode(fields["parameters"]),
         "slowest": [(os.fsencode(name), float(seconds)) for name, seconds in fields["slowest"]],
+        "causes": [Cause.of_entry(entry) for entry in fields["causes"]],
         "backlog": Backlog(0, 0, 0),
     }
     return Status(**{**fields, **numbers, **parts})

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from imece import names
@@ -132,7 +132,8 @@ def _recorded(directory: Path, show: Callable[[Status, str], None]) -> Callable[
 
 def derived_run_id(parameters: Parameters, settings: Settings) -> str:
     """The same for the same call, so that a second one continues where the first was stopped."""
-    what = f"{parameters.encode()} {settings.processor} {settings.command}"
+    same = replace(parameters, max_failed=None)  # it may be raised to go on
+    what = f"{same.encode()} {settings.processor} {settings.command}"
     digest = hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[: names.DIGEST]
     name = names.plain(parameters.input_path.resolve().name[:40])
     return names.slug(f"{name}-{digest}".lstrip("-"))
@@ -175,7 +176,7 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
                         run = Run(redis, QUEUE, run_id)
                         if (call := redis.get(CALL_KEY)) is not None:
                             _check_same(run, text(call), parameters, settings)
-                            follower.show(run, status.read(run))
+                            follower.show(status.read(run))
                 time.sleep(TURN)
     except KeyboardInterrupt:
         display.say(f"run {run_id} continues: `imece status {run_id}` shows how far it is")
@@ -242,11 +243,10 @@ def _process_here(
             )
             replicas = Replicas(redis, environment, log)
             with following(quiet=as_json) as follower:
-                show = _recorded(directory, partial(follower.show, run))
+                show = _recorded(directory, follower.show)
                 last, samples = process(run, replicas, interrupts, show)
             told = list(display.summary(last, time.monotonic() - began, samples))
-            if display.write_failures(run, last, directory / FAILURES):
-                told.append(display.all_failures(directory / FAILURES))
+            told += display.failures(run, last, directory / FAILURES)
             if as_json:
                 display.put_json({**last.summary(), "replicas": samples})
             else:
@@ -257,8 +257,10 @@ def _process_here(
             if last.state == "done":
                 run.forget_names()
             server.shrink(redis)
+    call = shlex.join(["imece", *sys.argv[1:]])
+    if last.is_held:
+        display.say(f"held; to go on when that is fixed, call the same again:\n  {call}")
     if stopped:
         again = " (with --overwrite that processes all files again)" if parameters.overwrite else ""
-        call = shlex.join(["imece", *sys.argv[1:]])
         display.say(f"stopped; to continue, call the same again{again}:\n  {call}")
     return code

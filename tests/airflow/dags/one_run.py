@@ -18,6 +18,7 @@ PARAMS = {
     "buckets": Param(None, type=["null", "integer"]),
     "file_retries": Param(0, type="integer"),
     "allow_failed": Param("0", type="string"),
+    "max_failed": Param("", type="string"),
 }
 
 
@@ -42,6 +43,7 @@ def run_in(kind: type[ImeceRunOperator], **fields: Any) -> None:
         buckets="{{ params.buckets }}",
         file_retries="{{ params.file_retries }}",
         allow_failed="{{ params.allow_failed }}",
+        max_failed="{{ params.max_failed }}",
         suffix="{{ none }}",
         overwrite="{{ false }}",
         poll_interval=0.2,
