@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from imece.files import ledger
+from imece.files import segment
 
 
 def home(source: str) -> Path:
@@ -171,7 +171,7 @@ def by_content(source: str, target: str) -> None:
         # Killed with half a row written, the first time.
         if not Path(argument).exists():
             Path(argument).touch()
-            ledger._write = half_and_die
+            segment._write = half_and_die
         raise ValueError("failed before it was killed")
     if word == "finish-and-die-once" and not Path(argument).exists():
         # Killed after the output is in its place, before that is on record.

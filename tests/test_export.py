@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from imece.files import ledger
+from imece.files.rows import MAGIC
 from tests.conftest import Workbench, until
 
 
@@ -194,7 +194,7 @@ def test_inputs_that_are_not_seen_from_here_are_not_called_gone(made: Workbench)
 
 
 def test_a_part_that_cannot_be_read_is_named(made: Workbench) -> None:
-    (made.target / ".imece" / "ledger" / "x.rows").write_bytes(ledger.MAGIC)
+    (made.target / ".imece" / "ledger" / "x.rows").write_bytes(MAGIC)
     done = made.imece("verify", "run")
     assert done.returncode == 1
     assert ".imece/ledger/x.rows" in done.stderr

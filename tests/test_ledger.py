@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from imece.files import ledger
-from imece.files.ledger import Outcome, Row, Segment
+from imece.files.rows import MAGIC, PREAMBLE, Outcome, Row
+from imece.files.segment import Segment
 
 NAMES = [b"a.txt", b"in/b.txt", b"\xff odd\n.txt"]
 
@@ -195,10 +196,10 @@ def test_a_compaction_that_was_killed_leaves_each_row_once(folder: Folder) -> No
     "garbage",
     [
         b"no ledger at all, but long enough for one",
-        ledger.MAGIC,
-        ledger.PREAMBLE.pack(ledger.MAGIC, 9, 9, 9) + b"x" * 27,
-        ledger.PREAMBLE.pack(ledger.MAGIC, 2**31, 9, 9) + b"x" * 27,
-        ledger.PREAMBLE.pack(ledger.MAGIC[:-1] + b"\2", 0, 0, 0),
+        MAGIC,
+        PREAMBLE.pack(MAGIC, 9, 9, 9) + b"x" * 27,
+        PREAMBLE.pack(MAGIC, 2**31, 9, 9) + b"x" * 27,
+        PREAMBLE.pack(MAGIC[:-1] + b"\2", 0, 0, 0),
     ],
 )
 def test_a_file_that_is_none_is_named_and_left_alone(folder: Folder, garbage: bytes) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from imece.files import ledger
-from imece.files.ledger import Outcome, Row, Segment
+from imece.files import segment
+from imece.files.rows import Outcome, Row
+from imece.files.segment import Segment
 from imece.run.claim import Batch, Claimed
 from imece.run.job import Cursor, PendingRetry
 from imece.run.parameters import Parameters
@@ -69,7 +70,7 @@ class Job:
 
 
 def ledger_rows(job: Job) -> list[Row]:
-    block = ledger.read_segment(job.directory)
+    block = segment.left_in(job.directory)
     assert block is not None
     return block.rows()
 

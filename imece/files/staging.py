@@ -1,7 +1,7 @@
 """The directory in which an execution writes its outputs before they are put in their places.
 
 It is for its owner alone, and used by its descriptor. Beside the outputs it has: `lock`, which the
-worker holds for as long as it lives; `rows`, what has become of each file (imece/files/ledger.py);
+worker holds for as long as it lives; `rows`, what has become of each file (imece/files/segment.py);
 and `copies`, the directories on other file systems to which it has copied something.
 """
 

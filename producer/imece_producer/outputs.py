@@ -11,7 +11,8 @@ from typing import Any
 from imece import names
 from imece.errors import ListingError
 from imece.files import ledger
-from imece.files.ledger import Entry, Outcome
+from imece.files.ledger import Entry
+from imece.files.rows import Outcome, Row
 
 Fields = dict[str, Any]
 
@@ -126,7 +127,7 @@ def verify(output: Path, found: dict[bytes, Entry]) -> Verdict:
     return verdict
 
 
-def _is_as_made(there: os.stat_result, row: ledger.Row) -> bool:
+def _is_as_made(there: os.stat_result, row: Row) -> bool:
     if row.output_size == row.output_mtime == 0:
         return stat.S_ISDIR(there.st_mode)
     made = stat.S_ISREG(there.st_mode), row.output_size, row.output_mtime

@@ -1,5 +1,5 @@
 """The words that a worker and its runner share in memory. What becomes of the files is in the rows
-that the runner writes (imece/files/ledger.py)."""
+that the runner writes (imece/files/segment.py)."""
 
 import mmap
 import os

@@ -23,8 +23,9 @@ from imece.process import follow_parent, move_up, name_process
 from imece_worker import processor, runner, stops
 from imece_worker.capture import Capture
 from imece_worker.control import Control
+from imece_worker.limits import Limits
 from imece_worker.processor import Command, Processor
-from imece_worker.runner import CLOSED_OURS, Limits, RunnerContext
+from imece_worker.runner import CLOSED_OURS, RunnerContext
 
 TEMPLATE, RUNNER = "imece-template", "imece-runner"
 """What `ps` and /proc call the two."""

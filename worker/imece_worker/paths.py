@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imece import names
-from imece.files import beneath, ledger, staging
-from imece.files.ledger import Row, Segment
+from imece.files import beneath, ledger, rows, segment, staging
+from imece.files.rows import Row
+from imece.files.segment import Segment
 from imece.files.staging import StagingDirectory
 from imece.run.parameters import Parameters
 from imece_worker import directory_faults, private_directory
@@ -96,7 +97,7 @@ class Paths:
         """Makes the staging directory, holds its lock, and begins its segment.
 
         Args:
-            header: of the segment's block; see imece/files/ledger.py.
+            header: of the segment's block; see `Execution`.
 
         Returns:
             The segment; None if the run makes no outputs.
@@ -179,9 +180,9 @@ class Paths:
         if number is None:
             return []
         try:
-            block = ledger.read_segment(number)
+            block = segment.left_in(number)
             return block.rows() if block is not None else []
-        except ledger.LedgerError:
+        except rows.LedgerError:
             return []
         finally:
             os.close(number)
@@ -203,7 +204,7 @@ class Paths:
             return True
         there = self.outputs.existing(name)
         made = row.output_size, row.output_mtime
-        return there is not None and (ledger.size(there), there.st_mtime_ns) == made
+        return there is not None and (rows.size(there), there.st_mtime_ns) == made
 
     def restore(self, execution: str, files: Sequence[bytes]) -> None:
         """Puts older outputs back that a runner was about to replace when it was killed, and

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
 
-from imece.files.ledger import Outcome, Row, Segment
+from imece.files.rows import Outcome, Row
+from imece.files.segment import Segment
 from imece.run import durations
 from imece.run.claim import Batch, Claimed
 from imece.run.failure import Failure

@@ -18,13 +18,14 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-from imece.files import ledger
-from imece.files.ledger import Outcome, Row, Segment
+from imece.files.rows import Outcome, Row, size
+from imece.files.segment import Segment
 from imece.run.failure import LONGEST_REASON, tail
 from imece_worker import causes, stops
 from imece_worker.capture import Capture
 from imece_worker.control import Control
 from imece_worker.directories import PathError
+from imece_worker.limits import Limits, used
 from imece_worker.message import JobMessage
 from imece_worker.processor import CommandError, Processor
 from imece_worker.retry import next_try
@@ -63,42 +64,7 @@ class RunnerContext:
     rows: int
     capture: Capture
     line: socket.socket
-    limits: "Limits"
-
-
-@dataclass
-class Limits:
-    """How much a runner may use.
-
-    Attributes:
-        address_space: MiB, or None.
-        files: after so many another runner takes its place; None: never.
-        memory: after a file that leaves it with more MiB in memory another one takes its place;
-            None: never.
-        tried: files that this runner has tried.
-    """
-
-    address_space: int | None
-    files: int | None
-    memory: int | None
-    tried: int = 0
-
-    def are_reached(self) -> bool:
-        """Whether another runner is to go on. Each tries one file at least."""
-        if self.tried == 0:
-            return False
-        if self.files is not None and self.tried >= self.files:
-            return True
-        return self.memory is not None and _resident() >= self.memory * 2**20
-
-
-def _resident() -> int:
-    """Bytes of memory that this process has; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
+    limits: Limits
 
 
 def run(context: RunnerContext) -> NoReturn:
@@ -139,13 +105,6 @@ def flush() -> None:
             pass  # the processor closed or replaced it, or the disk is full: nothing to keep then
 
 
-def _used() -> tuple[float, int]:
-    """Seconds of processors, and KiB of memory at most, of this process and its ended children."""
-    own, children = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-    return seconds, max(own.ru_maxrss, children.ru_maxrss)
-
-
 class RowError(PathError):
     """A row cannot be written."""
 
@@ -166,7 +125,7 @@ class Runner:
         self._inputs, self._outputs = message.paths.inputs, message.paths.outputs
         self._segment = Segment.nameless(context.rows)
         self._rows = 0
-        self._used = _used()
+        self._used = used()
         self._stalled: bytes | None = None
         self._lost_ours = False
         self._pid = os.getpid()
@@ -338,7 +297,7 @@ class Runner:
             found: its input, if it was looked at.
             made: its output.
         """
-        before, self._used = self._used, _used()
+        before, self._used = self._used, used()
         return Row(
             index,
             outcome,
@@ -349,7 +308,7 @@ class Runner:
             microseconds=self._control.microseconds(),
             size=found.st_size if found else 0,
             mtime=found.st_mtime_ns if found else 0,
-            output_size=ledger.size(made) if made else 0,
+            output_size=size(made) if made else 0,
             output_mtime=made.st_mtime_ns if made else 0,
         )
 

@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 
 from imece.errors import SettingsError
-from imece.files.ledger import Segment
+from imece.files.segment import Segment
 from imece.process import move_up
 from imece_worker import capture, runner
 from imece_worker.capture import Capture
