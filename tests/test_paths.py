@@ -166,7 +166,7 @@ def remount(path: Path, options: str) -> None:
 
 
 def limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 * MIB, 8 * MIB))
 
 
 def test_a_file_too_large_for_the_limit_fails_leaves_no_half_and_a_retry_mends_it(
@@ -175,7 +175,7 @@ def test_a_file_too_large_for_the_limit_fails_leaves_no_half_and_a_retry_mends_i
     """A limit on the size of files ends a write in its middle, and the place has room."""
     for number in range(4):
         (workbench.source / f"small-{number}").write_bytes(b"x" * 1000)
-    (workbench.source / "large").write_bytes(b"x" * 3 * MIB)
+    (workbench.source / "large").write_bytes(b"x" * 9 * MIB)
     workbench.enqueue(buckets=1, retries=1)
     worker = workbench.worker(before=limit_file_size)
     assert workbench.ended().state == "failed"
@@ -190,7 +190,7 @@ def test_a_file_too_large_for_the_limit_fails_leaves_no_half_and_a_retry_mends_i
     workbench.worker()
     until(lambda: workbench.status().state == "done", "the retry to be done")
     assert workbench.check_books(others=4).done == 1
-    assert (workbench.target / "large").stat().st_size == 3 * MIB
+    assert (workbench.target / "large").stat().st_size == 9 * MIB
     assert workbench.leaves_nothing_behind()
 
 

@@ -240,6 +240,25 @@ def test_a_function_goes_on_when_all_processes_of_its_worker_get_the_signal(
     assert (now.done, now.failed, now.retried, now.backlog.pending) == (1, 0, 0, 1)
 
 
+def test_an_import_that_ends_by_the_signal_keeps_no_function_from_going_on(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some libraries set a handler of their own."""
+    (workbench.folder / "ender.py").write_text(
+        "import os, signal\nfrom tests.processors import by_content_traced as f\n"
+        "signal.signal(signal.SIGTERM, lambda *about: os._exit(1))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(workbench.folder))
+    workbench.file("a", "sleep 1")
+    workbench.enqueue(retries=0)
+    worker = workbench.worker(processor="ender:f")
+    until(lambda: workbench.begun() == {"a": 1}, "the file to be in hand")
+    signal_all(family(worker.pid)[::-1], signal.SIGTERM)
+    assert worker.wait() == 0
+    assert workbench.outputs() == ["a"]
+    assert workbench.status().failed == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize(
     "before",

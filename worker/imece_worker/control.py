@@ -6,17 +6,29 @@ import os
 import tempfile
 import time
 
+from imece.errors import SettingsError
+
 NONE = -1
 
 
 def memory_file(size: int) -> int:
-    """A nameless file in memory; processes that have its descriptor share what is in it."""
+    """A nameless file in memory; processes that have its descriptor share what is in it.
+
+    Raises:
+        SettingsError: a file may not be as large.
+    """
     if hasattr(os, "memfd_create"):
         number = os.memfd_create("shared")
     else:
         with tempfile.TemporaryFile() as file:
             number = os.dup(file.fileno())
-    os.ftruncate(number, size)
+    try:
+        os.ftruncate(number, size)
+    except OSError as error:
+        raise SettingsError(
+            f"no {size} bytes of memory for worker and runner: {error.strerror}. The limit of the "
+            "size of files (`ulimit -f`) has to be larger"
+        ) from None
     return number
 
 

@@ -58,6 +58,7 @@ def main() -> NoReturn:
         answer: dict[str, Any] = {"is_template": _has_one_thread()}
     except SettingsError as error:
         answer = {"error": str(error)}
+    stops.only_note()  # whatever the import has made of these signals
     runner.flush()
     try:
         line.sendall(json.dumps(answer).encode() + b"\n")

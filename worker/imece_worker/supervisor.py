@@ -47,6 +47,7 @@ class Supervisor:
         self._captures = [self.capture, Capture()]  # the second: a program's standard error
         self._drainer = 0
         self._orphans = Orphans()
+        self._orphans.own.add(interpreter.pid)
         self._orphans.spare()
         self.line: socket.socket | None = None
         self._pid = 0
@@ -124,6 +125,8 @@ class Supervisor:
         self._is_importing = True
 
     def _end_interpreter(self) -> None:
+        if self.interpreter.pid not in self._orphans.own:
+            return  # it has ended before, and its number may be another process's
         self.interpreter.end()
         self._orphans.own.discard(self.interpreter.pid)
         _kill_group(self.interpreter.pid)
