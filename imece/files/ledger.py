@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from imece.files import beneath
-from imece.files.rows import Block, LedgerError, Outcome, Row, blocks, packed_names
+from imece.files.rows import LEVEL, Block, LedgerError, Outcome, Row, blocks, packed_names
 from imece.names import HOME
 
 LEDGER = b"ledger"
@@ -246,7 +246,7 @@ def _only(block: Block, places: set[int]) -> Block:
     numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in left))}
     body = b"".join(row._replace(file=numbers[name]).encode() for name, row in left)
     header = block.header | {"first": 0}
-    return Block(header, packed_names(numbers), zlib.compress(body, 6))
+    return Block(header, packed_names(numbers), zlib.compress(body, LEVEL))
 
 
 class Entry(NamedTuple):

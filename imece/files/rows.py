@@ -27,6 +27,9 @@ TO_THE_END = 2**32 - 1
 ROW = struct.Struct("<IBxHIIIqqqqqq")
 """The fields of `Row` in their order; in the place of `detail`, its length."""
 
+LEVEL = 1
+"""Of compression: 6 makes rows 4 % smaller and takes four times as long."""
+
 LARGEST = 2**30
 """Bytes that the names or rows of one block may have."""
 
@@ -97,7 +100,7 @@ def rows(data: bytes, start: int = 0) -> Iterator[tuple[Row, int]]:
 
 
 def packed_names(files: Iterable[bytes]) -> bytes:
-    return zlib.compress(b"\0".join(files), 1)
+    return zlib.compress(b"\0".join(files), LEVEL)
 
 
 def _unpacked(data: bytes) -> bytes:
@@ -175,7 +178,7 @@ def blocks(data: bytes) -> Iterator[Block]:
         body = data[places[2] : places[3]] if packed != TO_THE_END else data[places[2] :]
         if packed == TO_THE_END:
             ends = [end for _, end in rows(body)]
-            body = zlib.compress(body[: ends[-1]] if ends else b"", 6)
+            body = zlib.compress(body[: ends[-1]] if ends else b"", LEVEL)
         yield Block(_header(data[places[0] : places[1]]), data[places[1] : places[2]], body)
         start = places[3] if packed != TO_THE_END else len(data)
 

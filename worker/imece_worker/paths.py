@@ -147,6 +147,8 @@ class Paths:
             if self._segment is not None and self.outputs is not None:
                 with suppress(OSError, PathError):  # `ledger_flaw` has told
                     self._segment.keep(self.outputs.tree.root)
+                    if (staged := self.outputs.staging_directory) is not None:
+                        os.unlink(ledger.SEGMENT, dir_fd=staged.number)
             self.close()
         if (outputs := self.outputs) is None:
             return True
