@@ -4,6 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALLED_AIRFLOW := .venv-airflow/.installed
 INSTALLED_DOCS := .venv-docs/.installed
+INSTALLED_LIBRARIES := .venv-libraries/.installed
 INSTALLED_RELEASE := .venv-release/.installed
 # Airflow and its libraries warn about each other; only the DAGs' own warnings count (test_dags.py).
 PYTEST_AIRFLOW := .venv-airflow/bin/python -m pytest tests/airflow -o addopts='-ra --strict-markers' \
@@ -27,7 +28,7 @@ STDLIB = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("s
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis test-cluster test-slow test-e2e test-airflow test-airflow-e2e lint workflows format coverage dist release docs bench lock llms schemas chart kustomize helm go clean
+.PHONY: help demo test test-libraries test-redis test-cluster test-slow test-e2e test-airflow test-airflow-e2e lint workflows format coverage dist release docs bench lock llms schemas chart kustomize helm go clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
@@ -45,7 +46,10 @@ test: lint workflows $(RENDERER) ## Run lint and the tests
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED) $(RENDERER) $(CHART_RENDERER) ## Run the fault and load tests
-	$(BIN)/python -m pytest -m 'slow and not e2e' $(TESTS)
+	$(BIN)/python -m pytest -m 'slow and not e2e and not libraries' $(TESTS)
+
+test-libraries: $(INSTALLED_LIBRARIES) ## Run the tests with numpy, polars and pyarrow
+	.venv-libraries/bin/python -m pytest -o addopts='-ra --strict-markers' -n 2 -m libraries tests/test_libraries.py
 
 # All that need a server, or those of TESTS=...: .ci/run names the ones in which servers may differ.
 test-redis: $(INSTALLED) $(RENDERER) ## Run the tests against redis-server (Debian's)
@@ -117,7 +121,8 @@ bench: $(INSTALLED) ## Run the benchmarks
 
 # uv does not read pip's settings: with an index of your own, set UV_DEFAULT_INDEX.
 # requirements-image.txt is what the image runs with, requirements-build.txt what builds its wheel,
-# requirements-docs.txt what makes the site, requirements-release.txt what checks a release.
+# requirements-docs.txt what makes the site, requirements-release.txt what checks a release,
+# requirements-libraries.txt the libraries that processors use in tests.
 COMPILE = build/lock/bin/uv pip compile $(LOCK) --quiet --universal --generate-hashes \
   --python-version 3.11 --custom-compile-command 'make lock'
 NEEDS = $(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")'
@@ -127,6 +132,7 @@ lock: ## Re-make the requirements files (newer versions: make lock LOCK=--upgrad
 	$(COMPILE) --extra dev --output-file requirements.txt pyproject.toml
 	$(COMPILE) --extra airflow-dev --output-file requirements-airflow.txt pyproject.toml
 	$(COMPILE) --constraints requirements.txt --extra cluster --output-file requirements-image.txt pyproject.toml
+	$(COMPILE) --constraints requirements.txt --extra libraries --output-file requirements-libraries.txt pyproject.toml
 	$(call NEEDS,["build-system"]["requires"]) \
 	  | $(COMPILE) --constraints requirements.txt --output-file requirements-build.txt -
 	$(call NEEDS,["project"]["optional-dependencies"]["docs"]) \
@@ -150,14 +156,14 @@ helm: $(HELM) ## Build helm, if it is missing or too old
 go: $(GO) ## Install Go, if it is missing
 
 clean: ## Remove everything that was made, the virtual environment too
-	rm -rf .venv .venv-airflow .venv-docs .venv-release build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-airflow .venv-docs .venv-libraries .venv-release build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED_AIRFLOW): requirements-airflow.txt pyproject.toml
-	@echo 'Installing into .venv-airflow'
-	@test -x .venv-airflow/bin/python || $(PYTHON) -m venv --clear --without-pip .venv-airflow
-	@$(PYTHON) -m pip --python .venv-airflow/bin/python install --quiet --require-hashes -r requirements-airflow.txt
-	@$(PYTHON) -m pip --python .venv-airflow/bin/python install --quiet --no-deps --no-build-isolation -e .
+$(INSTALLED_AIRFLOW) $(INSTALLED_LIBRARIES): .venv-%/.installed: requirements-%.txt pyproject.toml
+	@echo 'Installing into .venv-$*'
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv --clear --without-pip .venv-$*
+	@$(PYTHON) -m pip --python .venv-$*/bin/python install --quiet --require-hashes -r $<
+	@$(PYTHON) -m pip --python .venv-$*/bin/python install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv-docs/.installed .venv-release/.installed: .venv-%/.installed: requirements-%.txt

@@ -375,6 +375,11 @@ def write_pid(source: str, target: str) -> None:
     Path(target).write_text(str(os.getpid()))
 
 
+def write_replicas(source: str, target: str) -> None:
+    """How many workers its worker takes for its neighbours, and itself."""
+    Path(target).write_text(os.environ["IMECE_REPLICAS_HERE"])
+
+
 KEPT: list[bytes] = []
 
 

@@ -217,6 +217,23 @@ pathlib.Path(target).write_text(str(os.getpid()))"""
     assert worker.runners() == [second]
 
 
+@pytest.mark.skipif(not os.access("/dev/net/tun", os.R_OK), reason="needs a device")
+def test_a_process_that_has_a_device_open_is_the_runner(
+    modules: Path, workbench: Workbench
+) -> None:
+    """As those of GPUs are: CUDA does not work in a fork."""
+    processor = made(
+        modules,
+        "pathlib.Path(target).write_text(str(os.getpid()))",
+        "DEVICE = open('/dev/net/tun', 'rb', buffering=0)",
+    )
+    workbench.files(1)
+    workbench.enqueue()
+    workbench.worker(processor=processor)
+    assert workbench.ended().done == 1
+    assert outputs(workbench) == {str(pid) for pid in imports(modules)}
+
+
 SECOND_IMPORT = A_THREAD + "if {second}: {then}\n"
 IS_SECOND = "len(pathlib.Path(__file__).with_name('imports').read_text().split()) > 1"
 

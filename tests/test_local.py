@@ -383,6 +383,34 @@ def test_the_sockets_of_others_that_run_are_left_alone(tmp_path: Path) -> None:
     assert not first.socket.parent.exists()
 
 
+def test_workers_share_the_cores_by_the_limit(folder: Folder) -> None:
+    folder.files(4)
+    call = folder.start("--max-replicas", "3", processor="tests.processors:write_replicas")
+    assert call.ends()[0] == 0
+    assert {path.read_text() for path in folder.target.glob("f-*")} == {"3"}
+
+
+@pytest.mark.slow
+def test_an_import_that_never_ends_is_told(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After half a minute."""
+    folder.files(1)
+    (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    call = folder.start("--run-id", "run", processor="sleeper:f")
+    log = folder.state / "run" / "workers.log"
+    until(
+        lambda: log.exists() and "importing sleeper takes longer than" in log.read_text(),
+        "the log",
+        60,
+    )
+    call.process.send_signal(signal.SIGINT)
+    code, _, errors = call.ends()
+    assert code == 128 + signal.SIGINT
+    assert f"no worker has imported the processor yet: see {log}" in errors
+
+
 def test_a_killed_worker_is_replaced(folder: Folder) -> None:
     folder.files(20)
     (folder.source / "deadly.txt").write_text("kill-worker")

@@ -157,34 +157,6 @@ def test_libraries_are_not_loaded_unless_asked_for() -> None:
     assert shown == "False False\n"
 
 
-SERVE_AND_LIST_MODULES = """
-import sys
-from imece_worker import metrics
-from imece_worker.statistics import WorkerStatistics
-metrics.serve(WorkerStatistics(), int(sys.argv[1]))
-before = set(sys.modules)
-print("serving", flush=True)
-input()
-print(sorted(set(sys.modules) - before))
-"""
-
-
-def test_an_answer_imports_nothing() -> None:
-    """A fork in the middle of another thread's import leaves that module locked in the child."""
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVE_AND_LIST_MODULES, str(port)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
-    assert server.stdout.readline() == "serving\n"
-    page(port)
-    assert server.communicate("\n")[0] == "[]\n"
-
-
 def listeners(pid: int) -> set[str]:
     """The listening TCP sockets a process holds open."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]

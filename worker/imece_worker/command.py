@@ -102,7 +102,7 @@ def take_jobs(settings: "Settings", interpreter: "Interpreter") -> None:
     from imece_worker.worker import Worker
 
     context.prepare(settings)
-    cost = deletioncost.start(settings)
+    cost = deletioncost.start(settings)  # first: it forks, and from here on there may be threads
     statistics = WorkerStatistics()
     if settings.metrics_port:
         from imece_worker import metrics

@@ -4,9 +4,7 @@ Of the pods that are ready, Kubernetes first deletes those with the lowest
 `controller.kubernetes.io/pod-deletion-cost`. The manifests give every pod the cost of a busy one. A
 worker without a job lowers its own, and raises it again with its next bucket job.
 
-A separate process does that, the patcher. So no file waits for the cluster, and the worker has no
-thread when it forks runners. A lock that a thread holds at a fork, for example one of the import
-system, stays locked in the child for ever.
+A separate process does that, the patcher. So no file waits for the cluster.
 """
 
 import gc

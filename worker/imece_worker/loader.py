@@ -1,9 +1,9 @@
 """`python -m imece_worker.loader`: the interpreter that imports the processor for one worker.
 
 It is a fresh one: what the worker has imported, opened and knows is not in it. Afterwards, if it
-has one thread, it is the template: it forks a runner whenever the worker orders one, so that after
-a crash the next is there at once. If it has more it is the runner itself: a fork would find the
-locks of the other threads as they were, and nobody to release them.
+can be forked, it is the template: it forks a runner whenever the worker orders one, so that after a
+crash the next is there at once. If it cannot, because it has more threads than one, or an
+accelerator, it is the runner itself.
 
 It imports little, because the first file waits for it.
 """
@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from typing import Any, NoReturn
@@ -30,9 +31,12 @@ from imece_worker.runner import CLOSED_OURS, RunnerContext
 TEMPLATE, RUNNER = "imece-template", "imece-runner"
 """What `ps` and /proc call the two."""
 
+PLAIN_DEVICES = {1, 4, 5, *range(136, 144)}
+"""Linux' numbers (admin-guide/devices.txt): memory such as /dev/null, and terminals."""
+
 FILES = 7
-"""What a runner is given: the line to its worker, the control words, the file for rows of runs
-without outputs, and two captures."""
+"""How many a runner is given: the line to its worker, the control words, the file for rows of runs
+without outputs, and two for each of two captures."""
 
 
 def main() -> NoReturn:
@@ -55,7 +59,7 @@ def main() -> NoReturn:
         os.environ.setdefault(name, value)
     try:
         found = processor.load(order["function"], order["command"])
-        answer: dict[str, Any] = {"is_template": _has_one_thread()}
+        answer: dict[str, Any] = {"is_template": _can_be_forked()}
     except SettingsError as error:
         answer = {"error": str(error)}
     stops.only_note()  # whatever the import has made of these signals
@@ -70,12 +74,26 @@ def main() -> NoReturn:
         os._exit(CLOSED_OURS)
 
 
-def _has_one_thread() -> bool:
-    """Those of native libraries count, too. False where the system does not tell."""
+def _can_be_forked() -> bool:
+    """Whether a fork would be as good as this process. It would find the locks of other threads,
+    also those of native libraries, as they are, and nobody to release them. And it would have no
+    use of an open accelerator: CUDA refuses. False where the system does not tell."""
     try:
-        return len(os.listdir("/proc/self/task")) == 1
+        return len(os.listdir("/proc/self/task")) == 1 and not _has_device()
     except OSError:
         return False
+
+
+def _has_device() -> bool:
+    """Whether it has a device open that is neither a terminal nor one like /dev/null."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            found = os.fstat(number)
+        except OSError:
+            continue  # by which the directory was read
+        if stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) not in PLAIN_DEVICES:
+            return True
+    return False
 
 
 def _serve(

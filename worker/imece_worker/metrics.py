@@ -1,8 +1,7 @@
 """The worker's page for Prometheus. docs/reference/metrics.md explains each metric.
 
-Imported only where it is wanted. A thread of the worker serves it, and the worker forks runners at
-that time. That is safe while the thread holds no lock that a runner could need: it writes nothing,
-and after its start it imports nothing (a test checks that).
+Imported only where it is wanted. A thread of the worker serves it. No processor runs in a fork of
+the worker, so none finds a lock that this thread has held.
 """
 
 import os
@@ -83,5 +82,5 @@ def serve(statistics: WorkerStatistics, port: int) -> None:
             f"IMECE_METRICS_PORT: port {port} cannot be listened on: "
             f"{error.strerror}; workers on one host need a port each"
         ) from None
-    # A runner does not need it, and what a processor leaves running must not hold the port.
+    # No other process of the worker is to hold the port.
     os.register_at_fork(after_in_child=server.socket.close)

@@ -51,6 +51,9 @@ TURN = 0.1
 
 RECORD_INTERVAL = 2.0
 
+LONG_IMPORT = 30.0
+"""Seconds after which we say that no worker has imported the processor yet."""
+
 SAMPLE = 0.5
 """Seconds between two counts of replicas for the summary."""
 
@@ -92,6 +95,7 @@ def process(
     """
     samples: list[int] = []
     sample_at = time.monotonic()
+    tell_at = sample_at + LONG_IMPORT
     try:
         while True:
             now = status.read(run)
@@ -103,6 +107,11 @@ def process(
             if time.monotonic() >= sample_at:
                 samples.append(len(replicas))
                 sample_at += SAMPLE
+            if now.backlog.workers:
+                tell_at = float("inf")
+            elif time.monotonic() >= tell_at:
+                tell_at = float("inf")
+                display.say(f"no worker has imported the processor yet: see {replicas.log}")
             show(now, f"{len(replicas)} of at most {limit} replicas")
             time.sleep(TURN)
         if interrupts.count:

@@ -49,7 +49,7 @@ class Replicas:
     def __init__(self, redis: Redis, settings: dict[str, str], log: Path) -> None:
         self._redis = redis
         self._environment = {**os.environ, **settings}
-        self._log = log
+        self.log = log
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         self._started: dict[int, float] = {}
         self._stopping: set[int] = set()
@@ -79,7 +79,7 @@ class Replicas:
             self._stop(active - keep)
 
     def _start(self, limit: int) -> None:
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-P", "-m", "imece_worker"],  # -P: ours, not one in this directory
                 env={**self._environment, f"{PREFIX}REPLICAS_HERE": str(limit)},
@@ -124,7 +124,7 @@ class Replicas:
                 raise error
 
     def _last_line(self) -> str:
-        lines = self._log.read_text("utf-8", "replace").strip().splitlines()
+        lines = self.log.read_text("utf-8", "replace").strip().splitlines()
         last = lines[-1] if lines else "no reason given"
         return last.removeprefix("imece-worker: ")
 
