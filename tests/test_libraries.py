@@ -75,6 +75,7 @@ def test_this_machine_can_show_it(tmp_path: Path) -> None:
     (tmp_path / "made.py").write_text(
         f"{TOP}{top}\n"
         "if os.fork() == 0:\n"
+        "    __import__('signal').alarm(15)\n"  # nobody else would end it
         "    polars.read_parquet(HERE + '/some')\n"
         "    os._exit(0)\n"
         "os.wait()\n"
