@@ -675,6 +675,7 @@ def test_every_command_and_every_option_has_a_help_text() -> None:
             "cancel",
             "delete",
         ),
+        *("export", "verify"),
         *("scale", "pause", "resume", "doctor", "local", "new"),
     }
     group: Any = commands()["new"]

@@ -195,7 +195,7 @@ pathlib.Path(target).write_text(str(os.getpid()))"""
     workbench.enqueue(buckets=1, retries=1)
     worker = workbench.worker(processor=processor)
     assert workbench.ended().failed == 1
-    assert workbench.failures()["f-0002.txt"].cause == "its process ended itself with exit code 3"
+    assert workbench.failures()["f-0002.txt"].reason == "its process ended itself with exit code 3"
     assert len(outputs(workbench)) == 2
     assert imports(modules) == [worker.template()]
 
@@ -211,7 +211,7 @@ pathlib.Path(target).write_text(str(os.getpid()))"""
     workbench.enqueue(buckets=1, retries=0)
     worker = workbench.worker(processor=processor)
     assert workbench.ended().failed == 1
-    assert workbench.failures()["f-0002.txt"].cause == "its process ended itself with exit code 3"
+    assert workbench.failures()["f-0002.txt"].reason == "its process ended itself with exit code 3"
     first, second = imports(modules)
     assert outputs(workbench) == {str(first), str(second)}
     assert worker.runners() == [second]

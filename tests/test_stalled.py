@@ -48,7 +48,7 @@ def test_processes_that_die_before_their_first_file_do_not_stop_another_run(
 ) -> None:
     """The memory limit is so low that none gets to read 50,000 names."""
     listed = workbench.folder / "names"
-    listed.write_bytes(b"".join(b"%d-%s\n" % (number, b"x" * 100) for number in range(50_000)))
+    listed.write_bytes(b"".join(b"%d-%s\n" % (number, b"x" * 240) for number in range(50_000)))
     workbench.enqueue("bad", target="-", from_file=str(listed), buckets=1, files_per_job=50_000)
     workbench.files(5)
     workbench.enqueue("good")
