@@ -335,6 +335,11 @@ HANGS = {
         "with multiprocessing.Pool(2) as pool: pool.map(abs, [-1, -2])",
         "import multiprocessing",
     ),
+    "a process that is told to end": (
+        "child = multiprocessing.Process(target=time.sleep, args=(60,)); child.start(); "
+        "child.terminate(); child.join()",
+        "import multiprocessing",
+    ),
     "a pool of processes made at import": (
         "POOL.map(abs, [-1, -2])",
         "import multiprocessing; POOL = multiprocessing.Pool(2); POOL.map(abs, [-1])",

@@ -52,7 +52,7 @@ def test_processes_that_die_before_their_first_file_do_not_stop_another_run(
     workbench.enqueue("bad", target="-", from_file=str(listed), buckets=1, files_per_job=50_000)
     workbench.files(5)
     workbench.enqueue("good")
-    workbench.worker(memory_limit="64")
+    workbench.worker(memory_limit="40")
     assert workbench.ended("good").done == 5
     until(lambda: workbench.status("bad").blocking_reason, "word of it")
     bad = workbench.status("bad")

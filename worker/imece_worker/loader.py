@@ -109,6 +109,7 @@ def _serve(
             _run(found, limits, files)
         # The worker is to be the runner's parent, which sees how it ends. So a process between the
         # two ends at once, and the worker adopts what it leaves.
+        stops.note_in_children(True)
         if (between := os.fork()) == 0:
             between = os.getpid()
             if os.fork() != 0:
@@ -118,7 +119,9 @@ def _serve(
             follow_parent(worker, signal.SIGKILL)
             os.setpgrp()
             line.close()
+            stops.note_in_children(False)
             _run(found, limits, files)
+        stops.note_in_children(False)
         os.waitpid(between, 0)
         for number in files:
             os.close(number)

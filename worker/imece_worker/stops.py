@@ -17,6 +17,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """SIGQUIT: without finishing the current file."""
 
 _heard = 0
+_is_noting = _notes_in_children = False
 
 
 def _to_listen_to() -> list[signal.Signals]:
@@ -47,10 +48,39 @@ def ignore() -> None:
 
 def only_note() -> None:
     """From here on they are counted, and do nothing else; system calls go on. They are not ignored,
-    because programs would inherit that."""
+    because programs would inherit that.
+
+    What a processor forks is ended by them as usual: `multiprocessing.Pool` counts on it.
+    """
+    global _is_noting  # noqa: PLW0603 - signals are a matter of the whole process
     for number in STOP_SIGNALS:
         signal.signal(number, _note)
         signal.siginterrupt(number, False)
+    if not _is_noting:
+        _is_noting = True
+        os.register_at_fork(
+            before=lambda: _mask(signal.SIG_BLOCK),  # else one might be noted by the child
+            after_in_parent=lambda: _mask(signal.SIG_UNBLOCK),
+            after_in_child=_heed_again,
+        )
+
+
+def note_in_children(wanted: bool) -> None:
+    """Whether processes that are forked from here on only note them, too."""
+    global _notes_in_children  # noqa: PLW0603 - as `_heard`
+    _notes_in_children = wanted
+
+
+def _mask(how: int) -> None:
+    signal.pthread_sigmask(how, STOP_SIGNALS)
+
+
+def _heed_again() -> None:
+    for number in () if _notes_in_children else STOP_SIGNALS:
+        if signal.getsignal(number) is _note:
+            interrupts = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if interrupts else signal.SIG_DFL)
+    _mask(signal.SIG_UNBLOCK)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
