@@ -46,18 +46,18 @@ def test_a_run_whose_output_directory_cannot_be_made_does_not_stop_another(
 def test_processes_that_die_before_their_first_file_do_not_stop_another_run(
     workbench: Workbench,
 ) -> None:
-    """The memory limit is so low that none gets to read 50,000 names."""
+    """The memory limit is so low that none gets to read 90,000 names."""
     listed = workbench.folder / "names"
-    listed.write_bytes(b"".join(b"%d-%s\n" % (number, b"x" * 240) for number in range(50_000)))
-    workbench.enqueue("bad", target="-", from_file=str(listed), buckets=1, files_per_job=50_000)
+    listed.write_bytes(b"".join(b"%d-%s\n" % (number, b"x" * 240) for number in range(90_000)))
+    workbench.enqueue("bad", target="-", from_file=str(listed), buckets=1, files_per_job=90_000)
     workbench.files(5)
     workbench.enqueue("good")
-    workbench.worker(memory_limit="40")
+    workbench.worker(memory_limit="64")
     assert workbench.ended("good").done == 5
     until(lambda: workbench.status("bad").blocking_reason, "word of it")
     bad = workbench.status("bad")
     assert "its processes die before their first file" in str(bad.blocking_reason)
-    assert bad.left == 50_000
+    assert bad.left == 90_000
 
 
 @pytest.mark.parametrize("fixed", [True, False])
