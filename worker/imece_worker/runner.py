@@ -126,7 +126,7 @@ class Runner:
         self._segment = Segment.nameless(context.rows)
         self._rows = 0
         self._used = used()
-        self._stalled: bytes | None = None
+        self._stalled: str | None = None
         self._lost_ours = False
         self._pid = os.getpid()
 
@@ -135,9 +135,10 @@ class Runner:
         try:
             if self._outputs is not None:
                 self._segment = Segment.of(self._outputs.staged().number)
+        except (OSError, PathError) as error:
+            return _stalled(self._a.paths.fault(error) or str(error))
+        try:
             return self._work()
-        except (OSError, PathError) as error:  # before the first file
-            return STALLED + f"{self._a.paths.fault(error) or error}".encode() + b"\n"
         finally:
             self._segment.close()
             self._a.paths.close()
@@ -169,7 +170,7 @@ class Runner:
             return STOPPED
         counts = self._try(index)
         if self._stalled is not None:
-            return STALLED + self._stalled
+            return _stalled(self._stalled)
         return None if counts else STOPPED
 
     def _wait_for_retry(self, due: float) -> bytes | None:
@@ -227,7 +228,7 @@ class Runner:
                 fault = self._record(index, cause, number, _reason(error))
             if fault is not None:  # the file is not charged a try
                 control.void = index
-                self._stalled = fault.replace("\n", " ").encode() + b"\n"
+                self._stalled = fault
         control.end()
         if not self._context.capture.silent():
             self._context.capture.clear()
@@ -361,6 +362,10 @@ class Runner:
         else:
             self._retries[index] = retry
         return None
+
+
+def _stalled(fault: str) -> bytes:
+    return STALLED + fault.replace("\n", " ").encode("utf-8", "replace") + b"\n"
 
 
 def _reason(error: BaseException) -> str:
