@@ -643,6 +643,9 @@ def test_each_command_works_as_a_process_of_its_own(workbench: Workbench) -> Non
     for words in (("status",), ("runs",), ("failures", "run"), ("retry", "run")):
         assert call(*words) == 0, words
     workbench.ended()
+    apart = ("--output", str(workbench.folder / "apart"))
+    assert call("reproduce", "run", "good.txt", *apart) == 0
+    assert call("export", "run") == call("verify", "run") == 0
     assert call("delete", "run") == 0
     assert call("cancel", "run") == 2
     assert call("local", *folders, "--overwrite", "--retries", "0") == 1
