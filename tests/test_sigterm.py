@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -65,8 +66,7 @@ def test_two_hundred_stops_do_each_file_exactly_once(workbench: Workbench) -> No
             assert every_file_was_worked_on_once(workbench, names)
             workbench.redis.flushall()
             for folder in (workbench.target, workbench.folder / "trace"):
-                for path in folder.iterdir():
-                    path.unlink()
+                shutil.rmtree(folder)
             workbench.enqueue(buckets=20)
     workbench.worker()
     workbench.worker()
