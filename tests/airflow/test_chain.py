@@ -112,7 +112,7 @@ def test_a_decorated_function_says_what_to_process(
     assert tasks["run", -1].state == "success"
     assert tasks["folder", -1].state == "success"
     assert connected.outputs() == ["f-0000.made", "f-0001.made"]
-    assert sorted(path.name for path in second.iterdir()) == ["f-0000.made", "f-0001.made"]
+    assert sorted(path.name for path in second.glob("f-*")) == ["f-0000.made", "f-0001.made"]
     assert tasks["run", -1].xcom_pull(task_ids="run", key="run") == "decorated"
     assert tasks["wrong", -1].state == "failed"
     assert "wrong returned run_id: give run_id to @task.imece" in capfd.readouterr().out

@@ -106,7 +106,7 @@ def test_a_grace_period_that_is_too_short_costs_the_file_in_hand(
 def test_a_drain_goes_by_the_budget_and_loses_nothing(cluster: Cluster) -> None:
     """As `kubectl drain` does it, by evictions; here of all workers, from wherever they are."""
     cluster.limit(4)
-    run = cluster.enqueue("drain", {f"f-{number:03}": 3 for number in range(100)})
+    run = cluster.enqueue("drain", {f"f-{number:03}": 3 for number in range(140)})
     at_work(cluster, run, 4)
     left, refusals, fewest = sorted(cluster.running()), [], 4
     before = set(left)
