@@ -192,6 +192,9 @@ def test_a_compaction_that_was_killed_leaves_each_row_once(folder: Folder) -> No
     assert len(folder.entries()) == 3
 
 
+HEADER = b'{"at": 1, "first": 0, "execution": "e"}'
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -200,6 +203,7 @@ def test_a_compaction_that_was_killed_leaves_each_row_once(folder: Folder) -> No
         PREAMBLE.pack(MAGIC, 9, 9, 9) + b"x" * 27,
         PREAMBLE.pack(MAGIC, 2**31, 9, 9) + b"x" * 27,
         PREAMBLE.pack(MAGIC[:-1] + b"\2", 0, 0, 0),
+        PREAMBLE.pack(MAGIC, len(HEADER), 9, 9) + HEADER + b"x" * 18,
     ],
 )
 def test_a_file_that_is_none_is_named_and_left_alone(folder: Folder, garbage: bytes) -> None:

@@ -124,18 +124,27 @@ def _open(root: int, make: bool) -> int:
 def read(output: bytes) -> tuple[list[Block], list[str]]:
     """The blocks of an output directory's ledger, the oldest first; and a sentence for each file of
     it that cannot be read."""
+    with _found(output) as where:
+        return _read(where) if where is not None else ([], [])
+
+
+@contextmanager
+def _found(output: bytes) -> Iterator[int | None]:
+    """The directory of the ledger; None if no row was ever written."""
     try:
         root = os.open(output, beneath.LISTED & ~os.O_NOFOLLOW)
     except OSError:
-        return [], []
+        yield None
+        return
     try:
         where = _open(root, make=False)
     except OSError:
-        return [], []
+        yield None
+        return
     finally:
         os.close(root)
     try:
-        return _read(where)
+        yield where
     finally:
         os.close(where)
 
@@ -148,6 +157,7 @@ def _read(directory: int) -> tuple[list[Block], list[str]]:
             with opened(name, directory, os.O_RDONLY) as number:
                 data = read_from(number, 0)
             for block in blocks(data):  # one that is there twice was about to be put together
+                block.check()
                 found[block.header["execution"], block.at] = block
         except FileNotFoundError:
             continue  # it was put together with others just then
@@ -167,23 +177,14 @@ def compact(output: bytes) -> None:
 
     Raises:
         OSError: it cannot be written. What was there is there still.
+        LedgerError: a row points outside its block.
     """
-    try:
-        root = os.open(output, beneath.LISTED & ~os.O_NOFOLLOW)
-    except OSError:
-        return
-    try:
-        where = _open(root, make=False)
-    except OSError:
-        return  # no row was written
-    finally:
-        os.close(root)
-    try:
+    with _found(output) as where:
+        if where is None:
+            return
         with _locked(where) as is_ours:
             if is_ours and _is_worth_it(where):
                 _compact(where)
-    finally:
-        os.close(where)
 
 
 @contextmanager

@@ -133,6 +133,11 @@ class Block:
     def at(self) -> float:
         return float(self.header["at"])
 
+    def check(self) -> None:
+        """Raises LedgerError if it cannot be unpacked."""
+        _unpacked(self.names)
+        _unpacked(self.packed)
+
     def files(self) -> list[bytes]:
         """Raises LedgerError."""
         return _unpacked(self.names).split(b"\0")

@@ -12,7 +12,7 @@ from imece import names
 from imece.errors import ListingError
 from imece.files import ledger
 from imece.files.ledger import Entry
-from imece.files.rows import Outcome, Row
+from imece.files.rows import LedgerError, Outcome, Row
 
 Fields = dict[str, Any]
 
@@ -30,7 +30,7 @@ def entries(output: Path) -> tuple[dict[bytes, Entry], list[str]]:
     """What the ledger says of each file, and what of it cannot be read.
 
     Raises:
-        ListingError: there is no ledger.
+        ListingError: there is no ledger, or none that can be read.
     """
     blocks, flaws = ledger.read(os.fsencode(output))
     if not blocks and not flaws:
@@ -38,7 +38,11 @@ def entries(output: Path) -> tuple[dict[bytes, Entry], list[str]]:
             f"{names.shown(os.fsencode(output))} has no ledger: no run of imece has made outputs "
             "there, or {}/ was removed".format(os.fsdecode(names.HOME))
         )
-    return ledger.entries(blocks), flaws
+    try:
+        return ledger.entries(blocks), flaws
+    except LedgerError as error:
+        where = names.shown(os.fsencode(output))
+        raise ListingError(f"the ledger in {where}/.imece cannot be read: {error}") from None
 
 
 def table(found: dict[bytes, Entry], run: str | None = None) -> Iterator[Fields]:

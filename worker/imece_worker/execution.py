@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from imece import names
 from imece.errors import SettingsError
+from imece.files.rows import LedgerError
 from imece.run.claim import Action, Claim, Claimed
 from imece_worker import causes, log, runner, stops
 from imece_worker.checkpoints import Checkpoints, Unanswered
@@ -389,5 +390,5 @@ def compact(paths: Paths) -> None:
     """Puts the files of the ledger together. The run has ended: no file waits for it."""
     try:
         paths.compact()
-    except OSError as error:
+    except (OSError, LedgerError) as error:
         log.event("ledger not put together", logging.WARNING, reason=str(error))
