@@ -470,20 +470,25 @@ class Promises(RuleBasedStateMachine):
     def settle(self) -> None:
         """What was held up goes on, and the run has one more round."""
         self.who_is_frozen_goes_on()
-        if all(worker.is_leaving for worker in self.alive()):
-            self.start_worker()
         self.say(f"the end: {self.state()}")
         if self.state() is not None:
-            self.until(lambda: self.bench.status(RUN).has_ended, "the run to end")
+            self.until(self.has_ended, "the run to end")
         self.the_books_say_no_more_than_is_there()
         self.new_version()
         before = self.rounds
         in_hand = self.in_hand()
         self.enqueue()
         assert self.rounds == before + 1, "it has not begun another round"
-        self.until(lambda: self.bench.status(RUN).has_ended, "the last round to end")
+        self.until(self.has_ended, "the last round to end")
         self.everything_is_as_the_model_says(in_hand)
         self.nothing_is_left_behind()
+
+    def has_ended(self) -> bool:
+        """As a Deployment does, it starts a worker where none is left: one ends when the process
+        that imports its processor is killed."""
+        if all(worker.is_leaving for worker in self.alive()):
+            self.start_worker()
+        return self.bench.status(RUN).has_ended
 
     def in_hand(self) -> set[str]:
         """The files of jobs that a worker has, or died with: the next round keeps these jobs, also
