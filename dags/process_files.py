@@ -18,7 +18,7 @@ says how far the run is.
 | `run` | lists the files, enqueues them, waits, and writes the run's figures into its log |
 
 **Some files failed?** The log of `run` says which and why. Fix the cause and clear `run`: what is
-current is skipped; what failed, is new or is newer than its output is processed. **Stop a run**:
+current is skipped; what failed, is new or has changed is processed. **Stop a run**:
 mark `run` as failed; files in hand are finished. **Go on with it**: clear it.
 
 Needs the connections `imece_redis` and, for limit and processor, `imece_kubernetes`.

@@ -10,7 +10,7 @@ DOCS = """
 
 Each pod lists the folder and processes the files of one bucket. It needs neither Redis nor KEDA.
 The slowest bucket decides when the run ends, and another number of buckets means other buckets:
-`process_files` does better. Same processor, same atomic outputs; outputs newer than their inputs
+`process_files` does better. Same processor, same atomic outputs; current outputs
 are skipped, so clearing a failed bucket processes only what is left.
 
 Needs the connection `imece_kubernetes`, and a PersistentVolumeClaim with the files.

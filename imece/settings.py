@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     """Worker: a program to run in place of a function: `tool --in {input} --out {output}`.
     imece splits it as a shell does, but starts no shell."""
 
+    image: str = ""
+    """Worker, producer: the name of the image that they run in, with its tag or digest. It is kept
+    with each output; another image counts as other code (docs/explanation/what-is-current.md)."""
+
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     """How often a failed file is tried again before it is quarantined. Unset: 2 times; but an error
     in a Python function that comes twice in a row from the same line is not tried again. An

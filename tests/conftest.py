@@ -40,8 +40,9 @@ if "TEST_SERVER" in os.environ:
 collect_ignore = [] if find_spec("airflow") else ["airflow"]
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
-    """Waits for a condition to become true; its value."""
+def until(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
+    """Waits for a condition to become true; its value. Most take less than a second on a quiet
+    machine."""
     end = time.monotonic() + timeout
     while True:
         value = condition()

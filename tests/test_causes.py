@@ -478,6 +478,7 @@ def test_an_ended_local_run_tells_its_causes(failing: Workbench) -> None:
     assert failing.imece("failures", "here", "--cause", "7").returncode == 2
 
 
+@pytest.mark.slow
 def test_twenty_thousand_failures_are_told_by_cause_at_once(workbench: Workbench) -> None:
     workbench.files(1)
     workbench.enqueue()

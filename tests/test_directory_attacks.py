@@ -66,6 +66,7 @@ def replace(runner: int, path: Path, moved: Path, elsewhere: Path) -> None:
     os.kill(runner, signal.SIGCONT)
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_directory_of_inputs_replaced_while_a_job_is_on_leads_nowhere(
     workbench: Workbench, elsewhere: Path, module: str

@@ -37,6 +37,8 @@ SLOW = {
     "run-a-program.md",
     "use-in-a-script.md",
     "workers-on-machines.md",
+    "first-run.md",
+    "local-settings.md",
 }
 """Pages with many runs, or many starts, and little that other pages do not show."""
 RUNNABLE = [

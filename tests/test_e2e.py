@@ -60,6 +60,7 @@ def test_the_scripts_for_the_producers_pod_make_and_list_files(tmp_path: Path) -
     assert (sorted(names), nothing) == (["a", "b"], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["KUBECONFIG", "IMECE_E2E_IMAGE"])
 def test_without_a_cluster_they_fail_and_say_what_is_missing(missing: str) -> None:
     environment = {**os.environ, "KUBECONFIG": "/nowhere", "IMECE_E2E_IMAGE": "imece:e2e"}

@@ -206,7 +206,8 @@ def test_the_same_id_on_an_ended_run_is_its_next_round(workbench: Workbench) -> 
 def test_the_next_round_may_have_other_options_but_not_another_place(workbench: Workbench) -> None:
     workbench.files(3)
     ends(workbench, "enqueued")
-    assert workbench.enqueue(exclude=["f-0000.txt"], retries=7, timeout=5.0).how == "enqueued"
+    again = workbench.enqueue(exclude=["f-0000.txt"], retries=7, timeout=5.0, overwrite=True)
+    assert again.how == "enqueued"
     assert workbench.status().parameters.retries == 7
     assert workbench.status().files == 2
     Run(workbench.redis, "imece", "run").cancel(600)

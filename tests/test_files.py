@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from imece.errors import ListingError
+from imece.files import signature
 from imece.run.store import Run
-from imece_worker import signature
 from tests import obstacles
 from tests.conftest import Workbench, until
 
@@ -327,7 +327,6 @@ def test_what_imece_has_not_made_is_no_output(workbench: Workbench, age: str) ->
 def test_what_comes_in_the_way_while_a_file_is_processed_is_not_removed(
     workbench: Workbench,
 ) -> None:
-    """The run began with no output, so none is looked for before a file is processed."""
     go = workbench.folder / "go"
     for name in ("a", *obstacles.KINDS):
         workbench.file(name, f"wait-for {go}")
@@ -431,30 +430,12 @@ def test_no_half_written_output_is_ever_seen(workbench: Workbench) -> None:
     assert workbench.check_books().done == 30
 
 
-def test_a_run_that_begins_with_no_output_need_not_look_for_any(workbench: Workbench) -> None:
-    workbench.files(6)
-    workbench.enqueue(buckets=6)
-    workbench.worker()
-    assert workbench.ended().done == 6
-    assert workbench.redis.hget("imece:imece:run:run", "untouched") == b"1"
-
-
-def test_a_run_that_finds_an_output_looks_for_all(workbench: Workbench) -> None:
-    names = workbench.files(6)
-    workbench.target.mkdir()
-    (workbench.target / names[5]).write_text("newer")
-    workbench.enqueue(buckets=1, files_per_job=2)
-    workbench.worker()
-    assert workbench.ended().skipped == 1
-    assert workbench.redis.hget("imece:imece:run:run", "untouched") != b"1"
-
-
 def test_outputs_that_came_while_a_run_was_cancelled_are_skipped(workbench: Workbench) -> None:
     names = workbench.files(40)
+    workbench.settings["processor"] = "tests.processors:slow"
     workbench.enqueue(buckets=1, files_per_job=10)
-    worker = workbench.worker(processor="tests.processors:slow")
+    worker = workbench.worker()
     until(lambda: workbench.status().done >= 11, "the second job to be begun")
-    assert workbench.redis.hget("imece:imece:run:run", "untouched") == b"1"
     Run(workbench.redis, "imece", "run").cancel(600)
     worker.stop()
     assert workbench.status().state == "cancelled"

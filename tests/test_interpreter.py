@@ -300,6 +300,7 @@ inner = POOL.apply(os.getpid)
 pathlib.Path(target).write_text(f"{os.getpid()} {id(MODEL)} {inner}")"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top", ["", A_THREAD], ids=["template", "runner"])
 def test_a_model_and_a_pool_of_the_first_file_are_there_for_all_others(
     modules: Path, workbench: Workbench, top: str
@@ -413,6 +414,7 @@ def test_no_processor_is_a_sentence() -> None:
         Interpreter(load())
 
 
+@pytest.mark.slow
 def test_a_worker_has_no_more_processes_than_it_needs(workbench: Workbench) -> None:
     workbench.files(3)
     workbench.enqueue()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from redis import Redis
 from rq import Queue, Worker
 from rq.intermediate_queue import IntermediateQueue
@@ -62,6 +63,7 @@ def test_a_prefix_of_rqs_renames_all_of_them(workbench: Workbench) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_under_another_prefix(workbench: Workbench) -> None:
     workbench.files(5)
     os.environ["RQ_KEY_PREFIX"] = "other"

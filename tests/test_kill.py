@@ -109,6 +109,7 @@ def test_a_killed_workers_job_is_taken_up_within_five_seconds(workbench: Workben
     assert workbench.leaves_nothing_behind()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [600, 6])
 def test_a_busy_worker_puts_the_jobs_of_the_dead_back(workbench: Workbench, size: int) -> None:
     """At the limit nobody is idle until the queue is empty."""

@@ -198,7 +198,6 @@ def test_a_batch_is_added_to_the_run(workbench: Workbench, hand: Hand) -> None:
     batch = Batch(
         done=3,
         failed=1,
-        skipped=1,
         retried=2,
         bytes_in=10**15,
         bytes_out=7,
@@ -208,11 +207,11 @@ def test_a_batch_is_added_to_the_run(workbench: Workbench, hand: Hand) -> None:
     )
     assert hand.send("continue", 1, cursor, batch) == ("held", 0)
     now = workbench.status()
-    assert (now.done, now.failed, now.skipped, now.retried, now.left) == (3, 1, 1, 2, 5)
+    assert (now.done, now.failed, now.skipped, now.retried, now.left) == (3, 1, 0, 2, 6)
     assert (now.bytes_in, now.bytes_out) == (10**15, 7)
     assert now.durations == {0: 1, 11: 2}
     assert now.slowest == [(b"f-0000.txt", 1.5), (b"f-0003.txt", 2e-6)]
-    assert sum(now.timeline.values()) == 5
+    assert sum(now.timeline.values()) == 4
     assert dict(Run(workbench.redis, "imece", "run").failures()) == {b"f-0001.txt": failure}
     hand.send("return", 2, cursor, Batch())
     assert Hand(workbench, "other").hold().cursor == cursor
@@ -434,21 +433,6 @@ def test_a_round_that_is_no_number_is_taken_as_it_is(
     assert hand.send("continue", 1, Cursor(1, 10), Batch(done=1))[0] == "held"
 
 
-def test_what_was_there_before_the_round_before_counts_for_nothing(workbench: Workbench) -> None:
-    """The first batch of a run's first job comes late: that there were no outputs is not so now."""
-    workbench.files(10)
-    workbench.enqueue(buckets=1, files_per_job=5)
-    first, second = Hand(workbench, "first"), Hand(workbench, "second")
-    assert first.hold().untouched is None  # it has looked: there are none
-    assert second.hold().untouched is False
-    second.send("finish", 1, Cursor(10, 10), Batch(done=5))
-    Run(workbench.redis, "imece", "run").cancel(600)
-    assert workbench.enqueue(buckets=1, files_per_job=5).how == "resumed"
-    late = Batch(done=1, untouched=True)
-    assert first.send("continue", 1, Cursor(1, 5), late) == ("round", 0)
-    assert second.hold().untouched is False
-
-
 def test_a_job_just_popped_is_not_held_twice_when_its_run_is_resumed_meanwhile(
     workbench: Workbench, hand: Hand
 ) -> None:
@@ -627,7 +611,7 @@ def lasting(workbench: Workbench) -> list[str]:
 def a_full_batch() -> Batch:
     """One that writes to every key of a run."""
     failures = [(b"f-0000.txt", Failure("no", 1, 5.0, "one", "printed"))]
-    return Batch(1, 1, 1, 1, 1, 1, {3: 1}, failures, [(b"f-0001.txt", 5)])
+    return Batch(1, 1, 1, 1, 1, {3: 1}, failures, [(b"f-0001.txt", 5)])
 
 
 @pytest.mark.parametrize("action", ["continue", "finish", "return", "defer", "stall"])

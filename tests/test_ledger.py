@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imece.files import ledger
-from imece.files.rows import MAGIC, PREAMBLE, Outcome, Row
+from imece.files.rows import MAGIC, PREAMBLE, Entry, Outcome, Row
 from imece.files.segment import Segment
 
 NAMES = [b"a.txt", b"in/b.txt", b"\xff odd\n.txt"]
@@ -38,7 +38,7 @@ class Folder:
         segment.close()
         ledger.keep(self.root, directory)
 
-    def entries(self) -> dict[bytes, ledger.Entry]:
+    def entries(self) -> dict[bytes, Entry]:
         found, flaws = ledger.read(os.fsencode(self.path))
         assert flaws == []
         return ledger.entries(found)
@@ -75,7 +75,7 @@ def test_a_row_is_read_as_it_was_written(folder: Folder) -> None:
 
 def test_the_later_row_counts_whichever_file_it_is_in(folder: Folder) -> None:
     folder.writes("f", 1.0, Row(0, Outcome.FAILED), Row(1, Outcome.DONE))
-    folder.writes("a", 2.0, Row(0, Outcome.DONE), Row(1, Outcome.OPEN), Row(2, Outcome.SKIPPED))
+    folder.writes("a", 2.0, Row(0, Outcome.DONE), Row(1, Outcome.OPEN))
     found = folder.entries()
     assert {name: entry.row.outcome for name, entry in found.items()} == {NAMES[0]: Outcome.DONE}
 
@@ -138,7 +138,7 @@ def test_files_are_put_together_without_what_was_replaced(folder: Folder) -> Non
     done = [Row(number, Outcome.DONE, microseconds=1) for number in range(1000)]
     folder.writes("e1", 1.0, *done, names=many)
     folder.writes("e2", 2.0, *(row._replace(microseconds=2) for row in done[:600]), names=many)
-    folder.writes("e3", 3.0, Row(999, Outcome.OPEN), Row(998, Outcome.SKIPPED), names=many)
+    folder.writes("e3", 3.0, Row(999, Outcome.OPEN), names=many)
     before = folder.entries()
     assert len(before) == 999
     ledger.compact(os.fsencode(folder.path))

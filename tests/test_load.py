@@ -215,6 +215,7 @@ def seconds_of_an_enqueuing(workbench: Workbench, count: int) -> float:
     return max(0.1, whole - (time.monotonic() - began) / 2)
 
 
+@pytest.mark.slow
 def test_a_producer_that_is_killed_leaves_a_whole_run_or_none(workbench: Workbench) -> None:
     count = 400
     seconds = seconds_of_an_enqueuing(workbench, count)
@@ -280,6 +281,7 @@ def test_jobs_that_were_taken_out_of_the_queue_come_back(workbench: Workbench) -
     assert each_file_is_done_once(workbench, names)
 
 
+@pytest.mark.slow
 def test_jobs_taken_out_of_the_queue_while_workers_are_on_come_back_once(
     workbench: Workbench,
 ) -> None:

@@ -189,6 +189,7 @@ def test_a_stop_before_everything_is_imported_says_nothing(folder: Folder) -> No
     assert call.ends()[0] == 130
 
 
+@pytest.mark.slow
 def test_what_is_gone_is_made_again_by_the_call_that_goes_on(folder: Folder) -> None:
     """Nothing counts as done at the end whose output is not there."""
     folder.files(60)
@@ -227,6 +228,7 @@ def test_the_limit_can_be_changed_while_it_is_on(folder: Folder) -> None:
     assert max(json.loads(output)["replicas"]) == 4
 
 
+@pytest.mark.slow
 def test_a_lower_limit_stops_workers_and_loses_nothing(folder: Folder) -> None:
     folder.files(40, "sleep 0.25")
     call = folder.start("--max-replicas", "4", processor="tests.processors:by_content")
@@ -346,6 +348,7 @@ def test_a_temporary_directory_whose_path_is_too_long_for_a_socket_will_do(
     assert folder.done() == 3
 
 
+@pytest.mark.slow
 def test_a_call_that_is_killed_leaves_its_socket_only_until_the_next_one(
     folder: Folder, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +414,7 @@ def test_an_import_that_never_ends_is_told(
     assert f"no worker has imported the processor yet: see {log}" in errors
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(folder: Folder) -> None:
     folder.files(20)
     (folder.source / "deadly.txt").write_text("kill-worker")
@@ -440,6 +444,7 @@ def test_a_processor_that_cannot_be_had_is_said_at_once(
     assert message in errors
 
 
+@pytest.mark.slow
 def test_users_modules_may_have_the_names_of_our_folders(folder: Folder, tmp_path: Path) -> None:
     (tmp_path / "worker").mkdir()
     (tmp_path / "worker" / "__init__.py").touch()

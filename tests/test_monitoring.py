@@ -125,6 +125,7 @@ def test_the_commands_that_alerts_name_exist() -> None:
     assert named <= commands | coming
 
 
+@pytest.mark.slow
 def test_objects_are_as_the_operator_wants_them() -> None:
     """The models let unknown fields pass and drop them: then what comes out differs."""
     # Takes as long as all tests' modules together.

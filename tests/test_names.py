@@ -116,6 +116,7 @@ def test_two_texts_do_not_become_one_run() -> None:
     assert len({names.slug(text) for text in alike}) == len(alike)
 
 
+@pytest.mark.slow
 @given(strategies.text(max_size=80), strategies.text(max_size=80))
 def test_any_two_texts_are_two_runs(one: str, other: str) -> None:
     assert (names.slug(one) == names.slug(other)) == (one == other)

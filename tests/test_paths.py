@@ -43,7 +43,6 @@ def test_an_output_directory_that_cannot_be_listed_is_written_to(workbench: Work
     workbench.enqueue()
     workbench.worker(before=without_roots_powers)
     assert workbench.ended().done == 3
-    assert workbench.redis.hget("imece:imece:run:run", "untouched") != b"1"
     workbench.target.chmod(0o755)
     assert workbench.outputs() == names
 
@@ -169,6 +168,7 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (8 * MIB, 8 * MIB))
 
 
+@pytest.mark.slow
 def test_a_file_too_large_for_the_limit_fails_leaves_no_half_and_a_retry_mends_it(
     workbench: Workbench, tmp_path: Path
 ) -> None:
@@ -286,6 +286,7 @@ def put_in_time(away: Path, gone: int) -> set[str]:
     return {path.name for path in found}
 
 
+@pytest.mark.slow
 def test_an_output_that_was_moved_away_before_it_was_in_its_place_is_made_again(
     workbench: Workbench,
 ) -> None:
@@ -300,24 +301,6 @@ def test_an_output_that_was_moved_away_before_it_was_in_its_place_is_made_again(
     now = workbench.ended()
     assert (now.done, now.failed, now.skipped) == (4000, 0, 0)
     assert sorted(set(names) - in_place - set(workbench.outputs())) == []
-
-
-def test_no_output_is_current_that_was_moved_away_with_its_directory(workbench: Workbench) -> None:
-    """It is moved away while a runner skips one file after the other."""
-    names = workbench.files(300)
-    workbench.enqueue("first")
-    workbench.worker()
-    assert workbench.ended("first").done == 300
-    workbench.workers[0].stop()
-    away = workbench.folder / "away"
-    workbench.file(names[0], f"move-the-directory-later {away}")
-    workbench.settings["processor"] = "tests.processors:by_content"
-    workbench.enqueue("second", buckets=1, files_per_job=300)
-    workbench.worker()
-    now = workbench.ended("second")
-    assert (now.done, now.skipped, now.failed) == (202, 98, 0)
-    assert (away / names[0]).read_text() == (workbench.source / names[0]).read_text()
-    assert workbench.outputs() == names[99:]
 
 
 def test_no_output_is_done_that_was_moved_away_with_its_directory(workbench: Workbench) -> None:

@@ -303,6 +303,7 @@ def is_clean(answer: Any) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_worker_goes_past_spoilt_runs_to_the_next_one(workbench: Workbench, group: str) -> None:
     poisoned(workbench, GROUPS[group])
@@ -469,6 +470,7 @@ def test_a_run_whose_records_are_gone_is_held_when_a_job_of_it_is_taken(
     helps(workbench, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNQUEUED)
 def test_a_run_whose_records_are_gone_is_held_by_idle_workers(
     workbench: Workbench, name: str
@@ -557,6 +559,7 @@ def is_told_of(worker: WorkerProcess, key: str) -> bool:
     return bool(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", SHARED)
 def test_a_worker_that_starts_with_a_spoilt_key_says_what_helps_and_goes_on(
     workbench: Workbench, key: str

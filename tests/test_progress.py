@@ -27,9 +27,7 @@ class Job:
 
     def __init__(self, parameters: Parameters, folder: Path) -> None:
         self.clock = ServerClock.at(1_700_000_000.0)
-        self.claimed = Claimed(
-            Cursor(0, len(FILES)), [], parameters, self.clock.now(), FILES, 0, untouched=False
-        )
+        self.claimed = Claimed(Cursor(0, len(FILES)), [], parameters, self.clock.now(), FILES, 0)
         self.directory = os.open(folder, os.O_RDONLY)
         self.reader = Segment.begin(self.directory, {"at": 0, "first": 0, "execution": "e"}, FILES)
         self.runner = Segment.of(self.directory)

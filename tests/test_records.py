@@ -234,6 +234,7 @@ def test_what_imece_writes_is_read_again() -> None:
     assert records.histogram("timeline", {b"10": b"2", b"5": b"1"}) == {5: 1, 10: 2}
 
 
+@pytest.mark.slow
 def test_a_full_bucket_job_all_of_whose_files_failed_is_read_again() -> None:
     retries = {index: PendingRetry(101, 1795531242.123456, 2**32 - 1) for index in range(100_000)}
     cursor = Cursor(100_000, 100_000, retries)

@@ -76,6 +76,7 @@ def test_a_fixed_file_is_done_and_its_output_is_in_a_place_of_its_own(failed: Wo
     assert not (failed.target / "sub" / "bad.out").exists()
 
 
+@pytest.mark.slow
 def test_what_the_processor_prints_is_shown_and_it_sees_no_secret(failed: Workbench) -> None:
     function = "tests.processors_that_fail:say_and_copy"
     answer = reproduce(failed, "run", "good.txt", "--processor", function)
@@ -83,6 +84,7 @@ def test_what_the_processor_prints_is_shown_and_it_sees_no_secret(failed: Workbe
     assert answer.stdout.startswith("at good.txt\n")
 
 
+@pytest.mark.slow
 def test_the_debugger_stands_where_the_error_was_raised(failed: Workbench) -> None:
     answer = reproduce(failed, "run", "sub/bad.txt", "--pdb", typed="p text\nup\np word\nq\n")
     assert answer.returncode == 1, answer
@@ -109,6 +111,7 @@ def test_the_limits_are_those_of_the_run(failed: Workbench, function: str, says:
         assert "in hang_in_c" in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_process_is_told_so(failed: Workbench) -> None:
     answer = reproduce(failed, "run", "crash.txt")
     assert answer.returncode == 1
@@ -120,6 +123,7 @@ def test_a_file_that_kills_its_process_is_told_so(failed: Workbench) -> None:
         assert f"failed: the processor ended its process with exit code {code}" in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_program_has_the_terminal_too(failed: Workbench) -> None:
     del failed.settings["processor"]
     words = ["--command", "sh -c 'echo to the terminal; cat $0 >&2; exit 4' {input} {output}"]
@@ -154,6 +158,7 @@ def test_what_cannot_be_reproduced_is_said(failed: Workbench, words: list[str], 
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 def test_without_a_processor_nothing_is_done(failed: Workbench) -> None:
     del failed.settings["processor"]
     answer = reproduce(failed, "run", "good.txt")
@@ -164,6 +169,7 @@ def test_without_a_processor_nothing_is_done(failed: Workbench) -> None:
     assert "--pdb: takes a processor in Python" in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_local_run_that_has_ended_is_reproduced_from_what_it_has_left(
     failed: Workbench,
 ) -> None:
@@ -176,6 +182,7 @@ def test_a_local_run_that_has_ended_is_reproduced_from_what_it_has_left(
     assert (failed.folder / "desk" / "reproduce-here" / "1" / "sub" / "bad.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_outputs_has_none_here(workbench: Workbench) -> None:
     workbench.file("f")
     workbench.settings["processor"] = "tests.processors_that_fail:say_and_copy"

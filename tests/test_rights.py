@@ -121,6 +121,7 @@ def recorded(admin: Redis) -> set[str]:
     return sent - NO_RIGHT_NEEDED - ours
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_the_rights_name(workbench: Workbench, admin: Redis) -> None:
     become(workbench, admin, ALL)
     whole_life(workbench, admin)

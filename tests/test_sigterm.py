@@ -39,6 +39,7 @@ def every_file_was_worked_on_once(workbench: Workbench, names: list[str]) -> boo
     return workbench.begun() == once and workbench.finished() == once
 
 
+@pytest.mark.slow
 def test_workers_that_come_and_go_do_each_file_exactly_once(workbench: Workbench) -> None:
     names = workbench.files(200)
     workbench.settings["processor"] = "tests.processors:traced"
@@ -345,6 +346,7 @@ def test_sigquit_gives_the_file_in_hand_back_too(workbench: Workbench) -> None:
     assert is_given_back_and_not_charged(workbench)
 
 
+@pytest.mark.slow
 def test_nohup_is_heeded(workbench: Workbench) -> None:
     names = workbench.files(3)
     worker = workbench.worker(

@@ -43,6 +43,7 @@ def test_a_run_whose_output_directory_cannot_be_made_does_not_stop_another(
     worker.stop()
 
 
+@pytest.mark.slow
 def test_processes_that_die_before_their_first_file_do_not_stop_another_run(
     workbench: Workbench,
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_held_run_goes_on_when_it_is_enqueued_again(workbench: Workbench) -> N
     worker.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["failures", "slowest", "timeline", "holders"])
 def test_a_run_whose_records_break_while_it_is_on_is_held(workbench: Workbench, key: str) -> None:
     """A script that fails half way, sent again and again, counted 2,717 files of 40."""
@@ -132,6 +134,7 @@ def test_a_run_whose_records_break_while_it_is_on_is_held(workbench: Workbench, 
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_sees_no_output_directory_leaves_the_run_to_one_that_does(
     workbench: Workbench,
 ) -> None:

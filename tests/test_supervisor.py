@@ -116,6 +116,7 @@ def test_a_runner_that_dies_between_two_jobs_costs_no_file_a_try(workbench: Work
     assert (now.failed, now.retried) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_bucket_job_with_as_many_files_as_there_may_be(workbench: Workbench) -> None:
     files = MOST_FILES
     workbench.source.mkdir(exist_ok=True)

@@ -119,7 +119,8 @@ def test_with_several_local_runs_on_each_is_found_by_its_id(folder: Folder) -> N
     listed = call(folder, "runs").stdout.splitlines()
     assert [line.split()[0] for line in listed] == ["RUN", second, "one"]
     assert [line.split()[-1] for line in listed] == ["WHERE", "here", "here"]
-    assert call(folder, "cancel", "two.b").returncode == 0
+    cancelled = call(folder, "cancel", "two.b")
+    assert cancelled.returncode == 0, cancelled.stderr
     assert runs_of(folder, "one") == ["one"]
     assert "--run" in call(folder, "scale", "2").stderr
     assert "at most 2 replicas" in call(folder, "scale", "2", "--run", "one").stdout

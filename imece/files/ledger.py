@@ -14,10 +14,9 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 from imece.files import beneath
-from imece.files.rows import LEVEL, Block, LedgerError, Outcome, Row, blocks, packed_names
+from imece.files.rows import LEVEL, Block, Entry, LedgerError, Outcome, blocks, packed_names
 from imece.names import HOME
 
 LEDGER = b"ledger"
@@ -82,9 +81,41 @@ def keep_data(root: int, data: bytes) -> None:
             return
     except LedgerError:
         return
+    _add(root, block)
+
+
+def add(output: bytes, block: Block) -> None:
+    """Adds a block to the ledger of an output directory; raises OSError."""
+    root = os.open(output, beneath.LISTED & ~os.O_NOFOLLOW)
+    try:
+        _add(root, block)
+    finally:
+        os.close(root)
+
+
+def _add(root: int, block: Block) -> None:
     where = _open(root, make=True)
     try:
         _put(block.encode(), where, _plain(block.header["execution"]) + ENDING)
+    finally:
+        os.close(where)
+
+
+def of_execution(root: int, execution: str) -> Block | None:
+    """What an execution has handed in, if it was not put together with others yet.
+
+    Raises:
+        OSError, LedgerError: it cannot be read.
+    """
+    try:
+        where = _open(root, make=False)
+    except FileNotFoundError:
+        return None
+    try:
+        with opened(_plain(execution) + ENDING, where, os.O_RDONLY) as number:
+            return next(blocks(read_from(number, 0)), None)
+    except FileNotFoundError:
+        return None
     finally:
         os.close(where)
 
@@ -213,9 +244,8 @@ def _compact(directory: int) -> None:
         return  # they stay for a person, each in its own file
     last: dict[bytes, tuple[int, int]] = {}
     for number, block in enumerate(found):
-        for place, (name, row) in enumerate(block.named_rows()):
-            if row.outcome != Outcome.SKIPPED:
-                last[name] = number, place
+        for place, entry in enumerate(block.entries()):
+            last[entry.output] = number, place
     kept: list[set[int]] = [set() for _ in found]
     for number, place in last.values():
         kept[number].add(place)
@@ -240,30 +270,24 @@ def _left(directory: int) -> list[bytes]:
 
 def _only(block: Block, places: set[int]) -> Block:
     """A block with these of its rows; the names of the others are left out, too."""
-    named = list(block.named_rows())
-    if len(places) == len(named):
+    found = list(block.entries())
+    if len(places) == len(found):
         return block
-    left = [entry for place, entry in enumerate(named) if place in places]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in left))}
-    body = b"".join(row._replace(file=numbers[name]).encode() for name, row in left)
+    left = [entry for place, entry in enumerate(found) if place in places]
+    names = dict.fromkeys(entry.name for entry in left)
+    numbers = {name: number for number, name in enumerate(names)}
+    body = b"".join(entry.row._replace(file=numbers[entry.name]).encode() for entry in left)
     header = block.header | {"first": 0}
     return Block(header, packed_names(numbers), zlib.compress(body, LEVEL))
 
 
-class Entry(NamedTuple):
-    """What the ledger says of one file: its last row, and the block that it is in."""
-
-    row: Row
-    block: Block
-
-
 def entries(found: Iterable[Block]) -> dict[bytes, Entry]:
-    """The last row of each file that is not `SKIPPED`; none for what is `OPEN`."""
+    """The last row of each output; none for what is `OPEN`."""
     last: dict[bytes, Entry] = {}
     for block in found:
-        for name, row in block.named_rows():
-            if row.outcome == Outcome.OPEN:
-                last.pop(name, None)
-            elif row.outcome != Outcome.SKIPPED:
-                last[name] = Entry(row, block)
+        for entry in block.entries():
+            if entry.row.outcome == Outcome.OPEN:
+                last.pop(entry.output, None)
+            else:
+                last[entry.output] = entry
     return last

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from imece import names
+
 MAGIC = b"imece\0\0\1"
 """The last byte is the version of the form."""
 
@@ -38,9 +40,8 @@ class Outcome(IntEnum):
     """What became of a file."""
 
     OPEN = 0
-    """Its output is gone: what the rows before say of it holds no longer."""
+    """It is to be done again: what the rows before say of it holds no longer."""
     DONE = 1
-    SKIPPED = 2
     FAILED = 3
 
 
@@ -81,9 +82,9 @@ class Row(NamedTuple):
         return ROW.pack(*fields) + self.detail
 
 
-def size(output: os.stat_result) -> int:
-    """As in a row."""
-    return 0 if stat.S_ISDIR(output.st_mode) else output.st_size
+def size_and_time(output: os.stat_result) -> tuple[int, int]:
+    """As in a row. A directory's size is 0."""
+    return 0 if stat.S_ISDIR(output.st_mode) else output.st_size, output.st_mtime_ns
 
 
 def rows(data: bytes, start: int = 0) -> Iterator[tuple[Row, int]]:
@@ -142,22 +143,43 @@ class Block:
         """Raises LedgerError."""
         return _unpacked(self.names).split(b"\0")
 
+    def outputs(self) -> list[bytes]:
+        """Those of `files`, in the same order; raises LedgerError."""
+        suffix = self.header.get("suffix")
+        if suffix is None:
+            return self.files()
+        ending = os.fsencode(suffix)
+        return [names.with_suffix(name, ending) for name in self.files()]
+
+    def unpacked(self) -> bytes:
+        """The rows; raises LedgerError."""
+        return _unpacked(self.packed)
+
     def rows(self) -> list[Row]:
         """Raises LedgerError."""
-        return [row for row, _ in rows(_unpacked(self.packed))]
+        return [row for row, _ in rows(self.unpacked())]
 
-    def named_rows(self) -> Iterator[tuple[bytes, Row]]:
+    def entries(self) -> Iterator["Entry"]:
         """Raises LedgerError."""
-        files, first = self.files(), self.header["first"]
+        files, outputs, first = self.files(), self.outputs(), self.header["first"]
         for row in self.rows():
-            if not 0 <= row.file - first < len(files):
+            if not 0 <= (place := row.file - first) < len(files):
                 raise LedgerError("a row's index points outside")
-            yield files[row.file - first], row
+            yield Entry(files[place], outputs[place], row, self)
 
     def encode(self) -> bytes:
         head = json.dumps(self.header).encode()
         lengths = len(head), len(self.names), len(self.packed)
         return PREAMBLE.pack(MAGIC, *lengths) + head + self.names + self.packed
+
+
+class Entry(NamedTuple):
+    """A row, with the name of its file, that of its output, and the block that it is in."""
+
+    name: bytes
+    output: bytes
+    row: Row
+    block: Block
 
 
 def blocks(data: bytes) -> Iterator[Block]:

@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from imece import names
-from imece.files import beneath, ledger
+from imece.files import beneath, ledger, segment
+from imece.files.rows import Block
 from imece.process import move_up
 
 NAME = re.compile(re.escape(names.TEMPORARY_PREFIX) + rb"[0-9a-f]{12}")
@@ -278,6 +279,39 @@ def _clear_copy_target(root: int, directory: bytes, name: bytes) -> None:
         pass  # not there, or not ours
     finally:
         os.close(there)
+
+
+def noted(output: bytes) -> tuple[list[Block], list[str]]:
+    """All that is known of the outputs in a directory, the oldest first: its ledger, and the rows
+    of executions that have not handed theirs in, because they are at work or were killed. And a
+    sentence for each part that cannot be read."""
+    found = list(_segments(output))  # before the ledger: one may be handed in at this moment
+    blocks, flaws = ledger.read(output)
+    there = {(block.header["execution"], block.at) for block in blocks}
+    blocks += [block for block in found if (block.header["execution"], block.at) not in there]
+    return sorted(blocks, key=lambda block: block.at), flaws
+
+
+def _segments(output: bytes) -> Iterator[Block]:
+    try:
+        root = os.open(output, beneath.LISTED & ~os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        for name in _found(root, math.inf):
+            try:
+                number = open_private(root, name, make=False)
+            except OSError:
+                continue
+            try:
+                if (block := segment.left_in(number)) is not None:
+                    yield block
+            finally:
+                os.close(number)
+    except OSError:
+        return  # it cannot be listed
+    finally:
+        os.close(root)
 
 
 def sweep(

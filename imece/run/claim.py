@@ -28,7 +28,6 @@ class Batch:
 
     done: int = 0
     failed: int = 0
-    skipped: int = 0
     retried: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -37,8 +36,6 @@ class Batch:
     slowest: list[tuple[bytes, int]] = field(default_factory=list)
     microseconds: int = 0
     shortest: int = -1
-    untouched: bool = False
-    """No output was there before the run's first job; see `Claimed`."""
 
     def causes(self) -> list[tuple[str, int, bytes, str]]:
         """Of the failures: each cause, how many have it, and the first with its message."""
@@ -52,8 +49,8 @@ class Batch:
 
     def deltas(self) -> str:
         """For lua/checkpoint.lua."""
-        counters = ("done", "failed", "skipped", "retried", "bytes_in", "bytes_out")
-        others = ("shortest", "untouched", "durations")
+        counters = ("done", "failed", "retried", "bytes_in", "bytes_out")
+        others = ("shortest", "durations")
         return json.dumps({name: getattr(self, name) for name in (*counters, *others)})
 
 
@@ -66,8 +63,8 @@ class Claimed:
         now: when the job was taken, epoch seconds of the server's clock.
         files: the names in the whole bucket; the cursor's indexes point here.
         pending: how many jobs wait in the queue.
-        untouched: whether the output directory was empty when the run's first job was taken, so
-            that no file need be looked for. None: this is that job.
+        unseen: when the round was enqueued, if the producer has not seen the output directory
+            and this is the first job that is taken of the round.
     """
 
     cursor: Cursor
@@ -76,7 +73,7 @@ class Claimed:
     now: float
     files: list[bytes]
     pending: int
-    untouched: bool | None
+    unseen: float | None = None
 
 
 class Trouble(NamedTuple):

@@ -55,7 +55,7 @@ class Lease:
             raise self.run.unusable(what, helps)
         if answer[0] != b"taken":
             return text(answer[0])
-        _, cursor, earlier, parameters, blob, pending, untouched, now, self._round = answer
+        _, cursor, earlier, parameters, blob, pending, unseen, now, self._round = answer
         claimed = Claimed(
             Cursor.decode(cursor),
             [execution for execution in text(earlier).split(",") if execution],
@@ -63,7 +63,7 @@ class Lease:
             float(now),
             manifest.decode(blob),
             pending,
-            None if untouched == b"?" else untouched == b"1",
+            float(unseen) if unseen else None,
         )
         claimed.cursor.check_within(len(claimed.files))
         return claimed

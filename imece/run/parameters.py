@@ -90,6 +90,11 @@ class Parameters:
     def output_path(self) -> Path | None:
         return Path(self.output) if self.output is not None else None
 
+    @property
+    def ending(self) -> bytes | None:
+        """`suffix` as it is in names."""
+        return os.fsencode(self.suffix) if self.suffix is not None else None
+
     def encode(self) -> str:
         """JSON, in ASCII: paths that are not UTF-8 survive as lone surrogates."""
         return json.dumps(asdict(self))

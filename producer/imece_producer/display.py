@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imece import names
+from imece.files.current import Reason
 from imece.run.causes import SHOWN, Cause, commonest
 from imece.run.durations import quantile
 from imece.run.failure import Failure
@@ -15,7 +16,7 @@ from imece.run.store import Run
 
 if TYPE_CHECKING:
     from imece_producer.enqueue import Enqueued
-    from imece_producer.grouping import Plan
+    from imece_producer.plan import Plan
 
 SPARKS = " ▁▂▃▄▅▆▇█"
 LONGEST_REASON = 300
@@ -74,22 +75,37 @@ def count(value: int, noun: str) -> str:
 
 
 def plan(made: "Plan") -> str:
-    """What is enqueued, or would be; then a line for each kind of file that was left out."""
-    if not made.files:
+    """What is enqueued, or would be, and why; then what is not."""
+    if not made.listing.files:
         return made.listing.nothing(made.parameters.input_path)
-    text = (
-        f"{count(made.files, 'file')} in {count(made.shape.buckets, 'bucket')}, "
-        f"{count(made.jobs, 'bucket job')} of at most {count(made.shape.files_per_job, 'file')}"
-    )
-    return "\n  ".join([text, *made.listing.omissions()])
+    text = "no file to process"
+    if made.files:
+        text = (
+            f"{count(made.files, 'file')} in {count(made.shape.buckets, 'bucket')}, "
+            f"{count(made.jobs, 'bucket job')} of at most {count(made.shape.files_per_job, 'file')}"
+        )
+    return "\n  ".join([text, *_reasons(made), *made.listing.omissions()])
+
+
+def _reasons(made: "Plan") -> Iterator[str]:
+    found = made.comparison
+    if made.through or len(found.reasons) > 1 or Reason.NEW not in found.reasons:
+        yield from (f"{found.reasons[one]:,} {one}" for one in Reason if found.reasons[one])
+    if made.through:
+        yield f"{made.through:,} done already"
+    if found.other_code:
+        yield f"{found.other_code:,} of these made by other code: --redo code makes them again"
+    if made.in_hand:
+        yield f"{made.in_hand:,} in a worker"
+    for flaw in found.flaws:
+        yield f"a part of the ledger cannot be read: {flaw}"
 
 
 def enqueued(how: "Enqueued") -> str:
     """What an enqueuing has done."""
     if how.plan is not None:
         again = " continues" if how.how == "resumed" else ""
-        known = f"\n  {count(how.again, 'file')} in a worker or done already" if how.again else ""
-        return f"run {how.run.id}{again}: {plan(how.plan)}{known}"
+        return f"run {how.run.id}{again}: {plan(how.plan)}"
     return f"run {how.run.id} is on already: {line(read(how.run))}"
 
 

@@ -1,5 +1,6 @@
-"""From a request to a committed round of a run: list, group, stage, commit."""
+"""From a request to a committed round of a run: list, compare, group, stage, commit."""
 
+import os
 import secrets
 import threading
 import time
@@ -15,7 +16,7 @@ from redis.typing import EncodableT, FieldT
 
 from imece.connection import connect, raw, text
 from imece.errors import RunError
-from imece.files.listing import Listing
+from imece.files.listing import Listing, check_outputs
 from imece.run import causes, dead_workers, keys, scripts
 from imece.run.causes import NOT_KNOWN, numbers
 from imece.run.failure import Failure
@@ -23,10 +24,11 @@ from imece.run.job import Cursor, Reference
 from imece.run.parameters import IDENTITY, Parameters
 from imece.run.store import CLAIM_TTL, LOST_NAMES, ON, STEP, Run, Snapshot
 from imece.settings import Settings
-from imece_producer import grouping
-from imece_producer.grouping import Bucket, Plan
+from imece_producer import grouping, plan, versions
+from imece_producer.grouping import Bucket
 from imece_producer.overlap import Overlap
-from imece_producer.rounds import not_done, sort_out
+from imece_producer.plan import Plan
+from imece_producer.rounds import Selection, not_done
 
 STAGED_TTL = 3600
 """Seconds what a dead producer has staged stays in Redis."""
@@ -47,16 +49,11 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Enqueued:
     """How an enqueuing went: "enqueued" as a new run or the next round of an ended one, "resumed"
-    as the next round of a cancelled or held one, or "attached" to a run that is on.
-
-    Attributes:
-        again: the files that a worker has, or that are known to be done: not part of the plan.
-    """
+    as the next round of a cancelled or held one, or "attached" to a run that is on."""
 
     run: Run
     how: str
     plan: Plan | None = None
-    again: int = 0
 
 
 class Producer:
@@ -68,13 +65,19 @@ class Producer:
         self._say = say
 
     def enqueue(
-        self, run_id: str, parameters: Parameters, list_files: Callable[[], Listing]
+        self,
+        run_id: str,
+        parameters: Parameters,
+        list_files: Callable[[], Listing],
+        redo_code: bool = False,
     ) -> Enqueued:
         """Makes the run, or the next round of an ended one; attaches to it if it is on.
 
-        A next round lists again. Workers skip what is current, by looking at the outputs. Where
-        there are none to see (no output directory), what an unfinished round has done is not done
-        again.
+        A next round lists again, and what is current is left out (imece/files/current.py). Where
+        there are no outputs, what an unfinished round has done is not done again.
+
+        Args:
+            redo_code: outputs that other code has made are not current.
 
         Raises:
             RunError: the id is in use with other parameters, the run went away in between, or
@@ -88,11 +91,15 @@ class Producer:
                 raise RunError(f"run {run.id} cannot be used: {damage.what}")
             if not self._claim(run, parameters, token):
                 return Enqueued(run, "attached")
-            made = grouping.plan(parameters, list_files())
-            state, again = self._next_round(run, token, parameters, made)
+            listed = list_files()
+            check_outputs(listed.files, parameters.ending)
+            version = versions.known(self.redis, self.settings)
+            comparer = plan.comparer(parameters, version, redo_code)
+            selection = Selection(run, listed.files, comparer, parameters.output is None)
+            state, made = self._next_round(run, token, parameters, listed, selection)
         dead_workers.clear_output(run, parameters)
         how = "resumed" if state in ("cancelled", "held") else "enqueued"
-        return Enqueued(run, how, made, again)
+        return Enqueued(run, how, made)
 
     def again(self, run: Run, cause: int | None = None) -> int:
         """Enqueues the unfinished and the failed files of a run that is not on; how many they are.
@@ -123,9 +130,11 @@ class Producer:
                     raise run.unusable(LOST_NAMES)
                 if not files:
                     raise RunError(f"run {run.id} is {state}: no file has failed, and none is left")
-                made = Plan(parameters, Listing(files), *grouping.divide(parameters, files))
                 stay_failed = None if cause is None else others
-                self._next_round(run, token, parameters, made, True, stay_failed)
+                selection = Selection(run, files)
+                self._next_round(
+                    run, token, parameters, Listing(files), selection, True, stay_failed
+                )
         return len(files)
 
     def _claim(self, run: Run, parameters: Parameters, token: str) -> bool:
@@ -210,46 +219,44 @@ class Producer:
         run: Run,
         token: str,
         parameters: Parameters,
-        made: Plan,
+        listed: Listing,
+        selection: Selection,
         only_these: bool = False,
         stay_failed: set[bytes] | None = None,
-    ) -> tuple[str | None, int]:
-        """Stages and commits; what the run's state was, and how many files are not in the plan's
-        jobs because a worker has them, or because they are known to be done.
+    ) -> tuple[str | None, Plan]:
+        """Stages and commits; what the run's state was, and what is enqueued.
 
         Args:
-            only_these: the plan does not have all files of the run.
-            stay_failed: failed files that are not in the plan. The causes keep their numbers then.
+            only_these: the listing does not have all files of the run.
+            stay_failed: failed files that are not in it. The causes keep their numbers then.
         """
-        overlap = Overlap(run, parameters, made.listing.files)
-        look_for_finished = parameters.output is None and not only_these
+        overlap = Overlap(run, parameters, listed.files)
+        looks = not (only_these or parameters.overwrite)
         for _ in range(MOST_LOOKS):
             before = run.snapshot()
-            found = sort_out(run, before, made.listing.files, look_for_finished)
-            if len(found.to_do) == made.files:
-                shape, buckets = made.shape, made.buckets
-            else:
-                shape, buckets = grouping.divide(parameters, found.to_do)
+            found = selection.sort_out(before)
+            shape, buckets = grouping.divide(parameters, found.to_do)
             self._stage(run, token, buckets, shape.files_per_job)
             parts = [token]
-            if found.finished:
+            if found.through and parameters.output is None:  # only Redis knows that they are done
                 parts.append(_finished_part(token))
-                self._stage(run, parts[-1], grouping.divide(parameters, found.finished)[1], None)
+                self._stage(run, parts[-1], grouping.divide(parameters, found.through)[1], None)
             kept = {text(field).partition("-")[0] for field in found.kept}
             # A retry keeps all parts: what became of the other files is still known.
             parts += [part for part in before.parts if only_these or part in kept]
             failed = 0
             if stay_failed is not None:
                 failed = self._stage_failures(run, token, stay_failed)
-            files = len(found.to_do) + len(found.finished) + found.in_hand + failed
+            files = len(found.to_do) + len(found.through) + found.in_hand + failed
             fields: dict[str, str | int] = {
                 "parameters": parameters.encode(),
                 "parts": ",".join(parts),
                 "files": files,
                 "failed": failed,
-                "skipped": len(found.finished),
+                "skipped": len(found.through),
                 "buckets": shape.buckets,
-                "links_refused": made.listing.links_refused,
+                "links_refused": listed.links_refused,
+                **({"unseen": 1} if looks and is_unseen(parameters) else {}),
                 **limits(parameters, before, files, failed),
             }
             jobs = grouping.jobs(buckets, shape.files_per_job)
@@ -258,7 +265,10 @@ class Producer:
                 overlap.compare()
                 answer = self._commit(run, token, before, found.kept, jobs, fields, overlap.seen)
             if answer == "committed":
-                return before.state, len(found.finished) + found.in_hand
+                counts = len(found.to_do), len(found.through), found.in_hand
+                return before.state, Plan(
+                    parameters, listed, selection.comparison, *counts, shape, buckets
+                )
             if answer != "changed":
                 break
             self._withdraw(run, token)
@@ -369,6 +379,11 @@ def limits(parameters: Parameters, before: Snapshot, files: int, failed: int) ->
     most, fewest_ended = limit
     seen = max(failed, before.failed if before.state == "held" else 0)
     return {"most_failed": most + seen, "fewest_ended": fewest_ended}
+
+
+def is_unseen(parameters: Parameters) -> bool:
+    """Whether the output directory is not there, as far as this process sees."""
+    return parameters.output is not None and not os.path.isdir(parameters.output)
 
 
 def _finished_part(token: str) -> str:

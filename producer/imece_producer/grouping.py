@@ -1,15 +1,12 @@
-"""Files to buckets, buckets to bucket jobs: the plan of a round."""
+"""Files to buckets, buckets to bucket jobs."""
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
-from imece.files import listing
 from imece.files.buckets import numbers
-from imece.files.listing import Listing
 from imece.run import manifest
 from imece.run.job import MOST_FILES
 from imece.run.manifest import MOST_BUCKETS
@@ -34,35 +31,6 @@ class Bucket:
     number: int
     files: int
     manifest: bytes
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What would be enqueued."""
-
-    parameters: Parameters
-    listing: Listing
-    shape: Shape
-    buckets: list[Bucket]
-
-    @property
-    def files(self) -> int:
-        return len(self.listing.files)
-
-    @property
-    def jobs(self) -> int:
-        return jobs(self.buckets, self.shape.files_per_job)
-
-
-def plan(parameters: Parameters, found: Listing) -> Plan:
-    """Groups what has been listed.
-
-    Raises:
-        ListingError: two files would write one output.
-    """
-    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
-    listing.check_outputs(found.files, suffix)
-    return Plan(parameters, found, *divide(parameters, found.files))
 
 
 def divide(parameters: Parameters, files: list[bytes]) -> tuple[Shape, list[Bucket]]:

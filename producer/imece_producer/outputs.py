@@ -1,23 +1,23 @@
 """What the ledger of an output directory says, as a table; and whether the outputs are still so."""
 
 import os
-import stat
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from imece import names
 from imece.errors import ListingError
-from imece.files import ledger
-from imece.files.ledger import Entry
-from imece.files.rows import LedgerError, Outcome, Row
+from imece.files import ledger, staging
+from imece.files.rows import Entry, LedgerError, Outcome, size_and_time
+from imece.version import Version
 
 Fields = dict[str, Any]
 
 WORDS = {Outcome.DONE: "done", Outcome.FAILED: "failed"}
-HEADER = ("run", "worker", "processor", "image", "imece")
+HEADER = ("run", "worker", "processor", "code", "libraries", "image", "imece")
 """The columns that come from a block's header: all rows of an execution have them in common."""
 
 COLUMNS = (
@@ -27,12 +27,12 @@ COLUMNS = (
 
 
 def entries(output: Path) -> tuple[dict[bytes, Entry], list[str]]:
-    """What the ledger says of each file, and what of it cannot be read.
+    """What the ledger says of each output, and what of it cannot be read.
 
     Raises:
         ListingError: there is no ledger, or none that can be read.
     """
-    blocks, flaws = ledger.read(os.fsencode(output))
+    blocks, flaws = staging.noted(os.fsencode(output))
     if not blocks and not flaws:
         raise ListingError(
             f"{names.shown(os.fsencode(output))} has no ledger: no run of imece has made outputs "
@@ -46,18 +46,18 @@ def entries(output: Path) -> tuple[dict[bytes, Entry], list[str]]:
 
 
 def table(found: dict[bytes, Entry], run: str | None = None) -> Iterator[Fields]:
-    """A row for each file, sorted by name; only those that a run has tried last, if one is named.
+    """A row for each output, sorted; only those that a run has tried last, if one is named.
 
     `file` and `output` are relative to their directories. Seconds are on the clock and of
     processors; sizes and memory in bytes; times ISO 8601, UTC.
     """
-    for name, (row, block) in sorted(found.items()):
-        header = block.header
+    for output, entry in sorted(found.items()):
+        row, header = entry.row, entry.block.header
         if run is not None and header.get("run") != run:
             continue
         is_done = row.outcome == Outcome.DONE
         yield {
-            "file": names.shown(name),
+            "file": names.shown(entry.name),
             "outcome": WORDS[Outcome(row.outcome)],
             "tries": row.tries,
             "ended": _time(row.ended * 10**9),
@@ -66,7 +66,7 @@ def table(found: dict[bytes, Entry], run: str | None = None) -> Iterator[Fields]
             "peak_memory": row.peak * 1024,
             "size": row.size,
             "modified": _time(row.mtime),
-            "output": names.shown(_output(name, header)) if is_done else None,
+            "output": names.shown(output) if is_done else None,
             "output_size": row.output_size if is_done else None,
             "output_modified": _time(row.output_mtime) if is_done and row.output_mtime else None,
             **{key: header.get(key) for key in HEADER},
@@ -77,17 +77,13 @@ def _time(nanoseconds: int) -> str:
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
 
 
-def _output(name: bytes, header: Fields) -> bytes:
-    suffix = header.get("suffix")
-    return names.with_suffix(name, os.fsencode(suffix) if suffix is not None else None)
-
-
 @dataclass
 class Verdict:
     """What has become of the outputs that the ledger knows, by the names of the outputs.
 
     Attributes:
         sound: how many are as they were made.
+        versions: how many outputs each version of a processor has made.
         missing: they are gone.
         changed: they have another size or time, or are something else.
         orphaned: they are there, and their inputs are gone.
@@ -100,6 +96,7 @@ class Verdict:
     changed: list[bytes]
     orphaned: list[bytes]
     unseen: set[str]
+    versions: Counter[Version] = field(default_factory=Counter)
 
     @property
     def is_sound(self) -> bool:
@@ -110,10 +107,11 @@ def verify(output: Path, found: dict[bytes, Entry]) -> Verdict:
     """Looks at each output, and whether its input is there."""
     sources = {entry.block.header.get("input", "") for entry in found.values()}
     verdict = Verdict(0, [], [], [], {source for source in sources if not os.path.isdir(source)})
-    for name, (row, block) in sorted(found.items()):
+    for made, (name, _, row, block) in sorted(found.items()):
         if row.outcome != Outcome.DONE:
             continue
-        made = _output(name, block.header)
+        if (version := Version.read(block.header)) is not None:
+            verdict.versions[version] += 1
         try:
             there = os.lstat(os.path.join(os.fsencode(output), made))
         except (FileNotFoundError, NotADirectoryError):
@@ -124,15 +122,8 @@ def verify(output: Path, found: dict[bytes, Entry]) -> Verdict:
             os.path.join(os.fsencode(source), name)
         ):
             verdict.orphaned.append(made)
-        if _is_as_made(there, row):
+        if size_and_time(there) == (row.output_size, row.output_mtime):
             verdict.sound += 1
         else:
             verdict.changed.append(made)
     return verdict
-
-
-def _is_as_made(there: os.stat_result, row: Row) -> bool:
-    if row.output_size == row.output_mtime == 0:
-        return stat.S_ISDIR(there.st_mode)
-    made = stat.S_ISREG(there.st_mode), row.output_size, row.output_mtime
-    return (True, there.st_size, there.st_mtime_ns) == made

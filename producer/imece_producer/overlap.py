@@ -1,7 +1,6 @@
 """No output of another input counts as current: two runs do not make one file of one directory."""
 
 import json
-import os
 from typing import Any
 
 from redis import Redis
@@ -81,7 +80,7 @@ class Overlap:
     def _refuse_common(
         self, run_id: str, theirs: Parameters, files: list[bytes], is_over: bool
     ) -> None:
-        mine, suffix = _suffix(self._parameters), _suffix(theirs)
+        mine, suffix = self._parameters.ending, theirs.ending
         if not self._outputs:
             self._outputs = {hash(names.with_suffix(name, mine)) for name in self._files}
         for name in files:
@@ -98,7 +97,3 @@ class Overlap:
                         "take another output directory"
                         + (", or overwrite what is there: --overwrite" if is_over else ""),
                     )
-
-
-def _suffix(parameters: Parameters) -> bytes | None:
-    return os.fsencode(parameters.suffix) if parameters.suffix is not None else None

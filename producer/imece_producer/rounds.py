@@ -1,7 +1,9 @@
 """A run's next round: which of the listed files a worker has, are done, or are to be enqueued."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imece.files.current import Comparer, Comparison
 from imece.run import causes
 from imece.run.job import Cursor, Reference
 from imece.run.records import RecordError
@@ -14,41 +16,85 @@ class Round:
 
     Attributes:
         to_do: what is staged as new bucket jobs.
-        finished: done by an earlier round; they count as skipped.
+        through: those whose outputs are current, or that an earlier round has done; they count as
+            skipped.
         in_hand: how many files are in the jobs of `kept`.
         kept: the fields of jobs that a worker has, or died with: they continue. The records of
             the others are damaged.
     """
 
     to_do: list[bytes]
-    finished: list[bytes]
+    through: list[bytes]
     in_hand: int
     kept: set[bytes]
 
 
-def sort_out(run: Run, before: Snapshot, files: list[bytes], look_for_finished: bool) -> Round:
-    """Leaves out the files of jobs that a worker has, so that none is started a second time, and
-    those that are done though no worker could see it."""
-    in_hand: set[bytes] = set()
-    kept: set[bytes] = set()
-    count = 0
-    for field, cursor in before.held.items():
-        try:
-            reference = Reference.of_field(run.id, field)
-            names = run.names(reference.part, reference.bucket)
-            of_job = open_files(names, [Cursor.decode(cursor)])
-        except RecordError:
-            continue
-        kept.add(field)
-        count += len(of_job)
-        in_hand.update(of_job)
-    finished: set[bytes] = set()
-    if look_for_finished and before.state in ("cancelled", "held", "failed"):
-        finished = done(run, before.parts).intersection(files) - in_hand
-    if not in_hand and not finished:
-        return Round(files, [], 0, kept)
-    left = [name for name in files if name not in in_hand and name not in finished]
-    return Round(left, list(finished), count, kept)
+class Selection:
+    """Which of a round's files are to be done.
+
+    Args:
+        files: all of them.
+        comparer: None: what is current is not asked.
+        knows_done: what an unfinished round has done is not done again, as Redis knows it.
+
+    Attributes:
+        comparison: of the files that no worker has.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        files: Sequence[bytes],
+        comparer: Comparer | None = None,
+        knows_done: bool = False,
+    ) -> None:
+        self.comparison = Comparison()
+        self._run = run
+        self._files = files
+        self._comparer = comparer
+        self._knows_done = knows_done
+        self._in_hand: set[bytes] | None = None
+
+    def sort_out(self, before: Snapshot) -> Round:
+        """Leaves out the files of jobs that a worker has, so that none is started a second time;
+        and those that are through."""
+        in_hand, kept, count = self._held(before)
+        self._compare(in_hand)
+        to_do = [name for name in self.comparison.to_do if name not in in_hand]
+        through = [name for name in self.comparison.current if name not in in_hand]
+        if self._knows_done and before.state in ("cancelled", "held", "failed"):
+            finished = done(self._run, before.parts).intersection(to_do)
+            to_do = [name for name in to_do if name not in finished]
+            through += finished
+        return Round(to_do, through, count, kept)
+
+    def _compare(self, in_hand: set[bytes]) -> None:
+        """Those that are out of the workers' hands since the last time. A job of a run that is not
+        on is never taken: so they only become more."""
+        if self._in_hand is None:
+            new = [name for name in self._files if name not in in_hand]
+        else:
+            new = list((self._in_hand - in_hand).intersection(self._files))
+        self._in_hand = in_hand
+        if self._comparer is None:
+            self.comparison.to_do += new
+        elif new:
+            self.comparison.add(self._comparer.compare(new))
+
+    def _held(self, before: Snapshot) -> tuple[set[bytes], set[bytes], int]:
+        """The files that workers have, the fields of their jobs, and how many files that are."""
+        in_hand, kept, count = set[bytes](), set[bytes](), 0
+        for field, cursor in before.held.items():
+            try:
+                reference = Reference.of_field(self._run.id, field)
+                names = self._run.names(reference.part, reference.bucket)
+                of_job = open_files(names, [Cursor.decode(cursor)])
+            except RecordError:
+                continue
+            kept.add(field)
+            count += len(of_job)
+            in_hand.update(of_job)
+        return in_hand, kept, count
 
 
 def open_files(bucket: list[bytes], cursors: list[Cursor]) -> set[bytes]:

@@ -65,10 +65,6 @@ class Execution:
         self._progress = Progress(
             claimed, self._supervisor.nameless(), self._control, context.name, self._clock
         )
-        self._untouched = claimed.untouched or False
-        if claimed.untouched is None and paths.untouched():
-            self._untouched = True
-            self._progress.note_untouched()
         self._checkpoints = Checkpoints(context, lease, paths, self._progress, self._control)
 
     def run(self) -> Ending:
@@ -119,7 +115,6 @@ class Execution:
     def _header(self) -> dict[str, Any]:
         """What all rows of this execution have in common."""
         reference, parameters = self._lease.reference, self._claimed.parameters
-        settings = self._context.settings
         return {
             "execution": self._lease.execution,
             "at": self._claimed.now,
@@ -129,7 +124,7 @@ class Execution:
             "input": parameters.input,
             "suffix": parameters.suffix,
             "worker": self._context.name,
-            "processor": settings.processor or settings.command,
+            **self._supervisor.interpreter.version.header(),
             "imece": _version(),
         }
 
@@ -191,7 +186,6 @@ class Execution:
             cursor=cursor,
             ahead=self._progress.ahead(),
             parameters=claimed.parameters,
-            untouched=self._untouched,
             paths=self._paths,
             clock=self._clock,
         )

@@ -15,8 +15,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from imece import version
 from imece.errors import SettingsError
 from imece.settings import Settings
+from imece.version import Version
 from imece_worker import cores, log, stops
 from imece_worker.runner import STOP_PATIENCE, death
 
@@ -33,6 +35,7 @@ class Interpreter:
     Attributes:
         line: to it.
         is_template: it forks runners; otherwise it becomes the runner. Known once it is ready.
+        version: of what it imports.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -42,6 +45,7 @@ class Interpreter:
                 "or IMECE_COMMAND='tool --in {input} --out {output}'"
             )
         self._settings = settings
+        self.version: Version
         self.start()
         atexit.register(self.end)
 
@@ -52,6 +56,9 @@ class Interpreter:
             self._process = subprocess.Popen(
                 [*_python(), "-m", "imece_worker.loader"], stdin=theirs.fileno()
             )
+        found = version.of(settings)
+        assert found is not None  # noqa: S101 - the settings name a processor
+        self.version = found
         self._answer = b""
         self._is_ready = self.is_template = False
         self._began = time.monotonic()

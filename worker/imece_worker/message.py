@@ -23,7 +23,6 @@ class JobMessage:
     Attributes:
         first: index in the bucket of the first of `files`.
         ahead: those from the cursor's next on that have been tried.
-        untouched: see `Claimed`.
     """
 
     first: int
@@ -31,7 +30,6 @@ class JobMessage:
     cursor: Cursor
     ahead: Sequence[int]
     parameters: Parameters
-    untouched: bool
     paths: Paths
     clock: ServerClock
 
@@ -44,7 +42,6 @@ class JobMessage:
                 "cursor": self.cursor.encode(),
                 "ahead": self.ahead,
                 "parameters": self.parameters.encode(),
-                "untouched": self.untouched,
                 "clock": self.clock.ahead,
                 "source": os.fsdecode(paths.source_root),
                 "target": paths.target_root and os.fsdecode(paths.target_root),
@@ -71,7 +68,6 @@ class JobMessage:
             cursor=Cursor.decode(head["cursor"]),
             ahead=head["ahead"],
             parameters=parameters,
-            untouched=head["untouched"],
             paths=Paths(head["source"], head["target"], parameters, head["execution"]),
             clock=ServerClock(head["clock"]),
         )

@@ -31,7 +31,7 @@ class Page:
             return family
 
         now = self._statistics
-        outcomes = {"done": now.done, "failed": now.failed, "skipped": now.skipped}
+        outcomes = {"done": now.done, "failed": now.failed}
         yield counter("imece_files", "Files ended, by outcome", "outcome", outcomes)
         yield core.CounterMetricFamily(
             "imece_file_retries", "Failed tries of files that get another one", value=now.retried

@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 from imece import names
 from imece.files import beneath, staging
+from imece.files.signature import is_signed, sign
 from imece.files.staging import StagingDirectory
 from imece_worker import private_directory
 from imece_worker.directories import PathError, Tree, identity
-from imece_worker.signature import is_emptied, is_signed, sign
 
 BACKUP = b".old"
 """The end of the name under which an older output is kept while a new one takes its place."""
@@ -72,25 +72,6 @@ class Outputs:
         stem, dot, ending = output.rpartition(b"/")[2].rpartition(b".")
         ending = (dot + ending)[-LONGEST_ENDING:] if stem.strip(b".") else b""
         return b"%d_%s" % (index, ending)
-
-    def is_current(self, name: bytes, since: int) -> bool:
-        """Whether the output is there, and no older than the input, of this time in nanoseconds.
-
-        Raises:
-            PathError: something is there that may not be replaced.
-        """
-        there = self.existing(name)
-        if there is None:
-            return False
-        if not stat.S_ISREG(there.st_mode):
-            output = self.name(name)
-            directory, _, last = output.rpartition(b"/")
-            number = self.tree.directory(directory)
-            if not stat.S_ISDIR(there.st_mode) or not is_signed(number, last, output):
-                raise self._in_the_way(there, output)
-            if is_emptied(number, last):
-                return False
-        return there.st_mtime_ns >= since
 
     def existing(self, name: bytes) -> os.stat_result | None:
         """What is in the output's place already, if anything."""

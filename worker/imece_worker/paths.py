@@ -56,8 +56,9 @@ class Paths:
         self._segment: Segment | None = None
         if target_root is not None:
             self.target_root = os.path.realpath(os.fsencode(target_root))
-            suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
-            self.outputs = Outputs(self.target_root, suffix, execution, parameters.overwrite)
+            self.outputs = Outputs(
+                self.target_root, parameters.ending, execution, parameters.overwrite
+            )
 
     @classmethod
     def of(
@@ -83,15 +84,12 @@ class Paths:
             return f"the output directory {names.shown(self.target_root)} cannot be written to"
         return None
 
-    def untouched(self) -> bool:
-        """Whether there is no output yet, of any run. False, too, if that cannot be seen."""
+    def has_older_rows(self, when: float) -> bool:
+        """Whether the ledger knows of bucket jobs that were taken before that."""
         if self.target_root is None:
-            return True
-        try:
-            with os.scandir(self.target_root) as entries:
-                return all(names.is_ours(entry.name) for entry in entries)
-        except OSError:  # it may be written to, and not be listed
             return False
+        blocks, _ = staging.noted(self.target_root)
+        return any(block.at < when for block in blocks)
 
     def occupy(self, header: dict[str, Any], files: Sequence[bytes]) -> Segment | None:
         """Makes the staging directory, holds its lock, and begins its segment.
@@ -179,15 +177,19 @@ class Paths:
     def rows_of(self, execution: str) -> list[Row]:
         """What an execution has written; nothing if it cannot be read."""
         number = self._open_staging_directory_of(execution)
-        if number is None:
-            return []
         try:
-            block = segment.left_in(number)
+            if number is not None:
+                block = segment.left_in(number)
+            elif self.outputs is not None:  # it could not tell Redis any more, and has cleared up
+                block = ledger.of_execution(self.outputs.tree.root, execution)
+            else:
+                block = None
             return block.rows() if block is not None else []
-        except rows.LedgerError:
+        except (OSError, rows.LedgerError):
             return []
         finally:
-            os.close(number)
+            if number is not None:
+                os.close(number)
 
     def has_output(self, name: bytes) -> bool:
         """Looked up anew. True, too, if the run makes no outputs."""
@@ -206,7 +208,7 @@ class Paths:
             return True
         there = self.outputs.existing(name)
         made = row.output_size, row.output_mtime
-        return there is not None and (rows.size(there), there.st_mtime_ns) == made
+        return there is not None and rows.size_and_time(there) == made
 
     def restore(self, execution: str, files: Sequence[bytes]) -> None:
         """Puts older outputs back that a runner was about to replace when it was killed, and

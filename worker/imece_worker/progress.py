@@ -56,7 +56,7 @@ class Progress:
         self._retries = taken_over(claimed.cursor.retries, claimed.parameters, clock)
         self._batch = Batch()
         self._counted: list[Row] = []
-        """The files that are done or skipped in the batch."""
+        """The files that are done in the batch."""
         self._taken: list[Row] = []
         """Those of the batch that was taken last."""
         self.rows = 0
@@ -73,10 +73,6 @@ class Progress:
     def ahead(self) -> list[int]:
         """The files behind the cursor's next that have been tried: none is to be begun anew."""
         return sorted(self._ahead)
-
-    def note_untouched(self) -> None:
-        """There was no output in the run's directory before its first job."""
-        self._batch.untouched = True
 
     def take(self) -> Batch:
         """What has happened since the last call. From here on it is the caller's to record."""
@@ -192,15 +188,15 @@ class Progress:
         return self._retries[file].tries + 1 if file in self._retries else 1
 
     def _apply(self, rows: Iterable[Row]) -> None:
-        ended = []
+        done = []
         for row in rows:
             if row.outcome == Outcome.FAILED:
                 self._note_failure(row)
             else:
                 self._retries.pop(row.file, None)
-                ended.append(row)
+                done.append(row)
             self._pass(row.file)
-        self._count(ended)
+        self._count(done)
 
     def _pass(self, file: int) -> None:
         """Moves the cursor on."""
@@ -247,12 +243,10 @@ class Progress:
         failure = Failure(detail["reason"], row.tries, time.time(), self._worker, *why)
         self._batch.failures.append((self._claimed.files[row.file], failure))
 
-    def _count(self, ended: list[Row]) -> None:
-        self._counted += ended
+    def _count(self, done: list[Row]) -> None:
+        self._counted += done
         batch, files = self._batch, self._claimed.files
-        done = [row for row in ended if row.outcome == Outcome.DONE]
         batch.done += len(done)
-        batch.skipped += len(ended) - len(done)
         batch.bytes_in += sum(row.size for row in done)
         batch.bytes_out += sum(row.output_size for row in done)
         lengths = [row.microseconds for row in done]

@@ -18,7 +18,7 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-from imece.files.rows import Outcome, Row, size
+from imece.files.rows import Outcome, Row, size_and_time
 from imece.files.segment import Segment
 from imece.run.failure import LONGEST_REASON, tail
 from imece_worker import causes, stops
@@ -117,11 +117,6 @@ class Runner:
         self._context = context
         self._control = context.control
         self._retries = dict(message.cursor.retries)
-        # In a large directory, to look for an output that is not there takes a quarter of the time
-        # of a quick file.
-        self._looks_for_outputs = not message.parameters.overwrite and (
-            message.cursor.isolated or not message.untouched
-        )
         self._inputs, self._outputs = message.paths.inputs, message.paths.outputs
         self._segment = Segment.nameless(context.rows)
         self._rows = 0
@@ -253,13 +248,7 @@ class Runner:
         """The row comes right before the output: where both are, the file is done."""
         inputs, outputs = self._inputs, self._outputs
         found = inputs.look(name)
-        if outputs is None:
-            target = None
-        else:
-            if self._looks_for_outputs and outputs.is_current(name, found.st_mtime_ns):
-                self._append(self._row(index, Outcome.SKIPPED, found))
-                return
-            target = outputs.prepare(index, name)
+        target = outputs.prepare(index, name) if outputs is not None else None
         self._context.processor(inputs.path, target)
         self._end_copy()
         self._respect_time_limit(index)
@@ -299,6 +288,7 @@ class Runner:
             made: its output.
         """
         before, self._used = self._used, used()
+        made_size, made_time = size_and_time(made) if made else (0, 0)
         return Row(
             index,
             outcome,
@@ -309,8 +299,8 @@ class Runner:
             microseconds=self._control.microseconds(),
             size=found.st_size if found else 0,
             mtime=found.st_mtime_ns if found else 0,
-            output_size=size(made) if made else 0,
-            output_mtime=made.st_mtime_ns if made else 0,
+            output_size=made_size,
+            output_mtime=made_time,
         )
 
     def _append(self, row: Row) -> None:

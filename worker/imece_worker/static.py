@@ -15,6 +15,7 @@ from imece import names
 from imece.errors import BY_SIGNAL, SettingsError, UsageError
 from imece.files import listing
 from imece.files.buckets import numbers
+from imece.files.current import Comparer
 from imece.run.claim import Action, Batch, Claimed, Verdict
 from imece.run.job import Cursor, Reference
 from imece.run.parameters import SEED, Parameters, text_path
@@ -48,7 +49,15 @@ def work(
     context.prepare(settings)
     interpreter.wait()
     statistics = WorkerStatistics()
-    files = files_of(bucket, parameters)
+    all_files = files_of(bucket, parameters)
+    comparer = Comparer(
+        os.fsencode(parameters.input),
+        os.fsencode(str(parameters.output)),
+        parameters.ending,
+        interpreter.version,
+    )
+    compared = comparer.compare(all_files)
+    files = sorted(compared.to_do)
     worker = context.WorkerContext(
         settings,
         interpreter,
@@ -56,16 +65,17 @@ def work(
         name=f"{names.plain(socket.gethostname())}-{os.getpid()}",
         alive=lambda: context.touch_heartbeat_file(settings),
     )
-    share = Share(bucket, len(files), statistics)
-    log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(files))
+    skipped = len(compared.current)
+    share = Share(bucket, len(files), skipped, statistics)
+    log.event("bucket listed", bucket=bucket, buckets=buckets, files=len(all_files))
+    for flaw in compared.flaws:
+        log.event("ledger not read", logging.WARNING, reason=flaw)
     # What an earlier pod has left is of no use to anybody: `kind` says which bucket it was for.
     kind = f"bucket {bucket} of {buckets}"
     paths = Paths.of(settings, parameters, share.execution, kind)
     if blocking_reason := paths.blocking_reason():
         raise SettingsError(blocking_reason)
-    claimed = Claimed(
-        Cursor(0, len(files)), [], parameters, time.time(), files, pending=0, untouched=False
-    )
+    claimed = Claimed(Cursor(0, len(files)), [], parameters, time.time(), files, pending=0)
     ending = Execution(worker, share, claimed, paths).run() if files else "finished"
     worker.supervisor.end()
     share.report("bucket done" if ending == "finished" else "bucket stopped")
@@ -104,8 +114,7 @@ def files_of(bucket: int, parameters: Parameters) -> list[bytes]:
     """The files of one bucket, sorted."""
     assert parameters.buckets is not None  # noqa: S101 - parameters_of has set it
     found = listing.walk(parameters.input_path, parameters.include).files
-    suffix = os.fsencode(parameters.suffix) if parameters.suffix is not None else None
-    listing.check_outputs(found, suffix)
+    listing.check_outputs(found, parameters.ending)
     of_each = zip(found, numbers(found, parameters.buckets, SEED), strict=True)
     return sorted(name for name, number in of_each if number == bucket)
 
@@ -113,10 +122,10 @@ def files_of(bucket: int, parameters: Parameters) -> list[bytes]:
 class Share:
     """A claim without Redis: logs what would be recorded there. The execution counts it."""
 
-    def __init__(self, bucket: int, files: int, statistics: WorkerStatistics) -> None:
+    def __init__(self, bucket: int, files: int, skipped: int, statistics: WorkerStatistics) -> None:
         self.reference = Reference("static", "00000000", bucket, 0)
         self.execution = uuid.uuid4().hex  # a pod that was taken for lost may live on beside us
-        self.files = files
+        self.files, self.skipped = files, skipped
         self._statistics = statistics
         self._said = time.monotonic()
 
@@ -149,12 +158,11 @@ class Share:
 
     def report(self, event: str) -> None:
         total = self._statistics
-        through = total.done + total.failed + total.skipped
         log.event(
             event,
             bucket=self.reference.bucket,
             done=total.done,
             failed=total.failed,
-            skipped=total.skipped,
-            left=self.files - through,
+            skipped=self.skipped,
+            left=self.files - total.done - total.failed,
         )

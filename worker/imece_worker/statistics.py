@@ -25,7 +25,7 @@ class WorkerStatistics:
     """
 
     def __init__(self) -> None:
-        self.done = self.failed = self.skipped = self.retried = 0
+        self.done = self.failed = self.retried = 0
         self.bytes_in = self.bytes_out = 0
         self.microseconds = 0
         self.durations: Counter[int] = Counter()
@@ -47,7 +47,6 @@ class WorkerStatistics:
         self._recorded_at = time.monotonic()
         self.done += batch.done
         self.failed += batch.failed
-        self.skipped += batch.skipped
         self.retried += batch.retried
         self.bytes_in += batch.bytes_in
         self.bytes_out += batch.bytes_out

@@ -183,6 +183,8 @@ class Worker(rq.Worker):
             super().heartbeat(ttl, pipeline=pipe)
             pipe.hset(self.key, mapping=self.serialize())
             pipe.hset(self.key, "state", self.get_state())
+            made_by = json.dumps(self.supervisor.interpreter.version.header())
+            pipe.set(keys.version(self.queue.name), made_by, ex=self.settings.run_ttl)
             register(self, pipe)
             for key in (self.redis_workers_keys, keys.workers(self.queue.name)):
                 pipe.expire(key, ttl)
@@ -372,6 +374,13 @@ class Worker(rq.Worker):
             self._statistics.ended("stalled")
             self._note_stall(held)
             return
+        if claimed.unseen is not None and paths.has_older_rows(claimed.unseen):
+            where = names.printable(str(claimed.parameters.output))
+            raise RunError(
+                f"the producer has not seen the output directory {where}, so it took no file for "
+                "current, and there are outputs in it. Mount its volume where you enqueue, and "
+                "enqueue again; `imece resume` processes all files"
+            )
         began = time.monotonic()
         files = claimed.cursor.stop - claimed.cursor.next
         log.event("job taken", **about, files=files, retries=len(claimed.cursor.retries))

@@ -9,8 +9,8 @@
 --      5 action: continue; finish: the job is through; return: to the front of the queue;
 --        defer: to its back; stall: to its back, and the run pauses
 --      6 number of the batch, counted from 1 in each execution; 0: no batch, only a sign of life
---      7 cursor  8 deltas, JSON: done, failed, skipped, retried, bytes_in, bytes_out,
---        durations {step: count}, shortest (microseconds, or -1), untouched
+--      7 cursor  8 deltas, JSON: done, failed, retried, bytes_in, bytes_out,
+--        durations {step: count}, shortest (microseconds, or -1)
 --      9 run TTL, s  10 result TTL, s  11 reason for a stall  12 the round that the worker knows
 --      13 failures, count, then name, record, output of each
 --      then their causes, count, then text, count of failures, name and message of the first of each
@@ -104,12 +104,9 @@ for at = math.max(since, slot - 100 * width), slot, width do
 end
 
 if deltas then
-  local through = deltas.done + deltas.failed + deltas.skipped
+  local through = deltas.done + deltas.failed
   for _, name in ipairs(counters) do
     add(run, name, deltas[name])
-  end
-  if deltas.untouched then
-    redis.call('HSET', run, 'untouched', '1')
   end
   if through > 0 and is_on(state) then
     redis.call('HDEL', run, 'pauses', 'not_before', 'blocking_reason', 'blocked_at')

@@ -62,7 +62,7 @@ end
 redis.call('UNLINK', run .. ':jobs', run .. ':waiting', run .. ':failures', run .. ':outputs',
   run .. ':causes', run .. ':durations', run .. ':timeline', run .. ':slowest')
 redis.call('HDEL', run, 'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out', 'shortest',
-  'started', 'ended', 'untouched', 'pauses', 'not_before', 'blocking_reason', 'blocked_at', 'window',
+  'started', 'ended', 'unseen', 'pauses', 'not_before', 'blocking_reason', 'blocked_at', 'window',
   'most_failed', 'fewest_ended')
 local fields = {}
 for index = 9 + 3 * count, #ARGV do
@@ -71,6 +71,9 @@ end
 redis.call('HSET', run, unpack(fields))
 local time = now()
 redis.call('HSETNX', run, 'created', string.format('%.6f', time))
+if redis.call('HGET', run, 'unseen') == '1' then -- the producer has not seen the outputs
+  redis.call('HSET', run, 'unseen', string.format('%.6f', time))
+end
 redis.call('HSET', run, 'token', token, 'state', 'queued')
 redis.call('HINCRBY', run, 'generation', 1)
 redis.call('HINCRBY', run, 'round', 1)

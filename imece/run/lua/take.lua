@@ -3,8 +3,9 @@
 -- KEYS 1 run  2 intermediate list  3 leases (rq:wip)  4 queue
 -- ARGV 1 job id  2 execution  3 lease, s  4 worker  5 field of the job  6 part  7 bucket
 --      8 '1' if this worker leaves the run to others for now
--- Returns {'taken', cursor, earlier holders, parameters, manifest, length of the queue, untouched: '1'
--- or '', or '?' if this is the round's first job and the worker is to look, server's time, round}, or
+-- Returns {'taken', cursor, earlier holders, parameters, manifest, length of the queue, when the
+-- round was enqueued if its producer has not seen the outputs and this is its first job, or '', server's
+-- time, round}, or
 -- {why not}: 'lost' (another worker has it), 'gone' (no such run or job), 'later' (the run pauses; the
 -- job has been put back), {'damaged', what helps, what is wrong}, or the state of the run.
 local run, queue, field = KEYS[1], KEYS[4], ARGV[5]
@@ -15,8 +16,8 @@ local helps, what = damage(run)
 if what then
   return {'damaged', helps, what}
 end
-local state, parameters, untouched, not_before, window, round =
-  unpack(redis.call('HMGET', run, 'state', 'parameters', 'untouched', 'not_before', 'window', 'round'))
+local state, parameters, unseen, not_before, window, round =
+  unpack(redis.call('HMGET', run, 'state', 'parameters', 'unseen', 'not_before', 'window', 'round'))
 if not state then
   return {'gone'}
 end
@@ -64,8 +65,9 @@ redis.call('ZADD', KEYS[3], time + tonumber(ARGV[3]), ARGV[1] .. ':' .. ARGV[2])
 if state == 'queued' then
   redis.call('HSET', run, 'state', 'running')
   redis.call('HSETNX', run, 'started', time)
-  untouched = '?'
+else
+  unseen = ''
 end
 refill(run, queue)
-return {'taken', cursor, earlier, parameters, manifest, redis.call('LLEN', queue), untouched or '',
+return {'taken', cursor, earlier, parameters, manifest, redis.call('LLEN', queue), unseen or '',
   string.format('%.6f', time), round or ''}

@@ -4,13 +4,14 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imece import commandline, names
+from imece import commandline, names, version
 from imece.commandline import Include, Suffix, given
 from imece.errors import UsageError
 from imece.run import status
@@ -25,6 +26,10 @@ from imece_producer.request import list_files, made_run_id, parameters_of
 
 if TYPE_CHECKING:
     from imece.files.listing import Listing
+
+
+class Redo(StrEnum):
+    code = "code"
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,10 @@ class Files:
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Process all files, also those that are current.")
     ] = False
+    redo: Annotated[
+        Redo | None,
+        typer.Option(help="Also make outputs again that other code has made: code."),
+    ] = None
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Take only the first files by name, so many: to try it."),
@@ -106,9 +115,13 @@ class Files:
 
     def parameters(self, settings: Settings) -> Parameters:
         told = {field.name: getattr(self, field.name) for field in fields(self)}
-        for only_of_the_listing in ("null", "limit", "require_files"):
-            del told[only_of_the_listing]
+        for no_parameter in ("null", "limit", "require_files", "redo"):
+            del told[no_parameter]
         return parameters_of(settings, told.pop("source"), told.pop("target"), **told)
+
+    @property
+    def redo_code(self) -> bool:
+        return self.redo == Redo.code
 
     def listing(self, parameters: Parameters) -> "Listing":
         return list_files(parameters, self.from_file, self.null, self.limit, self.require_files)
@@ -170,26 +183,30 @@ def enqueue(
     from imece_producer.enqueue import Producer
 
     if dry_run:
-        show_plan(files, parameters, as_json)
+        show_plan(settings, files, parameters, as_json)
         return
     with redis_of(settings) as redis:
         producer = Producer(redis, settings, say)
-        enqueued = producer.enqueue(name, parameters, lambda: files.listing(parameters))
+        enqueued = producer.enqueue(
+            name, parameters, lambda: files.listing(parameters), files.redo_code
+        )
         if as_json:
-            put_json({"how": enqueued.how, **status.read(enqueued.run).summary()})
+            made = enqueued.plan.summary() if enqueued.plan is not None else None
+            put_json({"how": enqueued.how, "plan": made, **status.read(enqueued.run).summary()})
             return
         put(display.enqueued(enqueued))
-        if enqueued.plan is None or enqueued.plan.files:
+        if enqueued.plan is None or enqueued.plan.files or enqueued.plan.in_hand:
             put(f"`imece status {name} --watch` shows how far it is")
 
 
-def show_plan(files: Files, parameters: Parameters, as_json: bool) -> None:
+def show_plan(settings: Settings, files: Files, parameters: Parameters, as_json: bool) -> None:
     """For --dry-run."""
-    from imece_producer.grouping import plan
+    from imece_producer import plan
 
-    made = plan(parameters, files.listing(parameters))
+    comparer = plan.comparer(parameters, version.of(settings), files.redo_code)
+    made = plan.without_run(parameters, files.listing(parameters), comparer)
     if as_json:
-        put_json({"files": made.files, "buckets": made.shape.buckets, "jobs": made.jobs})
+        put_json(made.summary())
     else:
         put(f"would process {display.plan(made)}" if made.files else display.plan(made))
 
@@ -226,7 +243,7 @@ def local(
     settings = load(processor=processor, command=command)
     parameters = files.parameters(settings)
     if dry_run:
-        show_plan(files, parameters, as_json)
+        show_plan(settings, files, parameters, as_json)
         return
     if not settings.processor and not settings.command:
         raise UsageError(NO_PROCESSOR)
@@ -235,6 +252,7 @@ def local(
         run_id_of(run_id) if run_id else mode.derived_run_id(parameters, settings),
         parameters,
         lambda: files.listing(parameters),
+        files.redo_code,
         max_replicas or os.cpu_count() or 1,
         as_json,
     )

@@ -151,11 +151,18 @@ def summary(verdict: Verdict) -> Fields:
             kind: [names.shown(name) for name in getattr(verdict, kind)]
             for kind in ("missing", "changed", "orphaned")
         },
+        "versions": [
+            {"outputs": files, **version.header()}
+            for version, files in verdict.versions.most_common()
+        ],
     }
 
 
 def show(verdict: Verdict) -> None:
     put(f"{count(verdict.sound, 'output')} as made")
+    for version, files in verdict.versions.most_common() if len(verdict.versions) > 1 else ():
+        image = f", image {version.image}" if version.image else ""
+        put(f"    {files:,} by {version.processor}, code {version.code or 'not known'}{image}")
     for kind, text in (
         ("missing", "missing"),
         ("changed", "changed since they were made"),

@@ -153,13 +153,14 @@ def run_here(
     run_id: str,
     parameters: Parameters,
     list_files: Callable[[], Listing],
+    redo_code: bool,
     limit: int,
     as_json: bool,
 ) -> int:
     """The whole of `imece local`; its exit code."""
     directory = settings.state_dir.expanduser() / run_id
     try:
-        return _process_here(settings, directory, parameters, list_files, limit, as_json)
+        return _process_here(settings, directory, parameters, list_files, redo_code, limit, as_json)
     except OccupiedError:
         return attach(settings, directory, parameters, as_json)
 
@@ -223,6 +224,7 @@ def _process_here(
     directory: Path,
     parameters: Parameters,
     list_files: Callable[[], Listing],
+    redo_code: bool,
     limit: int,
     as_json: bool,
 ) -> int:
@@ -240,7 +242,8 @@ def _process_here(
             with contextlib.suppress(RunError):
                 if run.state() in ON:
                     run.cancel(inner.result_ttl)
-            enqueued = Producer(redis, inner, display.say).enqueue(run_id, parameters, list_files)
+            producer = Producer(redis, inner, display.say)
+            enqueued = producer.enqueue(run_id, parameters, list_files, redo_code)
             record.forget(directory)
             redis.set(CALL_KEY, json.dumps(_call(settings)))
             if not as_json:

@@ -1,0 +1,276 @@
+"""Which inputs are to be processed, and why: decided by the ledger, and one look at inputs and
+outputs. Workers look for nothing.
+
+An output is current if the ledger shows that it was made from this input, with this processor, and
+if both are as they were then, by size and time. Where the ledger knows nothing of an output, it is
+current if it is no older than its input.
+"""
+
+import os
+import stat
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from imece import names
+from imece.files import signature, staging
+from imece.files.rows import ROW, Block, LedgerError, Outcome, size_and_time
+from imece.version import Version
+
+SLOW = 100e-6
+"""Seconds for one look at a file from which on several are looked at at a time."""
+
+SAMPLE = 200
+HEAD = struct.Struct("<I12xI")
+"""Of a row: its file, and the length of its detail; see `rows.ROW`."""
+
+THREADS = 32
+
+
+class Reason(StrEnum):
+    """Why a file is to be processed; the words are those that people read."""
+
+    NEW = "new"
+    CHANGED = "changed since"
+    GONE = "with an output that is gone"
+    REPLACED = "with an output that was replaced"
+    FAILED = "failed before"
+    PROCESSOR = "made by another processor, or with other parameters"
+    CODE = "made by other code"
+    ASKED = "as imece redo asked for"
+    ALL = "because of --overwrite"
+
+
+@dataclass
+class Comparison:
+    """
+    Attributes:
+        to_do: the files that are to be processed.
+        current: those whose outputs are current.
+        reasons: why, and how many files.
+        other_code: how many of the current outputs other code has made.
+        flaws: sentences about parts of the ledger that cannot be read.
+    """
+
+    to_do: list[bytes] = field(default_factory=list)
+    current: list[bytes] = field(default_factory=list)
+    reasons: Counter[Reason] = field(default_factory=Counter)
+    other_code: int = 0
+    flaws: list[str] = field(default_factory=list)
+
+    def add(self, more: "Comparison") -> None:
+        """Of other files of the same run."""
+        self.to_do += more.to_do
+        self.current += more.current
+        self.reasons += more.reasons
+        self.other_code += more.other_code
+        self.flaws = more.flaws
+
+
+class _Known:
+    """The last row of each output that a ledger knows. It holds rows as they are kept: a million
+    of them take 70 MB so, and several times as much as objects."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self.headers: list[dict[str, object]] = []
+        self.flaws: list[str] = []
+        self._rows: list[bytes] = []
+        self._last: dict[bytes, int] = {}
+        for block in blocks:
+            try:
+                self._add(block)
+            except LedgerError as error:
+                self.flaws.append(f"{block.header['execution']}: {error}")
+
+    def _add(self, block: Block) -> None:
+        outputs, rows, first = block.outputs(), block.unpacked(), block.header["first"]
+        number, start, size = len(self._rows) << 40, 0, len(rows)
+        self.headers.append(block.header)
+        self._rows.append(rows)
+        unpack, step, last = HEAD.unpack_from, ROW.size, self._last
+        while start + step <= size:
+            file, detail = unpack(rows, start)
+            if not 0 <= file - first < len(outputs):
+                raise LedgerError("a row's index points outside")
+            last[outputs[file - first]] = number | start
+            start += step + detail
+
+    def find(self, output: bytes) -> tuple[int, int, tuple[int, int], tuple[int, int]] | None:
+        """The number of its header, the outcome, and sizes and times of input and output."""
+        place = self._last.get(output)
+        if place is None:
+            return None
+        number = place >> 40
+        _, outcome, *_, size, mtime, output_size, output_mtime = ROW.unpack_from(
+            self._rows[number], place & (2**40 - 1)
+        )
+        return number, outcome, (size, mtime), (output_size, output_mtime)
+
+    def __bool__(self) -> bool:
+        return bool(self._last)
+
+
+class Comparer:
+    """Compares inputs with outputs.
+
+    Args:
+        source, target: the run's directories as this process sees them.
+        version: of the processor that would make them; None if it is not known here.
+        redo_code: whether outputs that other code has made are to be made again.
+    """
+
+    def __init__(
+        self,
+        source: bytes,
+        target: bytes,
+        suffix: bytes | None,
+        version: Version | None,
+        redo_code: bool = False,
+    ) -> None:
+        self._source = os.path.realpath(source)
+        self._target = os.path.realpath(target)
+        self._suffix = suffix
+        self._version = version
+        self._redo_code = redo_code
+        blocks, self._flaws = staging.noted(self._target)
+        self._known = _Known(blocks)
+        self._flaws += self._known.flaws
+        self._relations = [self._relation(header) for header in self._known.headers]
+        self._is_slow: bool | None = None
+
+    def _relation(self, header: dict[str, object]) -> Reason | None:
+        """What is other than now in the version that made the outputs of a block."""
+        made, now = Version.read(header), self._version
+        if made is None or now is None:
+            return None
+        if made.processor != now.processor:
+            return Reason.PROCESSOR
+        return None if made.is_same_code(now) else Reason.CODE
+
+    def compare(self, files: Iterable[bytes]) -> Comparison:
+        found = Comparison(flaws=list(self._flaws))
+        for directory, some in _by_directory(files):
+            there = self._listed(directory)
+            looked_at: list[bytes] = []
+            for name in some:
+                output = names.with_suffix(name, self._suffix)
+                if there is None or output.rpartition(b"/")[2] in there:
+                    looked_at.append(name)
+                else:
+                    found.to_do.append(name)
+                    found.reasons[self._without_output(output)] += 1
+            for name, reason in zip(looked_at, self._reasons(looked_at, found), strict=True):
+                if reason is None:
+                    found.current.append(name)
+                else:
+                    found.to_do.append(name)
+                    found.reasons[reason] += 1
+        return found
+
+    def _listed(self, directory: bytes) -> set[bytes] | None:
+        """What is in a directory of outputs; None if it cannot be listed: then each is tried."""
+        try:
+            return set(os.listdir(os.path.join(self._target, directory)))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        except OSError:
+            return None
+
+    def _without_output(self, output: bytes) -> Reason:
+        known = self._known.find(output)
+        if known is None:
+            return Reason.NEW
+        return {Outcome.DONE: Reason.GONE, Outcome.FAILED: Reason.FAILED}.get(
+            Outcome(known[1]), Reason.ASKED
+        )
+
+    def _reasons(self, files: Sequence[bytes], found: Comparison) -> Iterator[Reason | None]:
+        """Of files whose outputs are there; None: current."""
+        for name, (source, output) in zip(files, self._looks(files), strict=True):
+            reason, is_other_code = self._reason(name, source, output)
+            found.other_code += is_other_code
+            yield reason
+
+    def _looks(
+        self, files: Sequence[bytes]
+    ) -> Iterator[tuple[os.stat_result | None, os.stat_result | None]]:
+        """What inputs and outputs are at the moment."""
+        start = 0
+        if self._is_slow is None and files:
+            began = time.monotonic()
+            first = [self._look(name) for name in files[:SAMPLE]]
+            self._is_slow = time.monotonic() - began > 2 * SLOW * len(first)
+            yield from first
+            start = len(first)
+        if not self._is_slow:
+            yield from map(self._look, files[start:])
+            return
+        with ThreadPoolExecutor(THREADS) as pool:
+            yield from pool.map(self._look, files[start:], chunksize=16)
+
+    def _look(self, name: bytes) -> tuple[os.stat_result | None, os.stat_result | None]:
+        output = names.with_suffix(name, self._suffix)
+        try:
+            source = os.stat(self._source + b"/" + name)
+        except OSError:
+            source = None  # the worker says what is wrong with it
+        try:
+            return source, os.lstat(self._target + b"/" + output)
+        except OSError:
+            return source, None
+
+    def _reason(
+        self, name: bytes, source: os.stat_result | None, output: os.stat_result | None
+    ) -> tuple[Reason | None, bool]:
+        """Why a file is to be processed; and whether it is current, and other code has made it."""
+        path = names.with_suffix(name, self._suffix)
+        if output is None:
+            return self._without_output(path), False
+        known = self._known.find(path)
+        if known is None:
+            return self._by_times(path, source, output), False
+        number, outcome, made_of, made = known
+        if outcome != Outcome.DONE:
+            return (Reason.FAILED if outcome == Outcome.FAILED else Reason.ASKED), False
+        if source is None or (source.st_size, source.st_mtime_ns) != made_of:
+            return Reason.CHANGED, False
+        if size_and_time(output) != made:
+            return Reason.REPLACED, False
+        relation = self._relations[number]
+        if relation == Reason.CODE and not self._redo_code:
+            return None, True
+        return relation, False
+
+    def _by_times(
+        self, path: bytes, source: os.stat_result | None, output: os.stat_result
+    ) -> Reason | None:
+        if source is None or output.st_mtime_ns < source.st_mtime_ns:
+            return Reason.CHANGED
+        if stat.S_ISREG(output.st_mode):
+            return None
+        return None if self._is_whole_directory(path) else Reason.REPLACED
+
+    def _is_whole_directory(self, path: bytes) -> bool:
+        """Whether a directory is an output of ours, and was not emptied."""
+        directory, _, last = path.rpartition(b"/")
+        try:
+            number = os.open(os.path.join(self._target, directory), os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return False
+        try:
+            return signature.is_signed(number, last, path) and not signature.is_emptied(
+                number, last
+            )
+        finally:
+            os.close(number)
+
+
+def _by_directory(files: Iterable[bytes]) -> Iterator[tuple[bytes, list[bytes]]]:
+    found: dict[bytes, list[bytes]] = {}
+    for name in files:
+        found.setdefault(name[: name.rfind(b"/") + 1], []).append(name)
+    yield from found.items()
