@@ -180,6 +180,28 @@ def test_a_signal_hands_back_and_the_same_call_goes_on(
     assert after == before  # nothing was done twice
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_says_which_files_it_waits_for(folder: Folder, number: signal.Signals) -> None:
+    folder.files(2)
+    go_on = folder.source.parent / "go-on"
+    (folder.source / "big.txt").write_text(f"wait-for {go_on}")
+    call = folder.start("--timeout", "600", processor="tests.processors:by_content")
+    until(lambda: folder.done() == 2, "the other files")
+    call.process.send_signal(number)
+    assert call.process.stderr is not None
+    said = ""
+    while "waiting for big.txt: " not in said:
+        said += (line := call.process.stderr.readline())
+        assert line, said
+    go_on.touch()
+    code, _, errors = call.ends()
+    assert code == 0  # it was the last one
+    assert "finish their current files, for 10 min 00 s at most" in said
+    assert re.search(r"waiting for big.txt: [0-9.]+ s so far, 9 min 5. s more at most", said)
+    assert "waiting for" not in errors
+    assert len(list(folder.target.glob("*.txt"))) == 3
+
+
 def test_a_stop_before_everything_is_imported_says_nothing(folder: Folder) -> None:
     folder.files(1)
     call = folder.start(fresh=True)

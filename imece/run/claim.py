@@ -76,6 +76,13 @@ class Claimed:
     unseen: float | None = None
 
 
+class CurrentFile(NamedTuple):
+    """The file that a worker processes at this moment, and for how many seconds."""
+
+    name: bytes
+    seconds: float
+
+
 class Trouble(NamedTuple):
     """Why a checkpoint was not recorded, and may be later: the log's event, and what is wrong."""
 
@@ -99,6 +106,7 @@ class Claim(Protocol):
         cursor: Cursor | None = None,
         batch: Batch | None = None,
         reason: str = "",
+        current: CurrentFile | None = None,
     ) -> tuple[Verdict, int]: ...
 
     def trouble(self, error: Exception) -> Trouble | None:

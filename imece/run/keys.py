@@ -16,7 +16,10 @@ With <run> for the last one:
 <run>:jobs                        hash: unfinished bucket job -> cursor
 <run>:waiting                     list: bucket jobs that are not in the queue yet
 <run>:holders                     hash: bucket job -> executions that held it; with ":seq" its last
-                                  batch number, with ":worker" the worker
+                                  batch number, with ":worker" the worker, with ":current" the
+                                  current file if that is in the next set
+<run>:current                     sorted set: bucket job, ":" and its worker's current file, by the
+                                  time when it was begun; only files that take long
 <run>:manifest:<part>             hash: bucket -> manifest; a part for each enqueuing
 <run>:failures, :outputs          hashes: quarantined file -> record, what it printed
 <run>:causes                      hash: "N:text", "N:count", "N:file", "N:message" of the Nth cause

@@ -7,7 +7,7 @@ from redis.exceptions import RedisError
 
 from imece.connection import is_outage, is_wrong_type, raw, said, text
 from imece.run import keys, manifest, scripts
-from imece.run.claim import Action, Batch, Claimed, Trouble, Verdict
+from imece.run.claim import Action, Batch, Claimed, CurrentFile, Trouble, Verdict
 from imece.run.job import Cursor, Reference
 from imece.run.store import Run
 from imece.settings import Settings
@@ -75,12 +75,14 @@ class Lease:
         cursor: Cursor | None = None,
         batch: Batch | None = None,
         reason: str = "",
+        current: CurrentFile | None = None,
     ) -> tuple[Verdict, int]:
         """Shows a sign of life and records a batch, if there is one. May be sent again as it is.
 
         Args:
             number: of the batch, from 1 on; 0 for none.
             reason: with "stall", why no file of the job can be processed.
+            current: the current file, if it takes long.
 
         Returns:
             Whether the lease holds, and how many jobs wait in the queue.
@@ -90,6 +92,7 @@ class Lease:
             *(self.reference.job_id, self.execution, settings.lease, self.reference.field),
             *(action, number, cursor.encode() if cursor else "", batch.deltas() if batch else ""),
             *(settings.run_ttl, settings.result_ttl, reason, self._round),
+            *((current.name, f"{current.seconds:.3f}") if current else ("", 0)),
         ]
         if batch:
             arguments.append(len(batch.failures))

@@ -9,6 +9,7 @@ from imece import names
 from imece.connection import raw, text
 from imece.run import causes, keys, records
 from imece.run.causes import Cause
+from imece.run.claim import CurrentFile
 from imece.run.parameters import Parameters
 from imece.run.records import RecordError
 from imece.run.store import ENDED, ON, Run
@@ -23,6 +24,9 @@ COUNTERS = (
 """The whole numbers in a run's hash, by the names they have in `Status`."""
 
 STATES = ON | ENDED | {"listing", "held"}
+
+CURRENT_FILES = 20
+"""The most current files that a status names."""
 
 WINDOW = 60.0
 """Seconds the rate looks back."""
@@ -44,13 +48,15 @@ class Status:
     Attributes:
         rate: files a second over the last minute; for an ended run, over its whole time. Time in
             which no worker had a job of it does not count, nor do files that no worker had.
-        time_left: seconds, None if nothing moves, or nobody is there to move it.
+        time_left: seconds, None if nothing moves, or nobody is there to move it; see `_time_left`.
         durations: step of imece/run/durations.py -> files that took so long.
         shortest: seconds of the file that was quickest.
         timeline: seconds since the start -> files ended in that slot; those in which no worker had
             a job of the run are missing.
         slowest: (name, seconds), slowest first.
         causes: why files have failed, by number.
+        current_files: those that workers have been at for longer than a second, the longest first.
+        current_files_count: how many these are in all; `current_files` has CURRENT_FILES at most.
         state: one of STATES; "stopped" for a local run whose last call has not come to its end.
         round: how often the run was enqueued; the counters are those of the last time.
         blocking_reason: why the run is held, or why workers can do nothing for it at the moment.
@@ -83,6 +89,8 @@ class Status:
     timeline: dict[int, int]
     slowest: list[tuple[bytes, float]]
     causes: list[Cause]
+    current_files: list[CurrentFile]
+    current_files_count: int
     blocking_reason: str | None
     backlog: Backlog
 
@@ -136,6 +144,11 @@ class Status:
             "queue": self.queue,
             **vars(self.backlog),
             "blocking_reason": self.blocking_reason,
+            "current_files": [
+                {"file": name.decode("utf-8", "surrogateescape"), "seconds": round(seconds, 3)}
+                for name, seconds in self.current_files
+            ],
+            **named("current_files_count"),
             "causes": [cause.entry() for cause in causes.commonest(self.causes, causes.SHOWN)],
         }
 
@@ -212,6 +225,8 @@ def _ask(pipeline: Any, run: Run) -> None:
     pipeline.zrevrange(f"{run.key}:slowest", 0, -1, withscores=True)
     pipeline.hlen(f"{run.key}:failures")
     pipeline.hgetall(f"{run.key}:causes")
+    pipeline.zrange(f"{run.key}:current", 0, CURRENT_FILES - 1, withscores=True)
+    pipeline.zcard(f"{run.key}:current")
     _ask_backlog(pipeline, run.queue)
 
 
@@ -224,7 +239,7 @@ def _status(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) 
 
 
 def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int) -> Status:
-    time, jobs_left, durations, timeline, slowest, failed, found, *queue = answers
+    time, jobs_left, durations, timeline, slowest, failed, found, current, at_work, *queue = answers
     numbers = {name: records.whole(fields, name) for name in COUNTERS}
     state = records.text(fields, "state") or ""
     if state not in STATES:
@@ -233,15 +248,20 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
     started, ended = records.moment(fields, "started"), records.moment(fields, "ended")
     now = time[0] + time[1] / 1e6
     slots = records.histogram("its timeline", timeline)
-    through = numbers["done"] + numbers["failed"] + numbers["skipped"]
+    left = max(0, numbers["files"] - numbers["done"] - numbers["failed"] - numbers["skipped"])
     rate = _rate(slots, started, ended, now)
-    moves = state in ON and rate > 0 and alive > 0
     ranked = records.ranking("its slowest files", slowest)
+    longest = ranked[0][1] / 1e6 if ranked else 0.0
+    current_files = [
+        CurrentFile(member.partition(b":")[2], max(0.0, now - began))
+        for member, began in records.ranking("its current files", current)
+    ]
+    parameters = run.decode(fields["parameters"])
     return Status(
         id=run.id,
         queue=run.queue,
         state=state,
-        parameters=run.decode(fields["parameters"]),
+        parameters=parameters,
         **numbers,
         jobs_left=jobs_left,
         created=records.moment(fields, "created") or 0.0,
@@ -249,12 +269,18 @@ def _checked(run: Run, fields: dict[str, bytes], answers: list[Any], alive: int)
         ended=ended,
         now=now,
         rate=rate,
-        time_left=max(0, numbers["files"] - through) / rate if moves else None,
+        time_left=(
+            _time_left(left - at_work, rate, longest, parameters.timeout, current_files)
+            if state in ON and alive > 0
+            else None
+        ),
         durations=records.histogram("its durations", durations),
         shortest=records.whole(fields, "shortest") / 1e6,
         timeline=slots,
         slowest=[(name, microseconds / 1e6) for name, microseconds in ranked],
         causes=causes.of_hash(found, failed),
+        current_files=current_files,
+        current_files_count=at_work,
         blocking_reason=records.text(fields, "blocking_reason"),
         backlog=_backlog(queue, alive),
     )
@@ -271,6 +297,21 @@ def _rate(slots: dict[int, int], started: float | None, ended: float | None, now
     }
     busy = sum(min(width(slot), max(age - slot, 0.0)) for slot in recent)
     return sum(recent.values()) / max(busy, 1e-3 if ended else 1.0)
+
+
+def _time_left(
+    others: int, rate: float, longest: float, limit: float, current: list[CurrentFile]
+) -> float | None:
+    """Seconds until all files are through. None if nobody can say.
+
+    A current file is taken to need as long as the slowest one needed; or, if it is past that, to go
+    on for as long as it is past it; but not beyond the time limit of a file.
+    """
+    if rate == 0 and (others > 0 or not current):
+        return None
+    of_others = max(0, others) / rate if rate else 0.0
+    of_current = (min(abs(longest - now), max(0.0, limit - now)) for _, now in current)
+    return max([of_others, *of_current])
 
 
 def width(slot: int) -> int:

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 SPARKS = " ▁▂▃▄▅▆▇█"
 LONGEST_REASON = 300
+CURRENT_SHOWN = 3
+"""How many current files are shown, the longest first."""
+
+WIDTH = 80
+LONGEST_IN_LINE = 60
+STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
 SHORTEST_FILE = 20
 """Columns of a table of causes that are left for the names of files."""
 
@@ -52,6 +58,15 @@ def seconds(value: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def more_than(value: float) -> str:
+    """A text that is the same for a while, as a log needs it: `more than 5 min`."""
+    step = next((step for step in reversed(STEPS) if step <= value), 0)
+    hours = int(value // 3600)
+    if hours:
+        return f"more than {hours} h"
+    return f"more than {step} s" if step < 60 else f"more than {step // 60} min"
 
 
 def size(value: int) -> str:
@@ -173,6 +188,9 @@ def line(status: Status, workers: str = "") -> str:
         if status.time_left is not None:
             parts.append(f"{seconds(status.time_left)} left")
         parts.append(workers or count(status.backlog.workers, "worker"))
+        for name, took in status.current_files[:1]:
+            file = shortened(names.shown(name), LONGEST_IN_LINE, at_end=True)
+            parts.append(f"{more_than(took)} at {file}")
     return ", ".join(parts)
 
 
@@ -190,6 +208,8 @@ def block(status: Status) -> str:
         f"  from     {names.printable(status.parameters.input)}",
         f"  to       {names.printable(status.parameters.output or '(no output)')}",
     ]
+    for number, text in enumerate(current_files(status, WIDTH - 11)):
+        lines.append(f"  {'' if number else 'current':<9}{text}")
     if status.retried:
         lines.append(f"  retries  {status.retried:,}")
     if status.links_refused:
@@ -203,6 +223,16 @@ def block(status: Status) -> str:
         lines += ["  failed", *causes(status.causes)]
         lines.append(f"  imece failures {status.id} says which failed and why")
     return "\n".join(lines)
+
+
+def current_files(status: Status, width: int) -> Iterator[str]:
+    """The files that workers have been at for longest, line by line, in so many columns."""
+    shown = status.current_files[:CURRENT_SHOWN]
+    for name, took in shown:
+        file = shortened(names.shown(name), max(width - 14, SHORTEST_FILE), at_end=True)
+        yield f"{seconds(took):<12}  {file}"
+    if (others := status.current_files_count - len(shown)) > 0:
+        yield f"{count(others, 'more file')} for longer than a second"
 
 
 def workers(found: dict[str, Any] | None) -> Iterator[str]:

@@ -62,9 +62,11 @@ class Follower:
 
 
 class Lines:
-    """What a terminal shows: how far the run is, and the commonest causes of failures."""
+    """What a terminal shows: how far the run is, the files that take long, and the commonest causes
+    of failures."""
 
     def __init__(self, status: Status, extra: str) -> None:
+        self._status = status
         self._line = Line(status, extra)
         self._causes = list(display.causes(status.causes))
 
@@ -72,6 +74,8 @@ class Lines:
         from rich.text import Text
 
         yield self._line
+        for text in display.current_files(self._status, options.max_width - 2):
+            yield Text(f"  {text}", no_wrap=True, overflow="ellipsis")
         for text in self._causes:
             yield Text(text, no_wrap=True, overflow="ellipsis")
 

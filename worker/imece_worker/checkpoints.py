@@ -8,6 +8,7 @@ from imece.run.claim import Action, Batch, Claim
 from imece.run.job import Cursor
 from imece_worker.context import WorkerContext
 from imece_worker.control import Control
+from imece_worker.long_files import LongFiles
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
 
@@ -41,6 +42,7 @@ class Checkpoints:
         paths: Paths,
         progress: Progress,
         control: Control,
+        long_files: LongFiles,
     ) -> None:
         self._context = context
         self._lease = lease
@@ -52,6 +54,7 @@ class Checkpoints:
         self.due = self._answered_at + context.settings.checkpoint
         self.unanswered: Unanswered | None = None
         self.lost = False
+        self._long_files = long_files
 
     @property
     def may_be_lost(self) -> bool:
@@ -65,6 +68,7 @@ class Checkpoints:
         """A sign of life, with a checkpoint if one is due. False if Redis is away."""
         self._context.alive()
         self._paths.show_life()
+        self._long_files.look()
         if self._context.outage.left():
             return False
         if self.unanswered is None and time.monotonic() >= self.due:
@@ -87,13 +91,14 @@ class Checkpoints:
         """
         if action == "finish" and not self._progress.finished():
             action = "return"
+        current = self._long_files.current()
         try:
             if batch is not None:
                 answer = self._lease.checkpoint(
-                    action, batch.number, batch.cursor, batch.batch, reason
+                    action, batch.number, batch.cursor, batch.batch, reason, current
                 )
             else:
-                answer = self._lease.checkpoint(action)
+                answer = self._lease.checkpoint(action, reason=reason, current=current)
         except Exception as error:
             self._context.statistics.redis_errors += 1
             if (trouble := self._lease.trouble(error)) is None:

@@ -21,6 +21,7 @@ from imece_worker.checkpoints import Checkpoints, Unanswered
 from imece_worker.context import WorkerContext
 from imece_worker.control import NONE
 from imece_worker.directories import PathError
+from imece_worker.long_files import LongFiles
 from imece_worker.message import JobMessage
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
@@ -65,7 +66,10 @@ class Execution:
         self._progress = Progress(
             claimed, self._supervisor.nameless(), self._control, context.name, self._clock
         )
-        self._checkpoints = Checkpoints(context, lease, paths, self._progress, self._control)
+        self._long_files = LongFiles(self._progress, context.statistics, lease, claimed)
+        self._checkpoints = Checkpoints(
+            context, lease, paths, self._progress, self._control, self._long_files
+        )
 
     def run(self) -> Ending:
         """To the end of the job, or until the worker is asked to stop."""
@@ -224,6 +228,7 @@ class Execution:
         control.overdue = control.void = control.unwritten = NONE
         beat_due = time.monotonic() + context.settings.heartbeat
         lines = [supervisor.line] if supervisor.line is not None else []
+        is_told = False
         while True:
             # A checkpoint that is due already waits for Redis to be asked again.
             record_due = max(self._checkpoints.due, context.outage.ask_at)
@@ -236,8 +241,9 @@ class Execution:
                     return word
                 else:
                     lines = []  # its death is a signal of its own
-            if context.wakeup.stopping:
-                control.stopping = True
+            if context.wakeup.stopping and not is_told:
+                is_told = control.stopping = True
+                self._long_files.tell_of_stop()
             if (code := supervisor.death()) is not None:
                 return code
             if control.overdue == NONE and time.monotonic() >= self._deadline():

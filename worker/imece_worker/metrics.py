@@ -5,6 +5,7 @@ the worker, so none finds a lock that this thread has held.
 """
 
 import os
+import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Metric, core, start_http_server
@@ -12,6 +13,9 @@ from prometheus_client import CollectorRegistry, Metric, core, start_http_server
 from imece.errors import SettingsError
 from imece.run.durations import least
 from imece_worker.statistics import WorkerStatistics
+
+NAMED_FROM = 60.0
+"""Seconds from which on the current file is named: each name is a series of its own."""
 
 EXPONENTS = range(10, 33, 2)
 """Of the histogram's limits, 2^e microseconds: from a millisecond to 71 minutes."""
@@ -57,6 +61,21 @@ class Page:
             "Seconds since the last recorded checkpoint of the worker's job",
             value=lag or 0.0,
         )
+        name, seconds = now.current or ("", 0.0)
+        seconds = time.monotonic() - seconds if name else 0.0
+        yield core.GaugeMetricFamily(
+            "imece_current_file_seconds",
+            "Seconds the worker has been at its current file, if more than one",
+            value=seconds,
+        )
+        named = core.GaugeMetricFamily(
+            "imece_slow_file_seconds",
+            f"The same, with the file's name, from {NAMED_FROM:g} seconds on",
+            labels=["file"],
+        )
+        if seconds >= NAMED_FROM:
+            named.add_metric([name], seconds)
+        yield named
 
     def _buckets(self) -> list[tuple[str, float]]:
         counts = self._statistics.durations.copy()  # the main thread writes to it

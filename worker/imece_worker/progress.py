@@ -12,7 +12,7 @@ from itertools import zip_longest
 from imece.files.rows import Outcome, Row
 from imece.files.segment import Segment
 from imece.run import durations
-from imece.run.claim import Batch, Claimed
+from imece.run.claim import Batch, Claimed, CurrentFile
 from imece.run.failure import Failure
 from imece.run.job import Cursor, PendingRetry
 from imece_worker.control import NONE, Control
@@ -73,6 +73,13 @@ class Progress:
     def ahead(self) -> list[int]:
         """The files behind the cursor's next that have been tried: none is to be begun anew."""
         return sorted(self._ahead)
+
+    def current_file(self) -> CurrentFile | None:
+        """The file in hand, and for how long it has been."""
+        index, began = self._control.current, self._control.began
+        if index == NONE or index != self._control.current:  # it has just ended
+            return None
+        return CurrentFile(self._claimed.files[index], time.monotonic() - began / 1e9)
 
     def take(self) -> Batch:
         """What has happened since the last call. From here on it is the caller's to record."""

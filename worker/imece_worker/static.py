@@ -16,7 +16,7 @@ from imece.errors import BY_SIGNAL, SettingsError, UsageError
 from imece.files import listing
 from imece.files.buckets import numbers
 from imece.files.current import Comparer
-from imece.run.claim import Action, Batch, Claimed, Verdict
+from imece.run.claim import Action, Batch, Claimed, CurrentFile, Verdict
 from imece.run.job import Cursor, Reference
 from imece.run.parameters import SEED, Parameters, text_path
 from imece.settings import Settings
@@ -136,6 +136,7 @@ class Share:
         cursor: Cursor | None = None,
         batch: Batch | None = None,
         reason: str = "",
+        current: CurrentFile | None = None,
     ) -> tuple[Verdict, int]:
         for name, why in batch.failures if batch is not None else ():
             log.event(

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from imece.run.claim import Batch
+from imece import names
+from imece.run.claim import Batch, CurrentFile
 
 ENDINGS = ("finished", "returned", "deferred", "lost", "abandoned", "stalled", "refused")
 """How a job that was taken can end: as in imece_worker/execution.py; `refused` if it is
@@ -22,6 +23,8 @@ class WorkerStatistics:
     Attributes:
         durations: step of imece/run/durations.py -> files that took so long.
         jobs: ending -> jobs.
+        current: the name of the current file, if it takes long, and when it was begun, on the
+            monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -31,6 +34,7 @@ class WorkerStatistics:
         self.durations: Counter[int] = Counter()
         self.jobs = dict.fromkeys(ENDINGS, 0)
         self.redis_errors = 0
+        self.current: tuple[str, float] | None = None
         self._recorded_at: float | None = None
 
     @contextmanager
@@ -40,7 +44,11 @@ class WorkerStatistics:
         try:
             yield
         finally:
-            self._recorded_at = None
+            self._recorded_at = self.current = None
+
+    def at(self, current: CurrentFile | None) -> None:
+        """The current file, if it takes long."""
+        self.current = current and (names.shown(current.name), time.monotonic() - current.seconds)
 
     def recorded(self, batch: Batch) -> None:
         """Redis has taken this batch."""

@@ -12,7 +12,8 @@
 --      7 cursor  8 deltas, JSON: done, failed, retried, bytes_in, bytes_out,
 --        durations {step: count}, shortest (microseconds, or -1)
 --      9 run TTL, s  10 result TTL, s  11 reason for a stall  12 the round that the worker knows
---      13 failures, count, then name, record, output of each
+--      13 the current file, if the worker has been at it for long, or ''  14 for so many seconds
+--      15 failures, count, then name, record, output of each
 --      then their causes, count, then text, count of failures, name and message of the first of each
 --      then pairs of name and microseconds: candidates for the slowest files
 -- If more files have failed than the run's field `most_failed` says, the run is held.
@@ -42,6 +43,7 @@ local sequence = tonumber(redis.call('HGET', run .. ':holders', field .. ':seq')
 local cursor = redis.call('HGET', run .. ':jobs', field)
 if not cursor or number > sequence + 1 then
   redis.call('ZREM', leases, member)
+  note_current(run, field, '')
   if cursor then
     put_back(run, queue, state, field, 'LPUSH')
   end
@@ -120,8 +122,8 @@ if deltas then
   end
   add(run .. ':timeline', string.format('%.0f', slot), through)
 
-  local argument = 14
-  for _ = 1, tonumber(ARGV[13]) do
+  local argument = 16
+  for _ = 1, tonumber(ARGV[15]) do
     local name, record, output = ARGV[argument], ARGV[argument + 1], ARGV[argument + 2]
     redis.call('HSET', run .. ':failures', name, record)
     if output ~= '' and redis.call('HLEN', run .. ':outputs') < detailed then
@@ -146,6 +148,7 @@ if deltas then
     keep(run, tonumber(ARGV[9]))
   end
 end
+note_current(run, field, action == 'continue' and ARGV[13] or '', time - tonumber(ARGV[14]))
 keep_new(run)
 
 local has_held
@@ -192,7 +195,7 @@ else
         string.format(what .. ': enqueue the run again', math.abs(left)))
     end
     redis.call('HDEL', run, 'window')
-    redis.call('UNLINK', run .. ':waiting')
+    redis.call('UNLINK', run .. ':waiting', run .. ':current')
     keep(run, tonumber(ARGV[10]))
   end
 end

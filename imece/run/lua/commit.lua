@@ -60,7 +60,7 @@ if redis.call('HLEN', KEYS[6]) ~= tonumber(ARGV[5])
 end
 
 redis.call('UNLINK', run .. ':jobs', run .. ':waiting', run .. ':failures', run .. ':outputs',
-  run .. ':causes', run .. ':durations', run .. ':timeline', run .. ':slowest')
+  run .. ':causes', run .. ':durations', run .. ':timeline', run .. ':slowest', run .. ':current')
 redis.call('HDEL', run, 'done', 'failed', 'skipped', 'retried', 'bytes_in', 'bytes_out', 'shortest',
   'started', 'ended', 'unseen', 'pauses', 'not_before', 'blocking_reason', 'blocked_at', 'window',
   'most_failed', 'fewest_ended')

@@ -42,9 +42,9 @@ end
 
 local suffixes = {
   '', ':jobs', ':waiting', ':holders', ':failures', ':outputs', ':causes', ':durations', ':timeline',
-  ':slowest'
+  ':slowest', ':current'
 }
-local kinds = {[':waiting'] = 'list', [':slowest'] = 'zset'} -- the others, and the claim, are hashes
+local kinds = {[':waiting'] = 'list', [':slowest'] = 'zset', [':current'] = 'zset'} -- the others, and the claim, are hashes
 
 -- Gives the keys that are new since the last `keep` the time to live of their run.
 local function keep_new(run)
@@ -102,6 +102,21 @@ local function put_back(run, queue, state, field, command)
   elseif state == 'held' then
     redis.call('LPUSH', run .. ':waiting', field)
     keep_new(run)
+  end
+end
+
+-- Notes the current file of a job, if a worker has been at it for long; nothing if `name` is ''.
+-- Between two calls the name stands with the holders: the set itself is sorted by time.
+local function note_current(run, field, name, began)
+  local mark = field .. ':current'
+  local before = redis.call('HGET', run .. ':holders', mark)
+  if before and before ~= name then
+    redis.call('ZREM', run .. ':current', field .. ':' .. before)
+    redis.call('HDEL', run .. ':holders', mark)
+  end
+  if name ~= '' then
+    redis.call('HSET', run .. ':holders', mark, name)
+    redis.call('ZADD', run .. ':current', string.format('%.6f', began), field .. ':' .. name)
   end
 end
 

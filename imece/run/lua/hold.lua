@@ -12,4 +12,5 @@ if ARGV[2] ~= '' and ARGV[2] ~= redis.call('HGET', run, 'generation') then
   return 0
 end
 hold(run, ARGV[1], now())
+redis.call('UNLINK', run .. ':current') -- workers that are at a file name it again
 return 1

@@ -23,6 +23,7 @@ local state = redis.call('HGET', run, 'state')
 if not state or redis.call('HEXISTS', run .. ':jobs', field) == 0 then
   return 'dropped'
 end
+note_current(run, field, '')
 if ARGV[1] == 'moving' then
   count_window(run, -1) -- it was counted while it was in the queue
 end

@@ -60,6 +60,7 @@ end
 earlier = string.sub(earlier, -1000)
 redis.call('HSET', run .. ':holders', field, earlier .. ',' .. ARGV[2], field .. ':seq', 0,
   field .. ':worker', ARGV[4])
+note_current(run, field, '')
 keep_new(run)
 redis.call('ZADD', KEYS[3], time + tonumber(ARGV[3]), ARGV[1] .. ':' .. ARGV[2])
 if state == 'queued' then

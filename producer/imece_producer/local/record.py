@@ -19,6 +19,9 @@ from imece.run.parameters import Parameters
 from imece.run.status import Backlog, Status
 from imece_producer.local.state import FAILURES, RECORD, is_locked
 
+NO_CURRENT_FILES: dict[str, Any] = {"current_files": [], "current_files_count": 0}
+"""No worker of the call is left."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -59,6 +62,7 @@ def write(directory: Path, status: Status, call: Sequence[str], exit_code: int |
         "parameters": status.parameters.encode(),
         "slowest": [(os.fsdecode(name), seconds) for name, seconds in status.slowest],
         "causes": [cause.entry() for cause in status.causes],
+        **NO_CURRENT_FILES,
     }
     text = names.json_line({"status": fields, "call": list(call), "exit_code": exit_code})
     unfinished = directory / "record.new"
@@ -101,7 +105,7 @@ def _status(fields: dict[str, Any]) -> Status:
         "causes": [Cause.of_entry(entry) for entry in fields["causes"]],
         "backlog": Backlog(0, 0, 0),
     }
-    return Status(**{**fields, **numbers, **parts})
+    return Status(**{**fields, **numbers, **parts, **NO_CURRENT_FILES})
 
 
 def _by_number(counts: dict[str, int]) -> dict[int, int]:

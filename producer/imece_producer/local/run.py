@@ -13,7 +13,7 @@ from pathlib import Path
 
 from imece import names
 from imece.connection import OUTAGES, connect, reachable, text
-from imece.errors import BY_SIGNAL, RunError
+from imece.errors import BY_SIGNAL, ImeceError, RunError
 from imece.files.listing import Listing
 from imece.run import status
 from imece.run.parameters import Parameters
@@ -54,6 +54,9 @@ RECORD_INTERVAL = 2.0
 LONG_IMPORT = 30.0
 """Seconds after which we say that no worker has imported the processor yet."""
 
+MOST_WAITS_TOLD = 10
+"""So many files that stopping workers wait for are named."""
+
 SAMPLE = 0.5
 """Seconds between two counts of replicas for the summary."""
 
@@ -80,6 +83,30 @@ class Interrupts:
     def _note(self, number: int, frame: object) -> None:
         self.count += 1
         self.number = number
+
+
+class Waits:
+    """Says which files workers that stop have still to finish; each once, the longest first."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._told: set[bytes] = set()
+        self._look_at = 0.0
+
+    def tell(self) -> None:
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + SAMPLE
+        with contextlib.suppress(ImeceError, *OUTAGES):
+            now = status.read(self._run)
+            for name, took in now.current_files:
+                if name not in self._told and len(self._told) < MOST_WAITS_TOLD:
+                    self._told.add(name)
+                    left = max(0.0, now.parameters.timeout - took)
+                    display.say(
+                        f"waiting for {names.shown(name)}: {display.seconds(took)} so far, "
+                        f"{display.seconds(left)} more at most"
+                    )
 
 
 def process(
@@ -116,10 +143,11 @@ def process(
             time.sleep(TURN)
         if interrupts.count:
             display.say(
-                "stopping: the workers finish their current files (Ctrl-C again kills them)"
+                "stopping: the workers finish their current files, for "
+                f"{display.seconds(now.parameters.timeout)} at most (Ctrl-C again kills them)"
             )
     finally:
-        replicas.stop(lambda: interrupts.count < 2)
+        replicas.stop(lambda: interrupts.count < 2, Waits(run).tell)
     last = status.read(run)
     show(last, "")
     return last, samples

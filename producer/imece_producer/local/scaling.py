@@ -128,8 +128,9 @@ class Replicas:
         last = lines[-1] if lines else "no reason given"
         return last.removeprefix("imece-worker: ")
 
-    def stop(self, patience: Callable[[], bool]) -> None:
-        """Asks all to stop and waits until they have; kills them if `patience` says no."""
+    def stop(self, patience: Callable[[], bool], tell: Callable[[], None]) -> None:
+        """Asks all to stop and waits until they have, calling `tell` again and again; kills them if
+        `patience` says no."""
         for pid, worker in self._workers.items():
             if pid not in self._stopping:
                 worker.terminate()
@@ -137,6 +138,7 @@ class Replicas:
             while worker.poll() is None:
                 if not patience():
                     worker.kill()
+                tell()
                 time.sleep(0.02)
         self._workers.clear()
         self._stopping.clear()
