@@ -137,6 +137,10 @@ class Settings(BaseSettings):
     heartbeat: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     """Seconds between two signs of life of a worker, and between two looks for dead ones."""
 
+    sync: Literal["off", "checkpoint"] = "off"
+    """Worker: `checkpoint` puts outputs and ledger on stable storage before Redis is told of them.
+    A loss of power then undoes nothing that counts as done. Linux only."""
+
     checkpoint: Annotated[float, Field(ge=0.05, le=60)] = 1.0
     """Seconds between two checkpoints of a bucket job. After a crash, work since the last is
     done again."""

@@ -68,13 +68,17 @@ def keep(root: int, staging_directory: int) -> None:
     """
     try:
         with opened(SEGMENT, staging_directory, os.O_RDONLY) as number:
-            keep_data(root, read_from(number, 0))
+            keep_data(root, read_from(number, 0), is_durable=True)
     except FileNotFoundError:
         return
     os.unlink(SEGMENT, dir_fd=staging_directory)
 
 
-def keep_data(root: int, data: bytes) -> None:
+def keep_data(root: int, data: bytes, is_durable: bool = False) -> None:
+    """
+    Args:
+        is_durable: it takes the place of rows that may be on stable storage already.
+    """
     try:
         block = next(blocks(data), None)
         if block is None or not block.rows():
@@ -96,7 +100,7 @@ def add(output: bytes, block: Block) -> None:
 def _add(root: int, block: Block) -> None:
     where = _open(root, make=True)
     try:
-        _put(block.encode(), where, _plain(block.header["execution"]) + ENDING)
+        _put(block.encode(), where, _plain(block.header["execution"]) + ENDING, is_durable)
     finally:
         os.close(where)
 
@@ -124,7 +128,7 @@ def _plain(execution: str) -> bytes:
     return "".join(filter(str.isalnum, execution))[:64].encode()
 
 
-def _put(data: bytes, directory: int, name: bytes) -> None:
+def _put(data: bytes, directory: int, name: bytes, is_durable: bool) -> None:
     """Writes a file whole or not at all."""
     unfinished = b"%s-%d%s" % (name, time.time_ns(), UNFINISHED)
     try:
@@ -132,7 +136,11 @@ def _put(data: bytes, directory: int, name: bytes) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(number, view) :]
+            if is_durable:
+                os.fsync(number)
         os.rename(unfinished, name, src_dir_fd=directory, dst_dir_fd=directory)
+        if is_durable:
+            os.fsync(directory)
     except OSError:
         with suppress(OSError):
             os.unlink(unfinished, dir_fd=directory)
@@ -252,7 +260,8 @@ def _compact(directory: int) -> None:
     data = b"".join(
         _only(block, places).encode() for block, places in zip(found, kept, strict=True) if places
     )
-    _put(data, directory, b"%d-%d%s" % (time.time_ns(), os.getpid(), ENDING))
+    name = b"%d-%d%s" % (time.time_ns(), os.getpid(), ENDING)
+    _put(data, directory, name, is_durable=True)  # the old ones are removed next
     for name in listed + _left(directory):
         os.unlink(name, dir_fd=directory)
 

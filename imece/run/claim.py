@@ -37,6 +37,11 @@ class Batch:
     microseconds: int = 0
     shortest: int = -1
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether it tells of any try that has ended."""
+        return bool(self.done or self.failed or self.skipped or self.retried)
+
     def causes(self) -> list[tuple[str, int, bytes, str]]:
         """Of the failures: each cause, how many have it, and the first with its message."""
         known = [(name, failure) for name, failure in self.failures if failure.cause]

@@ -8,6 +8,7 @@ from imece.run.claim import Action, Batch, Claim
 from imece.run.job import Cursor
 from imece_worker.context import WorkerContext
 from imece_worker.control import Control
+from imece_worker.directories import PathError
 from imece_worker.long_files import LongFiles
 from imece_worker.paths import Paths
 from imece_worker.progress import Progress
@@ -19,11 +20,16 @@ job is still its own. After three, others may take it for dead (imece/run/dead_w
 
 @dataclass
 class Unanswered:
-    """A batch that is sent again, unchanged, until Redis answers."""
+    """A batch that is sent again, unchanged, until Redis answers.
+
+    Attributes:
+        is_stored: what it tells of is on stable storage, as far as the settings want that.
+    """
 
     number: int
     cursor: Cursor
     batch: Batch
+    is_stored: bool = False
 
 
 class Checkpoints:
@@ -66,9 +72,7 @@ class Checkpoints:
 
     def beat(self) -> bool:
         """A sign of life, with a checkpoint if one is due. False if Redis is away."""
-        self._context.alive()
-        self._paths.show_life()
-        self._long_files.look()
+        self._show_life()
         if self._context.outage.left():
             return False
         if self.unanswered is None and time.monotonic() >= self.due:
@@ -76,6 +80,44 @@ class Checkpoints:
             self._progress.collect()
             self.unanswered = self.next_batch()
         return self.send("continue", self.unanswered)
+
+    def _show_life(self) -> None:
+        self._context.alive()
+        self._paths.show_life()
+        self._long_files.look()
+
+    def _wait_for_storage(self) -> None:
+        """A sign of life, while a batch waits for the disk."""
+        self._show_life()
+        if not self._context.outage.left():
+            self.send("continue", None)
+
+    def _store(self, sent: Unanswered) -> None:
+        """Puts what a batch tells of on stable storage, before Redis is told.
+
+        Raises:
+            PathError: that failed. The files of the batch are to be done again.
+        """
+        storage = self._paths.storage
+        if storage is None or not sent.batch.has_rows:
+            sent.is_stored = True
+            return
+        self._paths.note_copy_targets()
+        try:
+            storage.sync(self._context.settings.heartbeat, self._wait_for_storage)
+        except OSError as error:
+            # The runner, too, has written files that may never be on the disk.
+            self._context.supervisor.dismiss()
+            self._control.end()
+            sent.batch = self._progress.take_back(sent.batch, self._paths.remove_output)
+            sent.cursor, sent.is_stored = self._progress.cursor(), True
+            self.unanswered = sent
+            raise PathError(
+                f"outputs cannot be put on stable storage: {error.strerror}. They were removed and "
+                "do not count: look at the disk",
+                error.errno,
+            ) from None
+        sent.is_stored = True
 
     def next_batch(self) -> Unanswered:
         self._number += 1
@@ -88,7 +130,10 @@ class Checkpoints:
 
         Raises:
             RedisError: Redis refuses it, and would refuse it again.
+            PathError: see `_store`.
         """
+        if batch is not None and not batch.is_stored:
+            self._store(batch)
         if action == "finish" and not self._progress.finished():
             action = "return"
         current = self._long_files.current()
@@ -110,9 +155,10 @@ class Checkpoints:
         verdict, pending = answer
         if verdict == "round" and batch is not None:
             batch.batch = self._progress.look_again(batch.batch, self._paths.has_output)
-            batch.cursor = self._progress.cursor()
+            batch.cursor, batch.is_stored = self._progress.cursor(), False
             return self.send(action, batch, reason)
-        self.unanswered = None
+        if batch is not None:
+            self.unanswered = None
         if batch is not None and verdict in ("held", "stop"):
             self._context.statistics.recorded(batch.batch)
         self._control.others_wait = pending > 0

@@ -12,6 +12,7 @@ from imece_worker import log
 from imece_worker.interpreter import Interpreter
 from imece_worker.statistics import WorkerStatistics
 from imece_worker.stops import Wakeup
+from imece_worker.storage import CAN_SYNC
 from imece_worker.supervisor import Supervisor
 
 FIRST, LONGEST = 0.25, 5.0
@@ -121,11 +122,13 @@ def prepare(settings: Settings) -> None:
     probe that the processor has been imported.
 
     Raises:
-        SettingsError: the heartbeat file cannot be touched.
+        SettingsError: the heartbeat file cannot be touched, or this system cannot do what is set.
     """
     log.set_up(settings)
     for sentence in unknown():
         log.event("unknown setting", logging.WARNING, reason=sentence)
+    if settings.sync == "checkpoint" and not CAN_SYNC:
+        raise SettingsError("IMECE_SYNC: checkpoint: this system has no syncfs, take off")
     if (path := settings.heartbeat_file) is not None:
         try:
             path.touch()

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from imece import names
 from imece.errors import SettingsError
-from imece.files.rows import LedgerError
 from imece.run.claim import Action, Claim, Claimed
 from imece_worker import causes, log, runner, stops
 from imece_worker.checkpoints import Checkpoints, Unanswered
@@ -77,7 +76,10 @@ class Execution:
             return self._run()
         except PathError as error:
             self._supervisor.dismiss()
-            return self._stall(str(error))
+            try:
+                return self._stall(str(error))
+            except PathError as another:  # nor can the last outputs be put on storage
+                return self._stall(str(another))
 
     def _run(self) -> Ending:
         files = self._claimed.files[self._first : self._claimed.cursor.stop]
@@ -384,11 +386,3 @@ class Execution:
 @cache
 def _version() -> str:
     return version("imece")
-
-
-def compact(paths: Paths) -> None:
-    """Puts the files of the ledger together. The run has ended: no file waits for it."""
-    try:
-        paths.compact()
-    except (OSError, LedgerError) as error:
-        log.event("ledger not put together", logging.WARNING, reason=str(error))

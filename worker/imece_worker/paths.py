@@ -5,6 +5,7 @@ Both the worker and its runner have one, each with its own descriptors. The runn
 `outputs`. The worker uses what is here, before a runner, at the same time and after it.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,10 +18,11 @@ from imece.files.rows import Row
 from imece.files.segment import Segment
 from imece.files.staging import StagingDirectory
 from imece.run.parameters import Parameters
-from imece_worker import directory_faults, private_directory
+from imece_worker import directory_faults, log, private_directory
 from imece_worker.directories import PathError
 from imece_worker.inputs import Inputs
 from imece_worker.outputs import BACKUP, Outputs
+from imece_worker.storage import Storage
 
 if TYPE_CHECKING:
     from imece.settings import Settings
@@ -37,6 +39,10 @@ class Paths:
         source_root, target_root: as this worker sees them; no target if the run wants no output.
         execution: names the staging directory, so that no other execution writes to the same.
         kind: what the staging directory is for, see `staging.sweep`.
+        syncs: whether outputs are put on stable storage.
+
+    Attributes:
+        storage: what puts them there, once they are occupied; None if nothing does.
     """
 
     def __init__(
@@ -46,7 +52,10 @@ class Paths:
         parameters: Parameters,
         execution: str,
         kind: str = "",
+        syncs: bool = False,
     ) -> None:
+        self.storage: Storage | None = None
+        self._syncs = syncs
         self.source_root = os.path.realpath(os.fsencode(source_root))
         self.target_root: bytes | None = None
         self.execution = execution
@@ -66,7 +75,8 @@ class Paths:
     ) -> "Paths":
         """Those of a run, with its directories where this worker's settings say it sees them."""
         target = parameters.output and (settings.output or parameters.output)
-        return cls(settings.input or parameters.input, target, parameters, execution, kind)
+        syncs = settings.sync == "checkpoint"
+        return cls(settings.input or parameters.input, target, parameters, execution, kind, syncs)
 
     def blocking_reason(self) -> str | None:
         """Why no file at all can be processed here, or None. Creates the output directory."""
@@ -106,6 +116,8 @@ class Paths:
         private_directory.directory()  # made before a runner is told of it
         if (outputs := self.outputs) is None:
             return None
+        if self._syncs:
+            self.storage = Storage(outputs.tree.path)
         for execution in _left.pop(outputs.tree.path, set()):
             self.clear(execution)
         try:
@@ -129,9 +141,13 @@ class Paths:
         return None
 
     def compact(self) -> None:
-        """Puts the files of the ledger together; raises OSError."""
-        if self.target_root is not None:
+        """Puts the files of the ledger together. The run has ended: no file waits for it."""
+        if self.target_root is None:
+            return
+        try:
             ledger.compact(self.target_root)
+        except (OSError, rows.LedgerError) as error:
+            log.event("ledger not put together", logging.WARNING, reason=str(error))
 
     def show_life(self) -> None:
         if self.outputs is not None and self.outputs.staging_directory is not None:
@@ -141,6 +157,7 @@ class Paths:
         """Removes the staging directory of an execution with all that is in it and was carried from
         it. False if it is still there, because somebody writes to it at this moment."""
         if execution == self.execution:
+            self.note_copy_targets()
             private_directory.clear(execution)
             if self._segment is not None and self.outputs is not None:
                 with suppress(OSError, PathError):  # `ledger_flaw` has told
@@ -200,6 +217,22 @@ class Paths:
             return self.outputs.existing(name) is not None
         finally:
             self.outputs.tree.forget()
+
+    def remove_output(self, name: bytes) -> None:
+        """If it is there, and can be removed."""
+        assert self.outputs is not None  # noqa: S101 - only then is anything put on storage
+        directory, _, last = self.outputs.name(name).rpartition(b"/")
+        self.outputs.tree.forget()
+        with suppress(OSError, PathError):
+            beneath.remove(last, self.outputs.tree.directory(directory))
+        self.outputs.tree.forget()
+
+    def note_copy_targets(self) -> None:
+        """Lets `storage` know of other file systems on which outputs are."""
+        if self.storage is None or self.outputs is None:
+            return
+        if (staged := self.outputs.staging_directory) is not None:
+            self.storage.add(staging.copy_targets(staged.number))
 
     def holds(self, name: bytes, row: Row) -> bool:
         """Whether the output of which a row tells is in its place. True, too, if the run makes no

@@ -96,14 +96,38 @@ class Progress:
         """
         self.collect()
         ended = self._taken + self._counted
+        gone = {row.file for row in ended if not has_output(self._claimed.files[row.file])}
+        return self._without(taken, gone)
+
+    def take_back(self, taken: Batch, remove: Callable[[bytes], None]) -> Batch:
+        """What has happened since the last recorded batch, if nobody can say which outputs will be
+        there after a loss of power. These files are to be done again. There is no runner any more.
+
+        Args:
+            taken: see `look_again`.
+            remove: is told whose output is not to stay.
+        """
+        with suppress(PathError, OSError):  # the disk is not sound
+            self.collect()
+            self.segment.drop_half_a_row()
+        ended = self._taken + self._counted
+        made = {row.file for row in ended if row.outcome == Outcome.DONE}
+        in_hand = {self._in_hand.file} if self._in_hand is not None else set()
+        self._in_hand = None
+        for file in made | in_hand:
+            remove(self._claimed.files[file])
+        return self._without(taken, made)
+
+    def _without(self, taken: Batch, files: set[int]) -> Batch:
+        """The batch that was taken last and what came later, without these files."""
+        ended = self._taken + self._counted
         late, self._batch, self._counted = self._batch, Batch(), []
         for batch in (taken, late):
             self._batch.failed += batch.failed
             self._batch.retried += batch.retried
             self._batch.failures += batch.failures
-        there = {row.file for row in ended if has_output(self._claimed.files[row.file])}
-        self._count([row for row in ended if row.file in there])
-        for file in {row.file for row in ended} - there:
+        self._count([row for row in ended if row.file not in files])
+        for file in files:
             with suppress(OSError):  # the next enqueuing sees that the output is gone
                 self.segment.append(Row(file, Outcome.OPEN))
             self._retries[file] = PendingRetry(0, 0)

@@ -21,7 +21,7 @@ from imece.run.job import Cursor, Reference
 from imece.run.parameters import SEED, Parameters, text_path
 from imece.settings import Settings
 from imece_worker import context, log
-from imece_worker.execution import Execution, compact
+from imece_worker.execution import Execution
 from imece_worker.interpreter import Interpreter
 from imece_worker.paths import Paths
 from imece_worker.statistics import WorkerStatistics
@@ -80,7 +80,7 @@ def work(
     worker.supervisor.end()
     share.report("bucket done" if ending == "finished" else "bucket stopped")
     if ending == "finished":
-        compact(paths)
+        paths.compact()
         return FAILED if statistics.failed else 0
     return BY_SIGNAL + worker.wakeup.number if worker.wakeup.number else FAILED
 

@@ -31,7 +31,7 @@ from imece.settings import Settings
 from imece_worker import log
 from imece_worker.context import LONGEST, Backoff, WorkerContext, touch_heartbeat_file
 from imece_worker.deletioncost import DeletionCost
-from imece_worker.execution import Execution, compact
+from imece_worker.execution import Execution
 from imece_worker.interpreter import Interpreter
 from imece_worker.paths import Paths
 from imece_worker.statistics import WorkerStatistics
@@ -396,4 +396,4 @@ class Worker(rq.Worker):
         if ending == "finished" and held.run.state() not in ON:
             # Nobody else clears up after workers that were killed and that Redis has forgotten.
             dead_workers.clear_output(held.run, claimed.parameters, self.settings.output)
-            compact(paths)
+            paths.compact()
