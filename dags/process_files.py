@@ -85,6 +85,13 @@ with DAG(
             description="package.module:function in the workers' image. A change restarts the "
             "workers; it is refused while a run is on. Empty: as it is.",
         ),
+        "set": Param(
+            None,
+            type=["null", "array"],
+            items={"type": "string"},
+            title="Parameters of the processor",
+            description="NAME=VALUE, one a line: size=32 or mode=fast. The value is JSON, or text.",
+        ),
         "retries": Param(
             2,
             type="integer",
@@ -168,6 +175,7 @@ with DAG(
         exclude="{{ (params.exclude or []) | join('\n') }}",
         hidden="{{ params.hidden }}",
         suffix="{{ params.suffix }}",
+        set="{{ (params.set or []) | join('\n') }}",
         overwrite="{{ params.overwrite }}",
         buckets="{{ params.buckets }}",
         file_retries="{{ params.retries }}",

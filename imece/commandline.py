@@ -59,6 +59,16 @@ Suffix = Annotated[
     str | None, typer.Option(help="The outputs' ending in place of the inputs': .json")
 ]
 
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Give the processor a parameter: size=32, mode=fast. The value is JSON, or text. "
+        "Repeatable.",
+    ),
+]
+
 
 def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> NoReturn:
     """Runs a command line: what is meant for people becomes one line and an exit code."""

@@ -19,7 +19,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imece.errors import SettingsError
-from imece.run.parameters import max_failed_flaw
+from imece.run.parameters import SET_PREFIX, max_failed_flaw
 
 PREFIX = "IMECE_"
 SECRETS_DIR = os.environ.get(f"{PREFIX}SECRETS_DIR", "/run/secrets/imece")
@@ -327,6 +327,8 @@ def unknown() -> list[str]:
     for name in sorted(given):
         wanted = name.upper()
         if not wanted.startswith(PREFIX) or wanted in known or wanted in _NO_SETTINGS:
+            continue
+        if wanted.startswith(SET_PREFIX):  # a program may call imece
             continue
         if _SERVICE_LINK.search(wanted):
             continue

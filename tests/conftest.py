@@ -272,6 +272,7 @@ class Workbench:
                 "retries",
                 "max_failed",
                 "timeout",
+                "set",
             )
         )
         given.update({"overwrite": False, "hidden": False}, **options)

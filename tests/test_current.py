@@ -137,6 +137,20 @@ def test_another_processor_is_another_output(folder: Folder) -> None:
     assert folder.reasons() == {}
 
 
+def test_other_parameters_are_another_output(folder: Folder) -> None:
+    (folder.path / "mine.py").write_text(
+        "def convert(source, target, mark='', **others):\n"
+        "    with open(source) as stream, open(target, 'w') as made:\n"
+        "        made.write(mark + stream.read())\n"
+    )
+    folder.call()
+    assert folder.reasons("--set", "mark=new") == {"processor": 3}
+    folder.call("--set", "mark=new", "--set", "x=1")
+    assert folder.contents() == ["newa.txt", "newb.txt", "newc.txt"]
+    assert folder.reasons("--set", "x=1", "--set", "mark=new") == {}
+    assert folder.reasons() == {"processor": 3}
+
+
 def test_other_code_is_said_and_done_when_it_is_asked_for(folder: Folder) -> None:
     folder.call()
     folder.code(mark="fixed ")
@@ -305,7 +319,7 @@ def test_a_part_of_the_ledger_that_cannot_be_read_is_told_and_times_count(tmp_pa
     where.mkdir(parents=True)
     (where / "spoilt.rows").write_bytes(b"no ledger, but long enough for one")
     roots = os.fsencode(tmp_path / "in"), os.fsencode(tmp_path / "out")
-    found = Comparer(*roots, None, None).compare([b"a"])
+    found = Comparer(*roots, None, None, {}).compare([b"a"])
     assert (found.current, len(found.flaws)) == ([b"a"], 1)
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from imece.errors import SettingsError
-from imece.files import ledger, segment
-from imece.files.beneath import LISTED
+from imece.files import ledger, staging
 from imece.files.rows import Outcome
 from imece_worker import context
 from imece_worker.storage import CAN_SYNC, Storage
@@ -87,15 +86,10 @@ def sound_outputs(workbench: Workbench, target: Path) -> int:
 
 def rows(target: Path) -> int:
     """How many files are done by the ledger, and by what workers have left."""
-    blocks, flaws = ledger.read(os.fsencode(target))
+    blocks, flaws = staging.noted(os.fsencode(target))
     assert flaws == []
-    for staged in target.glob(".imece-*"):
-        number = os.open(staged, LISTED)
-        block = segment.left_in(number)
-        os.close(number)
-        blocks += [block] if block is not None else []
-    found = ledger.entries(sorted(blocks, key=lambda block: block.at))
-    return sum(row.outcome == Outcome.DONE for row, _ in found.values())
+    found = ledger.entries(blocks)
+    return sum(entry.row.outcome == Outcome.DONE for entry in found.values())
 
 
 def test_what_counts_is_on_the_disk_at_any_moment(workbench: Workbench, disk: Disk) -> None:

@@ -11,10 +11,11 @@ import stat
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from imece import names
 from imece.files import signature, staging
@@ -120,6 +121,7 @@ class Comparer:
     Args:
         source, target: the run's directories as this process sees them.
         version: of the processor that would make them; None if it is not known here.
+        given: what the run sets for it.
         redo_code: whether outputs that other code has made are to be made again.
     """
 
@@ -129,12 +131,13 @@ class Comparer:
         target: bytes,
         suffix: bytes | None,
         version: Version | None,
+        given: Mapping[str, Any],
         redo_code: bool = False,
     ) -> None:
         self._source = os.path.realpath(source)
         self._target = os.path.realpath(target)
         self._suffix = suffix
-        self._version = version
+        self._version, self._given = version, given
         self._redo_code = redo_code
         blocks, self._flaws = staging.noted(self._target)
         self._known = _Known(blocks)
@@ -145,6 +148,8 @@ class Comparer:
     def _relation(self, header: dict[str, object]) -> Reason | None:
         """What is other than now in the version that made the outputs of a block."""
         made, now = Version.read(header), self._version
+        if header.get("set", {}) != self._given:
+            return Reason.PROCESSOR
         if made is None or now is None:
             return None
         if made.processor != now.processor:

@@ -85,19 +85,19 @@ def keep_data(root: int, data: bytes, is_durable: bool = False) -> None:
             return
     except LedgerError:
         return
-    _add(root, block)
+    _add(root, block, is_durable)
 
 
 def add(output: bytes, block: Block) -> None:
     """Adds a block to the ledger of an output directory; raises OSError."""
     root = os.open(output, beneath.LISTED & ~os.O_NOFOLLOW)
     try:
-        _add(root, block)
+        _add(root, block, is_durable=False)
     finally:
         os.close(root)
 
 
-def _add(root: int, block: Block) -> None:
+def _add(root: int, block: Block, is_durable: bool) -> None:
     where = _open(root, make=True)
     try:
         _put(block.encode(), where, _plain(block.header["execution"]) + ENDING, is_durable)

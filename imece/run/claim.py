@@ -10,7 +10,7 @@ from imece.run.failure import Failure
 from imece.run.job import Cursor, Reference
 from imece.run.parameters import Parameters
 
-Action = Literal["continue", "finish", "return", "defer", "stall"]
+Action = Literal["continue", "finish", "return", "defer", "stall", "hold"]
 Verdict = Literal["held", "stop", "lost", "gone", "round"]
 """`stop`: the run is not on any more; the file in hand is finished, and no other is begun. `round`:
 another round has begun, and nothing was recorded; outputs may have been removed before it."""
@@ -40,7 +40,7 @@ class Batch:
     @property
     def has_rows(self) -> bool:
         """Whether it tells of any try that has ended."""
-        return bool(self.done or self.failed or self.skipped or self.retried)
+        return bool(self.done or self.failed or self.retried)
 
     def causes(self) -> list[tuple[str, int, bytes, str]]:
         """Of the failures: each cause, how many have it, and the first with its message."""

@@ -1,13 +1,16 @@
 """What was asked for when a round of a run was enqueued."""
 
 import json
+import keyword
 import os
 import re
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from imece.errors import UsageError
 from imece.run import records
 from imece.run.job import MOST_FILES
 from imece.run.records import RecordError
@@ -24,6 +27,15 @@ IDENTITY = ("input", "output", "suffix", "seed")
 
 LARGEST_PARAMETERS = 2**20
 """Bytes a run's parameters may have in Redis."""
+
+SET_PREFIX = "IMECE_SET_"
+"""Begins the variables in which a program gets what is set for it: `IMECE_SET_size`."""
+
+LARGEST_SET = 2**16
+"""Bytes that all that is set for the processor may have, as JSON."""
+
+DEEPEST_SET = 50
+"""Lists and objects in each other."""
 
 FEWEST_ENDED = 20
 """How many files of a round must have ended before it is held for a share that has failed."""
@@ -61,6 +73,7 @@ class Parameters:
         retries, retry_pause, timeout: see the settings of the same names.
         all_tries: whether a file gets all its retries, also if it fails twice in the same way.
         max_failed: see the setting of the same name.
+        set: what the processor gets beside the two paths, by name: values as JSON has them.
         format: see `FORMAT`.
     """
 
@@ -79,6 +92,7 @@ class Parameters:
     timeout: float
     all_tries: bool = False
     max_failed: str | None = None
+    set: dict[str, Any] = field(default_factory=dict)
     seed: int = SEED
     format: int = FORMAT
 
@@ -110,7 +124,7 @@ class Parameters:
         try:
             found = _read(text)
             _check_format(found)
-            known = {field.name: field.type for field in fields(cls)}
+            known = {one.name: one.type for one in fields(cls)}
             parameters = cls(**records.fitting(found, known))
         except FormatError:
             raise
@@ -133,6 +147,8 @@ class Parameters:
             flaw = records.text_flaw(self.suffix)
             if flaw or not self.suffix or "/" in self.suffix:
                 return f"suffix {flaw or 'is empty or holds a /'}"
+        if flaw := set_flaw(self.set):
+            return f"set {flaw}"
         if len(self.encode()) > LARGEST_PARAMETERS:
             return f"include and exclude are longer than {LARGEST_PARAMETERS} bytes"
         if any(records.text_flaw(glob) for glob in (*self.include, *self.exclude)):
@@ -180,6 +196,61 @@ def max_failed_flaw(text: str) -> str | None:
     if _MAX_FAILED.fullmatch(text):
         return None
     return f"{text[:50]!r}: takes a number of files, or a percentage of the round's: 100 or 5%"
+
+
+def set_of(words: Iterable[str]) -> dict[str, Any]:
+    """What is set for the processor by words like `size=32`. A value that is not JSON is text.
+
+    Raises:
+        UsageError: a word is none, or what it sets cannot be.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"--set {word}: takes NAME=VALUE, like size=32")
+        if name in found:
+            raise UsageError(f"--set {name}: it is given twice")
+        found[name] = set_value(value)
+    if flaw := set_flaw(found):
+        raise UsageError(f"--set {flaw}")
+    return dict(sorted(found.items()))
+
+
+def set_value(text: str) -> Any:
+    """A value as somebody has written it."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def set_flaw(given: Mapping[Any, Any]) -> str | None:
+    """What is wrong with what is set for a processor, or None."""
+    for name in given:
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+            return f"{str(name)[:50]!r}: this is not the name of a parameter of a function"
+    if not _is_flat(given, DEEPEST_SET):
+        return "cannot be kept: its lists and objects are nested too deeply"
+    try:
+        records.unpacked(json.dumps(given), LARGEST_SET, parts=LARGEST_SET)
+    except RecordError as error:
+        return f"cannot be kept: {error}"
+    except (TypeError, ValueError) as error:
+        return f"cannot be kept as JSON: {error}"
+    return None
+
+
+def _is_flat(value: Any, levels: int) -> bool:
+    """Whether lists and objects in it are in each other no deeper than so many levels."""
+    if not isinstance(value, dict | list | tuple):
+        return True
+    within = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_flat(one, levels - 1) for one in within)
 
 
 def text_path(path: Path) -> str:

@@ -78,6 +78,8 @@ def fitting(given: Any, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
+    if kind == dict[str, Any]:
+        return isinstance(value, dict)
     if kind is float:
         return type(value) in (int, float)
     if kind == tuple[str, ...]:

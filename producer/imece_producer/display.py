@@ -1,5 +1,6 @@
 """Runs and their numbers as text: for a terminal, for a log, for a summary."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -210,6 +211,9 @@ def block(status: Status) -> str:
     ]
     for number, text in enumerate(current_files(status, WIDTH - 11)):
         lines.append(f"  {'' if number else 'current':<9}{text}")
+    if given := status.parameters.set:
+        shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in given.items())
+        lines.append(f"  set      {shown[:200]}")
     if status.retried:
         lines.append(f"  retries  {status.retried:,}")
     if status.links_refused:

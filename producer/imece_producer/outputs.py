@@ -22,7 +22,7 @@ HEADER = ("run", "worker", "processor", "code", "libraries", "image", "imece")
 
 COLUMNS = (
     "file", "outcome", "tries", "ended", "seconds", "cpu_seconds", "peak_memory", "size",
-    "modified", "output", "output_size", "output_modified", *HEADER,
+    "modified", "output", "output_size", "output_modified", "set", *HEADER,
 )  # fmt: skip
 
 
@@ -69,6 +69,7 @@ def table(found: dict[bytes, Entry], run: str | None = None) -> Iterator[Fields]
             "output": names.shown(output) if is_done else None,
             "output_size": row.output_size if is_done else None,
             "output_modified": _time(row.output_mtime) if is_done and row.output_mtime else None,
+            "set": names.json_line(header.get("set", {})),
             **{key: header.get(key) for key in HEADER},
         }
 

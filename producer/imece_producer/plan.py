@@ -60,7 +60,7 @@ def comparer(parameters: Parameters, version: Version | None, redo_code: bool) -
     if parameters.output is None or parameters.overwrite:
         return None
     source, target = os.fsencode(parameters.input), os.fsencode(parameters.output)
-    return Comparer(source, target, parameters.ending, version, redo_code)
+    return Comparer(source, target, parameters.ending, version, parameters.set, redo_code)
 
 
 def without_run(parameters: Parameters, found: Listing, comparing: Comparer | None) -> Plan:

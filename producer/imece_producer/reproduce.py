@@ -58,7 +58,13 @@ def process(
         target = os.path.join(os.path.abspath(directory), made)
         os.makedirs(os.path.dirname(target), exist_ok=True)
     timeout = None if with_debugger else parameters.timeout
-    job = {"source": source, "target": target, "timeout": timeout, "debugger": with_debugger}
+    job = {
+        "source": source,
+        "target": target,
+        "timeout": timeout,
+        "debugger": with_debugger,
+        "set": parameters.set,
+    }
     code = _run(settings, job, parameters.timeout)
     if directory is None:
         return code

@@ -4,8 +4,9 @@ import math
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imece import names
 from imece.errors import ListingError, UsageError
@@ -33,6 +34,7 @@ def parameters_of(
     retries: int | None,
     max_failed: str | None,
     timeout: float | None,
+    set: Mapping[str, Any] | None = None,
 ) -> Parameters:
     from imece.files.listing import check_directories
 
@@ -60,6 +62,7 @@ def parameters_of(
         max_failed=max_failed or settings.max_failed,
         all_tries=retries is not None or settings.wants_all_tries,
         timeout=timeout or settings.file_timeout,
+        set=dict(set or {}),
     )
     if buckets is not None and buckets > MOST_BUCKETS:  # of Airflow's operator; here typer has it
         raise UsageError(f"buckets {buckets}: at most {MOST_BUCKETS}")

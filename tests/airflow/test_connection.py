@@ -23,7 +23,14 @@ from imece.errors import SettingsError, UsageError
 from imece.run.store import Run
 from imece_producer.airflow import ImeceRunOperator
 from imece_producer.airflow.connection import in_airflow, settings_of
-from imece_producer.airflow.fields import allowed_failures, globs, processor, switch, whole
+from imece_producer.airflow.fields import (
+    allowed_failures,
+    assignments,
+    globs,
+    processor,
+    switch,
+    whole,
+)
 from tests.conftest import Workbench
 
 
@@ -135,6 +142,21 @@ def test_fields_are_read_as_templates_leave_them() -> None:
             whole(wrong, "buckets")
     with pytest.raises(UsageError, match="takes true or false"):
         switch("perhaps", "hidden")
+
+
+def test_parameters_of_a_processor_are_a_mapping_or_lines() -> None:
+    wanted = {"mode": "fast", "size": 32}
+    assert assignments("mode=fast\n size=32 \n") == wanted
+    assert assignments({"size": "32", "mode": "fast"}) == wanted
+    assert list(assignments({"size": 32, "mode": "fast"})) == ["mode", "size"]
+    assert assignments({"a": (1, [None]), "b": '"32"'}) == {"a": [1, [None]], "b": "32"}
+    empty: list[dict[str, int] | str | None] = [None, "", "None", {}]
+    for nothing in empty:
+        assert assignments(nothing) == {}
+    with pytest.raises(UsageError, match="set 'a b': this is not the name"):
+        assignments({"a b": 1})
+    with pytest.raises(UsageError, match="set cannot be kept as JSON"):
+        assignments({"a": {1, 2}})
 
 
 def task(workbench: Workbench) -> ImeceRunOperator:

@@ -62,7 +62,7 @@ def test_process_files_runs_from_preflight_to_the_figures(
     connected.file("left-out.csv")
     connected.file("f-not-this.txt")
     connected.file("g/.hidden.txt")
-    connected.worker(queue="forms")
+    connected.worker(queue="forms", processor="tests.processors_with_parameters:copy")
     dag_run = dag_named("process_files").test(
         run_conf={
             "input": str(connected.source),
@@ -73,6 +73,7 @@ def test_process_files_runs_from_preflight_to_the_figures(
             "timeout": 30,
             "queue": "forms",
             "suffix": ".out",
+            "set": ["size=32", "mode=fast"],
             "buckets": 3,
             "retries": 0,
         }
@@ -89,6 +90,7 @@ def test_process_files_runs_from_preflight_to_the_figures(
     connected.settings["queue"] = "forms"
     now = connected.status(figures["run"])
     assert (now.buckets, now.parameters.timeout, now.queue) == (3, 30, "forms")
+    assert now.parameters.set == {"mode": "fast", "size": 32}
     assert "bytes     " in said
     assert "cluster" not in said.partition("neither")[0]
     assert "neither max_replicas nor processor is given" in said
@@ -100,12 +102,13 @@ def test_process_files_runs_from_preflight_to_the_figures(
         ("suffix", "json", "suffix 'json': takes an ending like .json"),
         ("processor", "p.py", "processor 'p.py': takes package.module:function"),
         ("allow_failed", "many", "allow_failed 'many': takes a number of files, or a share"),
+        ("set", ["a b=1"], "--set 'a b': this is not the name of a parameter"),
         ("max_failed", "many", "--max-failed 'many': takes a number of files, or a percentage"),
         ("queue", "a queue", "IMECE_QUEUE: "),
     ],
 )
 def test_a_wrong_word_in_the_form_is_answered_by_a_sentence(
-    connected: Workbench, param: str, value: str, said: str
+    connected: Workbench, param: str, value: object, said: str
 ) -> None:
     """A pattern in the form would be answered by the form's JSON schema."""
     dag = dag_named("process_files")

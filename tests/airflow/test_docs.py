@@ -1,7 +1,5 @@
 """The DAGs of the docs are DAGs, and the patterns do what the page says."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +89,3 @@ def test_parameters_of_a_dag_reach_the_processor(
     assert example("scaled", connected).test(run_conf={"factor": 3.0}).state == "success"
     output = connected.folder / "out" / "scaled-3.0" / "deep" / "numbers.txt"
     assert output.read_text() == "3\n7.5\n"
-
-
-def test_a_processor_without_its_parameters_says_which_file_is_missing(tmp_path: Path) -> None:
-    [module] = [block for block in blocks(DOCS / "how-to" / "airflow-dags.md") if block.title]
-    file = tmp_path / "scaled_of_the_docs.py"
-    file.write_text(module.text)
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = found
-    spec.loader.exec_module(found)
-    (tmp_path / "one.txt").write_text("1")
-    with pytest.raises(FileNotFoundError, match=r"there is no \.parameters\.json above"):
-        found.scale(str(tmp_path / "one.txt"), str(tmp_path / "out"))

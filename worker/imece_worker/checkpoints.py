@@ -156,6 +156,8 @@ class Checkpoints:
         if verdict == "round" and batch is not None:
             batch.batch = self._progress.look_again(batch.batch, self._paths.has_output)
             batch.cursor, batch.is_stored = self._progress.cursor(), False
+            if action == "hold":
+                action = "return"  # that round may have other parameters
             return self.send(action, batch, reason)
         if batch is not None:
             self.unanswered = None

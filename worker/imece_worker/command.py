@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imece import commandline
-from imece.commandline import Include, Suffix, Version, given
+from imece.commandline import Include, Set, Suffix, Version, given
 from imece.errors import UsageError
 from imece_worker import handover
 
@@ -56,6 +56,7 @@ def work(
     ] = None,
     include: Include = None,
     suffix: Suffix = None,
+    set_words: Set = None,
     asked_for_version: Version = False,
 ) -> None:
     """Take bucket jobs from the queue and process their files, until stopped.
@@ -72,14 +73,22 @@ def work(
         raise UsageError("--bucket-id and --bucket-count go together")
     if bucket_id is None and (include or suffix):
         raise UsageError("--include and --suffix need --bucket-id and --bucket-count")
+    if bucket_id is None and not check and set_words:
+        raise UsageError(
+            "--set needs --bucket-id and --bucket-count, or --check: a run has its own"
+        )
     # Here, because --help needs none of it, --check and a static bucket no Redis.
     from imece import settings
+    from imece.run.parameters import set_of
     from imece_worker import log
     from imece_worker.interpreter import Interpreter
 
+    parameters = set_of(set_words or ())
     with handover.in_environment():
         found = settings.load(processor=processor, command=command, queue=queue)
-    interpreter = Interpreter(found)  # imports the processor while we import the rest
+    # Imports the processor while we import the rest.
+    knows_set = bucket_id is not None or bool(parameters)
+    interpreter = Interpreter(found, parameters if knows_set else None)
     if check:  # beside a worker, maybe, whose heartbeat file and port are left alone
         log.set_up(found)
         interpreter.wait()
@@ -87,7 +96,7 @@ def work(
         from imece_worker import static
 
         code = static.work(
-            found, interpreter, bucket_id, bucket_count, tuple(include or ()), suffix
+            found, interpreter, bucket_id, bucket_count, tuple(include or ()), suffix, parameters
         )
         raise typer.Exit(code)
     else:

@@ -26,7 +26,7 @@ from imece_worker.paths import Paths
 from imece_worker.progress import Progress
 from imece_worker.retry import ServerClock
 
-Ending = Literal["finished", "returned", "deferred", "stalled", "lost", "abandoned"]
+Ending = Literal["finished", "returned", "deferred", "stalled", "refused", "lost", "abandoned"]
 
 DUMP_PATIENCE = 0.2
 """Seconds in which a hanging runner can say where it hangs, before it is killed."""
@@ -99,7 +99,9 @@ class Execution:
             if outcome == runner.DEFERRED:
                 return self._end("defer", "deferred")
             if outcome == runner.STALLED:
-                return self._stall(self._supervisor.stalled)
+                return self._stall(self._supervisor.why)
+            if outcome == runner.REFUSED:
+                return self._hold(self._supervisor.why)
             if outcome == runner.STOPPED:
                 return self._end("return", "returned")
             if outcome == runner.WORN:
@@ -131,6 +133,7 @@ class Execution:
             "suffix": parameters.suffix,
             "worker": self._context.name,
             **self._supervisor.interpreter.version.header(),
+            "set": parameters.set,
             "imece": _version(),
         }
 
@@ -148,6 +151,12 @@ class Execution:
         about = {"run": self._lease.reference.run, "job": self._lease.reference.field}
         log.event("directories cannot be used", logging.ERROR, **about, reason=reason)
         return self._end("stall", "stalled", reason)
+
+    def _hold(self, reason: str) -> Ending:
+        """Gives the job back, and lets the run wait for a person: no worker could do it."""
+        about = {"run": self._lease.reference.run, "job": self._lease.reference.field}
+        log.event("processor refuses the run", logging.ERROR, **about, reason=reason)
+        return self._end("hold", "refused", f"worker {self._context.name}: {reason}")
 
     def _sweep(self) -> None:
         """Once for each run: what dead workers have left in its output directory."""

@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from imece import version
 from imece.errors import SettingsError
@@ -32,19 +33,23 @@ END_PATIENCE = 1.0
 class Interpreter:
     """Started when it is made, and again with `start`.
 
+    Args:
+        given: what a run would set for the processor: looks whether it takes that, too.
+
     Attributes:
         line: to it.
         is_template: it forks runners; otherwise it becomes the runner. Known once it is ready.
         version: of what it imports.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, given: Mapping[str, Any] | None = None) -> None:
         if not settings.processor and not settings.command:
             raise SettingsError(
                 "no processor: set IMECE_PROCESSOR=package.module:function, "
                 "or IMECE_COMMAND='tool --in {input} --out {output}'"
             )
         self._settings = settings
+        self._given = given
         self.version: Version
         self.start()
         atexit.register(self.end)
@@ -69,6 +74,7 @@ class Interpreter:
             "threads": dict.fromkeys(cores.VARIABLES, str(cores.threads(settings.replicas_here))),
             "function": settings.processor,
             "command": settings.command,
+            "given": self._given,
             "limits": {
                 "address_space": settings.memory_limit,
                 "files": settings.runner_max_files,

@@ -25,7 +25,7 @@ from imece_worker import processor, runner, stops
 from imece_worker.capture import Capture
 from imece_worker.control import Control
 from imece_worker.limits import Limits
-from imece_worker.processor import Command, Processor
+from imece_worker.processor import Command, ParameterError, Processor
 from imece_worker.runner import CLOSED_OURS, RunnerContext
 
 TEMPLATE, RUNNER = "imece-template", "imece-runner"
@@ -59,8 +59,10 @@ def main() -> NoReturn:
         os.environ.setdefault(name, value)
     try:
         found = processor.load(order["function"], order["command"])
+        if order["given"] is not None:
+            found.take(order["given"])
         answer: dict[str, Any] = {"is_template": _can_be_forked()}
-    except SettingsError as error:
+    except (SettingsError, ParameterError) as error:
         answer = {"error": str(error)}
     stops.only_note()  # whatever the import has made of these signals
     runner.flush()

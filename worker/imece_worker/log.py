@@ -6,15 +6,17 @@ What processors print does not get here (imece_worker/capture.py).
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imece import names
-from imece.settings import Settings
+
+if TYPE_CHECKING:
+    from imece.settings import Settings
 
 logger = logging.getLogger("imece.worker")
 
 
-def set_up(settings: Settings) -> None:
+def set_up(settings: "Settings") -> None:
     """Points the root logger to standard error in the chosen form. RQ logs warnings only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if settings.log_format == "json" else HumanLines())

@@ -5,6 +5,8 @@ imece_worker/loader.py is, never in the worker itself.
 """
 
 import importlib
+import inspect
+import json
 import os
 import re
 import shlex
@@ -13,12 +15,16 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import partial
+from typing import Any
 
 from imece.errors import SettingsError
 from imece.process import follow_parent
+from imece.run import records
 from imece.run.failure import LONGEST_REASON
+from imece.run.parameters import SET_PREFIX
 from imece_worker import stops
 from imece_worker.capture import Capture
 
@@ -33,6 +39,10 @@ class CommandError(Exception):
     def __init__(self, reason: str, code: int) -> None:
         super().__init__(reason)
         self.code = code
+
+
+class ParameterError(Exception):
+    """The processor does not take what a run sets for it."""
 
 
 class Function:
@@ -59,7 +69,19 @@ class Function:
             ) from None
         if not callable(found):
             raise SettingsError(f"IMECE_PROCESSOR={spec}: that is not a function")
-        self._function: Callable[[str, str | None], object] = found
+        self._spec = spec
+        self._function: Callable[..., object] = found
+        self._given: Mapping[str, Any] = {}
+
+    def take(self, given: Mapping[str, Any]) -> None:
+        """The parameters that the next files get; see `Parameters.set`.
+
+        Raises:
+            ParameterError: it does not take them.
+        """
+        if flaw := misfit(self._function, 2, given):
+            raise ParameterError(f"{self._spec} {flaw}")
+        self._given = given
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
         """Processes one file, or raises.
@@ -68,7 +90,41 @@ class Function:
             source: path of the input.
             target: path to write the output to; None if the run wants no output.
         """
-        self._function(os.fsdecode(source), os.fsdecode(target) if target is not None else None)
+        given = deepcopy(self._given) if self._given else {}  # what it changes is not the next's
+        target_path = os.fsdecode(target) if target is not None else None
+        self._function(os.fsdecode(source), target_path, **given)
+
+
+def misfit(called: Callable[..., object], paths: int, given: Mapping[str, Any]) -> str | None:
+    """Why a function cannot be called with so many paths and these parameters; None if it can.
+
+    A decorator may give its function more than it gets: so what it wraps is not looked at.
+    """
+    try:
+        signature = inspect.signature(called, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None  # some that are written in C have none
+    try:
+        signature.bind(*[""] * paths, **given)
+        return None
+    except TypeError as error:
+        why = str(error)
+    kinds = inspect.Parameter
+    takes = {
+        name: parameter.default is kinds.empty
+        for place, (name, parameter) in enumerate(signature.parameters.items())
+        if parameter.kind == kinds.KEYWORD_ONLY
+        or (parameter.kind == kinds.POSITIONAL_OR_KEYWORD and place >= paths)
+    }
+    takes_any = any(one.kind == kinds.VAR_KEYWORD for one in signature.parameters.values())
+    for name in given:
+        if name not in takes and (name in signature.parameters or not takes_any):
+            known = f"it has {', '.join(takes)}" if takes else "it has none that a run may set"
+            return f"has no parameter {name}: {known}"
+    for name, is_needed in takes.items():
+        if is_needed and name not in given:
+            return f"needs the parameter {name}: --set {name}=VALUE"
+    return f"cannot be called with {paths} paths: {why}"
 
 
 class Command:
@@ -76,6 +132,7 @@ class Command:
 
     Attributes:
         errors: where its standard error goes; set before the first file.
+        environment: what it gets, if not ours.
     """
 
     errors: Capture
@@ -92,6 +149,18 @@ class Command:
         if program is None:
             raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]} here")
         self._words = [os.fsencode(word) for word in (program, *words[1:])]
+        self.environment: dict[str, str] | None = None
+
+    def take(self, given: Mapping[str, Any]) -> None:
+        """As that of `Function`. Programs get them in their environment, and take any."""
+        values = {
+            f"{SET_PREFIX}{name}": value if isinstance(value, str) else json.dumps(value)
+            for name, value in given.items()
+        }
+        for name, value in values.items():
+            if flaw := records.text_flaw(value):
+                raise ParameterError(f"a program cannot have the parameter {name}: it {flaw}")
+        self.environment = {**os.environ, **values} if values else None
 
     def words(self, source: bytes, target: bytes | None) -> list[bytes]:
         """The program and its arguments, for one file."""
@@ -108,6 +177,7 @@ class Command:
             words,
             stdin=subprocess.DEVNULL,
             stderr=self.errors.number,
+            env=self.environment,
             preexec_fn=partial(follow_parent, os.getpid(), signal.SIGKILL),
             check=False,
         )

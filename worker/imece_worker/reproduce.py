@@ -14,10 +14,10 @@ import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from imece import names
-from imece.errors import ImeceError
+from imece.errors import ImeceError, SettingsError
 from imece.settings import load
 from imece_worker import causes, processor
 
@@ -33,6 +33,7 @@ class Job:
         target: None if the run wants no output.
         timeout: seconds; None: no limit.
         debugger: whether it starts at an error.
+        set: see `Parameters.set`.
         told: the descriptor to which a byte is written at the end. If none comes, the processor has
             ended the process.
     """
@@ -41,6 +42,7 @@ class Job:
     target: str | None
     timeout: float | None
     debugger: bool
+    set: dict[str, Any]
     told: int
 
 
@@ -64,6 +66,10 @@ def _process(job: Job) -> str:
     """Why it failed; nothing if it did not."""
     settings = load()
     function = processor.load(settings.processor, settings.command)
+    try:
+        function.take(job.set)
+    except processor.ParameterError as error:
+        raise SettingsError(str(error)) from None
     limit = settings.memory_limit * 2**20 if settings.memory_limit is not None else None
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -79,7 +85,13 @@ def _process(job: Job) -> str:
 def _run(command: processor.Command, job: Job) -> str:
     words = command.words(os.fsencode(job.source), os.fsencode(job.target or ""))
     try:
-        ended = subprocess.run(words, stdin=subprocess.DEVNULL, timeout=job.timeout, check=False)
+        ended = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            env=command.environment,
+            timeout=job.timeout,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         return causes.of_timeout(error.timeout)
     return causes.of_exit(ended.returncode) if ended.returncode else ""

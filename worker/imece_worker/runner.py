@@ -27,7 +27,7 @@ from imece_worker.control import Control
 from imece_worker.directories import PathError
 from imece_worker.limits import Limits, used
 from imece_worker.message import JobMessage
-from imece_worker.processor import CommandError, Processor
+from imece_worker.processor import CommandError, ParameterError, Processor
 from imece_worker.retry import next_try
 
 PATIENCE = 1.0
@@ -37,9 +37,11 @@ workers do not pass jobs to each other that only wait for retries."""
 STOP_PATIENCE = 1.0
 """Seconds in which a worker hears of a stop, after one of its processes may have died of it."""
 
-MARK, FINISHED, STOPPED, DEFERRED, STALLED, WORN = b"m", b"f", b"s", b"d", b"p", b"w"
-"""Runner to parent: the wish to have a file marked, or how it has left its job. Stalled: the run's
-directories cannot be used; a line that says why follows. Worn: another runner is to go on."""
+MARK, FINISHED, STOPPED, DEFERRED, WORN = b"m", b"f", b"s", b"d", b"w"
+STALLED, REFUSED = b"p", b"r"
+"""Runner to parent: the wish to have a file marked, or how it has left its job. Worn: another
+runner is to go on. Stalled: the run's directories cannot be used; refused: the processor does not
+take the run. After these two a line follows that says why."""
 
 CLOSED_OURS = 79
 """The exit code of a runner whose processor has closed files that imece had opened."""
@@ -128,10 +130,13 @@ class Runner:
     def work(self) -> bytes:
         """To the end of the job, or until it cannot go on; how the job is left, in a word."""
         try:
+            self._context.processor.take(self._a.parameters.set)
             if self._outputs is not None:
                 self._segment = Segment.of(self._outputs.staged().number)
+        except ParameterError as error:
+            return _line(REFUSED, str(error))
         except (OSError, PathError) as error:
-            return _stalled(self._a.paths.fault(error) or str(error))
+            return _line(STALLED, self._a.paths.fault(error) or str(error))
         try:
             return self._work()
         finally:
@@ -165,7 +170,7 @@ class Runner:
             return STOPPED
         counts = self._try(index)
         if self._stalled is not None:
-            return _stalled(self._stalled)
+            return _line(STALLED, self._stalled)
         return None if counts else STOPPED
 
     def _wait_for_retry(self, due: float) -> bytes | None:
@@ -354,8 +359,8 @@ class Runner:
         return None
 
 
-def _stalled(fault: str) -> bytes:
-    return STALLED + fault.replace("\n", " ").encode("utf-8", "replace") + b"\n"
+def _line(word: bytes, why: str) -> bytes:
+    return word + why.replace("\n", " ").encode("utf-8", "replace") + b"\n"
 
 
 def _reason(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 import uuid
+from typing import Any
 
 from imece import names
 from imece.errors import BY_SIGNAL, SettingsError, UsageError
@@ -37,6 +38,7 @@ def work(
     buckets: int,
     include: tuple[str, ...],
     suffix: str | None,
+    given: dict[str, Any],
 ) -> int:
     """Processes one bucket; the exit code.
 
@@ -45,7 +47,7 @@ def work(
     """
     if not 0 <= bucket < buckets:
         raise UsageError(f"--bucket-id {bucket}: takes 0 to {buckets - 1}, for {buckets} buckets")
-    parameters = parameters_of(settings, buckets, include, suffix)
+    parameters = parameters_of(settings, buckets, include, suffix, given)
     context.prepare(settings)
     interpreter.wait()
     statistics = WorkerStatistics()
@@ -55,6 +57,7 @@ def work(
         os.fsencode(str(parameters.output)),
         parameters.ending,
         interpreter.version,
+        parameters.set,
     )
     compared = comparer.compare(all_files)
     files = sorted(compared.to_do)
@@ -86,7 +89,11 @@ def work(
 
 
 def parameters_of(
-    settings: Settings, buckets: int, include: tuple[str, ...], suffix: str | None
+    settings: Settings,
+    buckets: int,
+    include: tuple[str, ...],
+    suffix: str | None,
+    given: dict[str, Any],
 ) -> Parameters:
     if settings.input is None or settings.output is None:
         raise SettingsError("IMECE_INPUT and IMECE_OUTPUT: a static bucket needs both")
@@ -107,6 +114,7 @@ def parameters_of(
         retry_pause=settings.retry_pause,
         all_tries=settings.wants_all_tries,
         timeout=settings.file_timeout,
+        set=given,
     )
 
 

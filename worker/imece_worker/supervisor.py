@@ -35,7 +35,7 @@ class Supervisor:
 
     Attributes:
         rows: a nameless file, for the rows of runs without outputs.
-        stalled: why the runner has left its last job, if the run's directories cannot be used.
+        why: the runner has left its last job, if it was stalled or refused.
         line: to the runner; None if there is none.
     """
 
@@ -43,7 +43,7 @@ class Supervisor:
         self.interpreter = interpreter
         self.control, self.capture = Control(), Capture()
         self.rows = _nameless_file()
-        self.stalled = ""
+        self.why = ""
         self._captures = [self.capture, Capture()]  # the second: a program's standard error
         self._drainer = 0
         self._orphans = Orphans()
@@ -156,8 +156,8 @@ class Supervisor:
             return b""
         if word not in (b"", runner.MARK):
             self._is_at_work = False
-        if word == runner.STALLED:
-            self.stalled = self._rest_of_line()
+        if word in (runner.STALLED, runner.REFUSED):
+            self.why = self._rest_of_line()
         return word
 
     def _rest_of_line(self) -> str:

@@ -7,11 +7,11 @@
 -- KEYS 1 run  2 leases (rq:wip)  3 queue
 -- ARGV 1 job id  2 execution  3 lease, s  4 field of the job
 --      5 action: continue; finish: the job is through; return: to the front of the queue;
---        defer: to its back; stall: to its back, and the run pauses
+--        defer: to its back; stall: to its back, and the run pauses; hold: the run is held
 --      6 number of the batch, counted from 1 in each execution; 0: no batch, only a sign of life
 --      7 cursor  8 deltas, JSON: done, failed, retried, bytes_in, bytes_out,
 --        durations {step: count}, shortest (microseconds, or -1)
---      9 run TTL, s  10 result TTL, s  11 reason for a stall  12 the round that the worker knows
+--      9 run TTL, s  10 result TTL, s  11 reason for stall, hold  12 the round that the worker knows
 --      13 the current file, if the worker has been at it for long, or ''  14 for so many seconds
 --      15 failures, count, then name, record, output of each
 --      then their causes, count, then text, count of failures, name and message of the first of each
@@ -154,6 +154,9 @@ keep_new(run)
 local has_held
 local is_last = action == 'finish' and redis.call('HLEN', run .. ':jobs') == 1 -- then the run ends
 local reason = deltas and is_on(state) and not is_last and too_many_failed()
+if action == 'hold' and is_on(state) then
+  reason = ARGV[11]
+end
 if reason then
   hold(run, reason, time)
   state, has_held = 'held', 1

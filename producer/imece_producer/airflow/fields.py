@@ -1,11 +1,13 @@
 """What is written into an operator's fields, which after templating may be text, as values."""
 
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imece.errors import UsageError
+from imece.run.parameters import set_flaw, set_of, set_value
 
 
 def allowed_failures(given: float | str, files: int) -> int:
@@ -29,6 +31,24 @@ def globs(given: Sequence[str] | str | None) -> list[str]:
     """Globs from a list, or from text with one a line."""
     lines = given.splitlines() if isinstance(given, str) else given or []
     return [line.strip() for line in lines if line.strip()]
+
+
+def assignments(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """What is set for the processor, from a mapping, or from text with NAME=VALUE one a line. Text
+    in a mapping is read as after `--set NAME=`, because a template renders as text.
+
+    Raises:
+        UsageError: it cannot be set.
+    """
+    if not isinstance(given, Mapping):
+        return set_of([] if words(given) is None else globs(given))
+    found = {
+        name: set_value(value) if isinstance(value, str) else value for name, value in given.items()
+    }
+    if flaw := set_flaw(found):
+        raise UsageError(f"set {flaw}")
+    made: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
+    return made
 
 
 def words(given: Any) -> str | None:

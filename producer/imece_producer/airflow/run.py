@@ -1,7 +1,7 @@
 """One task for one run, whatever the number of files."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -79,6 +79,8 @@ class ImeceRunOperator(ImeceOperator):
         run_id: by default made of the ids of DAG, DAG run and task.
         include, exclude, hidden, from_file, null, suffix, overwrite, buckets, files_per_job,
             max_failed: as `imece enqueue` takes them. Globs are a list, or one a line.
+        set: parameters for the processor: a mapping, or text with NAME=VALUE one a line. Text in
+            the mapping is read as `--set` reads it: "32" is a number.
         file_retries, file_timeout: its --retries and --timeout, for each file; `retries` are the
             task's own.
         run_queue: the RQ queue; None: IMECE_QUEUE. (`queue` is that of the Airflow executor.)
@@ -95,7 +97,7 @@ class ImeceRunOperator(ImeceOperator):
 
     template_fields: Sequence[str] = (
         "input_dir", "output_dir", "run_id", "include", "exclude", "hidden", "from_file", "null",
-        "suffix", "overwrite", "buckets", "files_per_job", "max_failed", "file_retries",
+        "suffix", "overwrite", "buckets", "files_per_job", "max_failed", "set", "file_retries",
         "file_timeout", "run_queue", "max_replicas", "empty", "allow_failed", "failures_file",
         "redis_conn_id", "kubernetes_conn_id",
     )  # fmt: skip
@@ -118,6 +120,7 @@ class ImeceRunOperator(ImeceOperator):
         buckets: int | str | None = None,
         files_per_job: int | str | None = None,
         max_failed: int | str | None = None,
+        set: Mapping[str, Any] | str | None = None,
         file_retries: int | str | None = None,
         file_timeout: float | str | None = None,
         run_queue: str | None = None,
@@ -143,6 +146,7 @@ class ImeceRunOperator(ImeceOperator):
         self.buckets = buckets
         self.files_per_job = files_per_job
         self.max_failed = max_failed
+        self.set = set
         self.file_retries = file_retries
         self.file_timeout = file_timeout
         self.run_queue = run_queue
@@ -255,6 +259,7 @@ class ImeceRunOperator(ImeceOperator):
             buckets=fields.whole(self.buckets, "buckets"),
             files_per_job=fields.whole(self.files_per_job, "files_per_job"),
             max_failed=fields.words(self.max_failed),
+            set=fields.assignments(self.set),
             retries=fields.whole(self.file_retries, "file_retries", least=0),
             timeout=fields.number(self.file_timeout, "file_timeout"),
         )

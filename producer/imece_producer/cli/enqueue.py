@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imece import commandline, names, version
-from imece.commandline import Include, Suffix, given
+from imece.commandline import Include, Set, Suffix, given
 from imece.errors import UsageError
 from imece.run import status
 from imece.run.job import MOST_FILES
 from imece.run.manifest import MOST_BUCKETS
-from imece.run.parameters import Parameters
+from imece.run.parameters import Parameters, set_of
 from imece.settings import Settings, load
 from imece_producer import display
 from imece_producer.cli.app import NO_PROCESSOR, Command, Json, Processor, app, redis_of
@@ -112,11 +112,13 @@ class Files:
     timeout: Annotated[
         float | None, typer.Option(help="Seconds a try of a file may take. [IMECE_FILE_TIMEOUT]")
     ] = None
+    set: Set = None
 
     def parameters(self, settings: Settings) -> Parameters:
         told = {field.name: getattr(self, field.name) for field in fields(self)}
         for no_parameter in ("null", "limit", "require_files", "redo"):
             del told[no_parameter]
+        told["set"] = set_of(self.set or ())
         return parameters_of(settings, told.pop("source"), told.pop("target"), **told)
 
     @property
@@ -238,15 +240,18 @@ def local(
 
     Ctrl-C gives back what is not done; the same call again continues there.
     """
+    from imece_producer import processor as ours
     from imece_producer.local import run as mode
 
     settings = load(processor=processor, command=command)
     parameters = files.parameters(settings)
+    if settings.processor or settings.command:
+        ours.check_set(settings, parameters)
+    elif not dry_run:
+        raise UsageError(NO_PROCESSOR)
     if dry_run:
         show_plan(settings, files, parameters, as_json)
         return
-    if not settings.processor and not settings.command:
-        raise UsageError(NO_PROCESSOR)
     code = mode.run_here(
         settings,
         run_id_of(run_id) if run_id else mode.derived_run_id(parameters, settings),

@@ -5,7 +5,6 @@ The command line prints it; an Airflow task can ask the same before it starts.
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from imece import names
 from imece.errors import ImeceError
 from imece.settings import Settings
+from imece_producer import processor
 from imece_producer.cluster import diagnose, kubeconfig, pods, scaling
 from imece_producer.cluster.client import Cluster, connect
 from imece_producer.cluster.errors import ClusterError
@@ -170,27 +170,18 @@ def of_processor(settings: Settings) -> Iterator[Check]:
     if not what:
         yield ok("processor", "none set here; the workers have theirs")
         return
-    given = {"IMECE_PROCESSOR": settings.processor, "IMECE_COMMAND": settings.command}
-    environment = {name: value for name, value in (os.environ | given).items() if value}
-    # -P: ours, not one in this directory
-    call = [sys.executable, "-P", "-m", "imece_worker", "--check"]
     try:
-        ended = subprocess.run(
-            call, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            errors="replace", timeout=PATIENCE, check=False,
-        )  # fmt: skip
+        flaw = processor.flaw(settings, patience=PATIENCE)
     except subprocess.TimeoutExpired:
         says = f"{what}: importing it takes more than {seconds(PATIENCE)}"
         yield fail(
             "processor", says, "leave the work to the function; a module is for definitions", 2
         )
         return
-    if ended.returncode == 0:
+    if flaw:
+        yield fail("processor", flaw, "docs/reference/processors.md", 2)
+    else:
         yield ok("processor", f"{what} can be loaded")
-        return
-    lines = ended.stderr.strip().splitlines()
-    last = lines[-1].removeprefix("imece-worker: ") if lines else f"exit code {ended.returncode}"
-    yield fail("processor", names.printable(last), "docs/reference/processors.md", 2)
 
 
 def of_directories(source: Path | None, target: Path | None) -> Iterator[Check]:
