@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     """Worker: where it sees the run's output directory, if not at the path the producer saw."""
 
     processor: str | None = None
-    """Worker: `package.module:function`, called with the input path and the output path."""
+    """Worker: `package.module:function`, called with the input path and the output path; or
+    `package.module:Class`, whose instance is called so."""
 
     command: str | None = None
     """Worker: a program to run in place of a function: `tool --in {input} --out {output}`.

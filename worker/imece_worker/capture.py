@@ -10,6 +10,7 @@ import mmap
 import os
 import select
 import signal
+import sys
 import termios
 import time
 from array import array
@@ -144,6 +145,15 @@ class Capture:
     def forget_drainer(self) -> None:
         """A drainer that was killed may have said that it is draining."""
         self._words[self._BUSY] = 0
+
+
+def flush() -> None:
+    """Writes what is printed and not written yet."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # the processor closed or replaced it, or the disk is full: nothing to keep then
 
 
 def drain(captures: Sequence[Capture], parent: int) -> NoReturn:

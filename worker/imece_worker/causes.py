@@ -4,6 +4,8 @@ Messages are not in it: they have paths and numbers of one file in them.
 """
 
 import os
+import signal
+import traceback
 from collections.abc import Iterator
 from opcode import opmap
 from subprocess import SubprocessError
@@ -14,6 +16,7 @@ from zlib import crc32
 from imece import names
 from imece.process import signal_name
 from imece.run.causes import LONGEST
+from imece.run.failure import LONGEST_REASON, tail
 from imece_worker.directories import PathError
 from imece_worker.processor import CommandError
 
@@ -26,6 +29,8 @@ MAY_PASS = (PathError, CommandError, OSError, MemoryError, SubprocessError)
 """Errors of files, networks, memory and other processes: another try may end well."""
 
 CLOSED_OURS = "the processor closed files that imece had opened"
+CODE_OF_CLOSED_OURS = 79
+"""The exit code of a runner whose processor has done so."""
 
 
 def of_exception(error: BaseException, package: str, memory_limit: int | None) -> str:
@@ -52,14 +57,41 @@ def of_exception(error: BaseException, package: str, memory_limit: int | None) -
 
 def error_number(error: BaseException, cause: str) -> int:
     """A number for this cause, if the next try is likely to end alike; 0 if waiting may help."""
-    if isinstance(error, Exception) and not any(isinstance(one, MAY_PASS) for one in _chain(error)):
+    if isinstance(error, Exception) and not may_pass(error):
         return crc32(cause.encode()) or 1
     return 0
+
+
+def may_pass(error: BaseException) -> bool:
+    return any(isinstance(one, MAY_PASS) for one in _chain(error))
 
 
 def of_exit(code: int) -> str:
     """Of a process that has ended; negative for a signal."""
     return f"exit code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
+
+
+def death(code: int) -> tuple[str, str]:
+    """What a process has died of, by its exit code, negative for a signal: cause and reason."""
+    if code == CODE_OF_CLOSED_OURS:
+        return CLOSED_OURS, f"{CLOSED_OURS}, and failed"
+    cause = of_exit(code)
+    if code >= 0:
+        return cause, f"its process ended itself with {cause}"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return cause, f"its process was {cause}{hint}"
+
+
+def reason(error: BaseException) -> str:
+    """The end of what is known of a failed try."""
+    if isinstance(error, PathError | CommandError):
+        return str(error)
+    try:
+        frames = frames_of(error)
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except Exception:  # a processor's own class
+        text = type(error).__name__
+    return tail(text, LONGEST_REASON)
 
 
 def of_timeout(seconds: float) -> str:

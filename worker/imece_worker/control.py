@@ -60,18 +60,21 @@ class Control:
         began: when it was begun, nanoseconds on the monotonic clock that all processes share.
         rows: how many rows of this job the runner had written then. With one more, the current file
             has its row.
+        preparing: when the processor began to make itself ready, or to close, as `began`; 0: it
+            does neither.
         void: the file whose output was not put in its place after all, and that has no later row.
         unwritten: the file that is done, but the processor has closed what its row goes to.
     """
 
     _STOPPING, _OTHERS_WAIT, _CURRENT, _BEGAN, _WANTED, _OVERDUE, _ROWS = range(7)
-    _VOID, _UNWRITTEN, _WORDS = range(7, 10)
+    _VOID, _UNWRITTEN, _PREPARING, _WORDS = range(7, 11)
     _SIZE = 8 * _WORDS
 
     stopping, others_wait = Word(_STOPPING), Word(_OTHERS_WAIT)
     current, began = Word(_CURRENT), Word(_BEGAN)
     wanted, overdue = Word(_WANTED), Word(_OVERDUE)
     rows, void, unwritten = Word(_ROWS), Word(_VOID), Word(_UNWRITTEN)
+    preparing = Word(_PREPARING)
 
     def __init__(self, number: int | None = None) -> None:
         self.number = memory_file(self._SIZE) if number is None else number
@@ -84,6 +87,7 @@ class Control:
     def clear(self) -> None:
         """For the next job."""
         self.stopping = self.others_wait = False
+        self.preparing = 0
         self.current = self.overdue = self.void = self.unwritten = NONE
 
     def begin(self, file: int, rows: int) -> None:

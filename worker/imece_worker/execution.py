@@ -248,6 +248,8 @@ class Execution:
                 word = supervisor.hear()
                 if word == runner.MARK:
                     self._mark()
+                elif word == runner.UNCLOSED:
+                    pass  # the supervisor has told
                 elif word:
                     return word
                 else:
@@ -255,6 +257,9 @@ class Execution:
             if context.wakeup.stopping and not is_told:
                 is_told = control.stopping = True
                 self._long_files.tell_of_stop()
+            if supervisor.prepares() and context.wakeup.stopping:
+                supervisor.dismiss()
+                return runner.STOPPED
             if (code := supervisor.death()) is not None:
                 return code
             if control.overdue == NONE and time.monotonic() >= self._deadline():
@@ -319,7 +324,7 @@ class Execution:
             reason = f"{self._supervisor.capture.text()}\n{how}".strip()
             self._charge(index, causes.of_timeout(limit), reason, "")
         else:
-            self._charge(index, *runner.death(code), self._supervisor.capture.text())
+            self._charge(index, *causes.death(code), self._supervisor.capture.text())
         return True
 
     def _was_stopped(self, code: int) -> bool:

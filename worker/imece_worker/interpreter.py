@@ -20,8 +20,8 @@ from imece import version
 from imece.errors import SettingsError
 from imece.settings import Settings
 from imece.version import Version
-from imece_worker import cores, log, stops
-from imece_worker.runner import STOP_PATIENCE, death
+from imece_worker import causes, cores, log, stops
+from imece_worker.runner import STOP_PATIENCE
 
 LONG_IMPORT = 30.0
 """Seconds after which the log says that an import is still on; again after twice as long."""
@@ -149,7 +149,7 @@ class Interpreter:
             return "it closed files that imece had opened"
         if stops.is_death_by_stop(code):  # whoever stops all processes may reach the worker last
             time.sleep(STOP_PATIENCE)
-        return death(code)[1]
+        return causes.death(code)[1]
 
     def order(self, files: Sequence[int]) -> None:
         """A runner, which gets these files. Nothing tells if it is dead."""

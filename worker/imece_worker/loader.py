@@ -21,12 +21,12 @@ from typing import Any, NoReturn
 
 from imece.errors import SettingsError
 from imece.process import follow_parent, move_up, name_process
-from imece_worker import processor, runner, stops
-from imece_worker.capture import Capture
+from imece_worker import causes, processor, runner, stops
+from imece_worker.capture import Capture, flush
 from imece_worker.control import Control
 from imece_worker.limits import Limits
 from imece_worker.processor import Command, ParameterError, Processor
-from imece_worker.runner import CLOSED_OURS, RunnerContext
+from imece_worker.runner import RunnerContext
 
 TEMPLATE, RUNNER = "imece-template", "imece-runner"
 """What `ps` and /proc call the two."""
@@ -60,12 +60,12 @@ def main() -> NoReturn:
     try:
         found = processor.load(order["function"], order["command"])
         if order["given"] is not None:
-            found.take(order["given"])
+            found.check(order["given"])
         answer: dict[str, Any] = {"is_template": _can_be_forked()}
     except (SettingsError, ParameterError) as error:
         answer = {"error": str(error)}
     stops.only_note()  # whatever the import has made of these signals
-    runner.flush()
+    flush()
     try:
         line.sendall(json.dumps(answer).encode() + b"\n")
         if "error" in answer:
@@ -73,7 +73,7 @@ def main() -> NoReturn:
         gc.freeze()  # runners share what has been imported
         _serve(line, found, Limits(**order["limits"]), order["worker"], answer["is_template"])
     except OSError:
-        os._exit(CLOSED_OURS)
+        os._exit(causes.CODE_OF_CLOSED_OURS)
 
 
 def _can_be_forked() -> bool:

@@ -28,6 +28,8 @@ from imece.run.parameters import SET_PREFIX
 from imece_worker import stops
 from imece_worker.capture import Capture
 
+LONGEST_LINE = 500
+
 
 class CommandError(Exception):
     """The program failed. The text is the reason that is kept.
@@ -45,43 +47,32 @@ class ParameterError(Exception):
     """The processor does not take what a run sets for it."""
 
 
-class Function:
-    """`package.module:function`, imported once.
+class CloseError(Exception):
+    """The processor has raised an error when it was closed."""
+
+
+class Processor:
+    """What the settings name.
 
     Attributes:
-        package: the name of the function's package.
+        package: the name of its package; "" for a program.
     """
 
-    def __init__(self, spec: str) -> None:
-        module, _, attributes = spec.partition(":")
-        self.package = module.partition(".")[0]
-        try:
-            found: object = importlib.import_module(module)
-            for attribute in attributes.split("."):
-                found = getattr(found, attribute)
-        except AttributeError as error:
-            raise SettingsError(f"IMECE_PROCESSOR={spec}: {error}") from None
-        except BaseException as error:
-            what = "".join(traceback.format_exception_only(error)).strip()
-            raise SettingsError(
-                f"IMECE_PROCESSOR={spec}: importing {module} failed with {what}. It must be "
-                "installed, or lie in the directory the worker starts in"
-            ) from None
-        if not callable(found):
-            raise SettingsError(f"IMECE_PROCESSOR={spec}: that is not a function")
-        self._spec = spec
-        self._function: Callable[..., object] = found
-        self._given: Mapping[str, Any] = {}
+    package = ""
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Raises ParameterError if it does not take these parameters; see `Parameters.set`."""
+        raise NotImplementedError
 
     def take(self, given: Mapping[str, Any]) -> None:
-        """The parameters that the next files get; see `Parameters.set`.
+        """Makes it ready for files with these parameters; raises as `check`."""
+        raise NotImplementedError
 
-        Raises:
-            ParameterError: it does not take them.
-        """
-        if flaw := misfit(self._function, 2, given):
-            raise ParameterError(f"{self._spec} {flaw}")
-        self._given = given
+    def close_others(self, given: Mapping[str, Any]) -> None:
+        """Closes what it has for other parameters than these; raises as `close`."""
+
+    def close(self) -> None:
+        """There will be no further file. Raises CloseError."""
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
         """Processes one file, or raises.
@@ -90,9 +81,84 @@ class Function:
             source: path of the input.
             target: path to write the output to; None if the run wants no output.
         """
+        raise NotImplementedError
+
+
+class Function(Processor):
+    """`package.module:function`."""
+
+    def __init__(self, spec: str, found: Callable[..., object]) -> None:
+        self.package = spec.partition(":")[0].partition(".")[0]
+        self._spec, self._function = spec, found
+        self._given: Mapping[str, Any] = {}
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        if flaw := misfit(self._function, 2, given):
+            raise ParameterError(f"{self._spec} {flaw}")
+
+    def take(self, given: Mapping[str, Any]) -> None:
+        self.check(given)
+        self._given = given
+
+    def __call__(self, source: bytes, target: bytes | None) -> None:
         given = deepcopy(self._given) if self._given else {}  # what it changes is not the next's
-        target_path = os.fsdecode(target) if target is not None else None
-        self._function(os.fsdecode(source), target_path, **given)
+        self._function(os.fsdecode(source), _text(target), **given)
+
+
+class Class(Processor):
+    """`package.module:Class`: made once for each set of parameters, then called for each file."""
+
+    def __init__(self, spec: str, found: type) -> None:
+        self.package = spec.partition(":")[0].partition(".")[0]
+        self._spec, self._class = spec, found
+        self._made: Any = None
+        self._known = ""
+        if not any("__call__" in vars(one) for one in found.__mro__):
+            raise SettingsError(
+                f"IMECE_PROCESSOR={spec}: the class needs a method __call__(self, source, target)"
+            )
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        if flaw := misfit(self._class, 0, given):
+            raise ParameterError(f"{self._spec} {flaw}")
+
+    def take(self, given: Mapping[str, Any]) -> None:
+        """Raises, too, what the class raises when it is made."""
+        if self._made is not None:
+            return
+        self.check(given)
+        self._known = json.dumps(given, sort_keys=True)
+        self._made = self._class(**deepcopy(given))
+        if flaw := misfit(self._made, 2, {}):
+            raise ParameterError(f"{self._spec}: its __call__ {flaw}")
+
+    def close_others(self, given: Mapping[str, Any]) -> None:
+        if json.dumps(given, sort_keys=True) != self._known:
+            self.close()
+
+    def close(self) -> None:
+        made, self._made = self._made, None
+        if (close := getattr(made, "close", None)) is None:
+            return
+        try:
+            close()
+        except BaseException as error:
+            raise CloseError(f"{self._spec}: close() failed: {said(error)}") from None
+
+    def __call__(self, source: bytes, target: bytes | None) -> None:
+        self._made(os.fsdecode(source), _text(target))
+
+
+def said(error: BaseException) -> str:
+    """An error in a line."""
+    try:
+        return traceback.format_exception_only(error)[-1].strip()[:LONGEST_LINE]
+    except Exception:  # a processor's own class
+        return type(error).__name__
+
+
+def _text(path: bytes | None) -> str | None:
+    return os.fsdecode(path) if path is not None else None
 
 
 def misfit(called: Callable[..., object], paths: int, given: Mapping[str, Any]) -> str | None:
@@ -127,7 +193,7 @@ def misfit(called: Callable[..., object], paths: int, given: Mapping[str, Any]) 
     return f"cannot be called with {paths} paths: {why}"
 
 
-class Command:
+class Command(Processor):
     """A program, started once a file, without a shell.
 
     Attributes:
@@ -136,7 +202,6 @@ class Command:
     """
 
     errors: Capture
-    package = ""
     _PLACES = re.compile(rb"\{(input|output)\}")
 
     def __init__(self, template: str) -> None:
@@ -151,8 +216,15 @@ class Command:
         self._words = [os.fsencode(word) for word in (program, *words[1:])]
         self.environment: dict[str, str] | None = None
 
+    def check(self, given: Mapping[str, Any]) -> None:
+        self._variables(given)
+
     def take(self, given: Mapping[str, Any]) -> None:
-        """As that of `Function`. Programs get them in their environment, and take any."""
+        values = self._variables(given)
+        self.environment = {**os.environ, **values} if values else None
+
+    def _variables(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Programs get them in their environment, and take any."""
         values = {
             f"{SET_PREFIX}{name}": value if isinstance(value, str) else json.dumps(value)
             for name, value in given.items()
@@ -160,7 +232,7 @@ class Command:
         for name, value in values.items():
             if flaw := records.text_flaw(value):
                 raise ParameterError(f"a program cannot have the parameter {name}: it {flaw}")
-        self.environment = {**os.environ, **values} if values else None
+        return values
 
     def words(self, source: bytes, target: bytes | None) -> list[bytes]:
         """The program and its arguments, for one file."""
@@ -168,7 +240,6 @@ class Command:
         return [self._PLACES.sub(lambda place: values[place[1]], word) for word in self._words]
 
     def __call__(self, source: bytes, target: bytes | None) -> None:
-        """As that of `Function`."""
         signals = stops.heard()
         words = self.words(source, target)
         self.errors.clear()
@@ -197,9 +268,6 @@ class Command:
         raise CommandError(reason, ended.returncode)
 
 
-Processor = Function | Command
-
-
 def load(function: str | None, command: str | None) -> Processor:
     """The processor that the settings name: one of the two.
 
@@ -209,4 +277,26 @@ def load(function: str | None, command: str | None) -> Processor:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m
-    return Function(function) if function else Command(command or "")
+    if not function:
+        return Command(command or "")
+    found = _imported(function)
+    return Class(function, found) if inspect.isclass(found) else Function(function, found)
+
+
+def _imported(spec: str) -> Callable[..., object]:
+    module, _, attributes = spec.partition(":")
+    try:
+        found: object = importlib.import_module(module)
+        for attribute in attributes.split("."):
+            found = getattr(found, attribute)
+    except AttributeError as error:
+        raise SettingsError(f"IMECE_PROCESSOR={spec}: {error}") from None
+    except BaseException as error:
+        what = "".join(traceback.format_exception_only(error)).strip()
+        raise SettingsError(
+            f"IMECE_PROCESSOR={spec}: importing {module} failed with {what}. It must be "
+            "installed, or lie in the directory the worker starts in"
+        ) from None
+    if not callable(found):
+        raise SettingsError(f"IMECE_PROCESSOR={spec}: that is not a function")
+    return found

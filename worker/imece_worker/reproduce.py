@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -66,17 +67,23 @@ def _process(job: Job) -> str:
     """Why it failed; nothing if it did not."""
     settings = load()
     function = processor.load(settings.processor, settings.command)
-    try:
-        function.take(job.set)
-    except processor.ParameterError as error:
-        raise SettingsError(str(error)) from None
     limit = settings.memory_limit * 2**20 if settings.memory_limit is not None else None
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        cause = _call(function, job, limit, lambda: function.take(job.set))
+    except processor.ParameterError as error:
+        raise SettingsError(str(error)) from None
+    if cause:
+        return cause
     if isinstance(function, processor.Command):
         cause = _run(function, job)
     else:
-        cause = _call(function, job, limit)
+        cause = _process_file(function, job, limit)
+    try:
+        function.close()
+    except processor.CloseError as error:
+        print(names.printable(str(error)), file=sys.stderr)
     if not cause and job.target is not None and not os.path.lexists(job.target):
         return "the processor returned without writing its output"
     return cause
@@ -97,16 +104,26 @@ def _run(command: processor.Command, job: Job) -> str:
     return causes.of_exit(ended.returncode) if ended.returncode else ""
 
 
-def _call(function: processor.Function, job: Job, memory_limit: int | None) -> str:
+def _process_file(function: processor.Processor, job: Job, memory_limit: int | None) -> str:
     """With the time limit, which ends the process, also in C code."""
     if job.timeout is not None:
         faulthandler.dump_traceback_later(job.timeout)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, job.timeout + DUMP_PATIENCE)
     target = os.fsencode(job.target) if job.target is not None else None
+    source = os.fsencode(job.source)
+    return _call(function, job, memory_limit, lambda: function(source, target))
+
+
+def _call(
+    function: processor.Processor, job: Job, memory_limit: int | None, act: Callable[[], None]
+) -> str:
+    """Lets the processor do something; why that failed, if it did."""
     failure: BaseException | None = None
     try:
-        function(os.fsencode(job.source), target)
+        act()
+    except processor.ParameterError:
+        raise
     except BaseException as error:
         failure = error
     faulthandler.cancel_dump_traceback_later()

@@ -15,19 +15,19 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
 from imece.files.rows import Outcome, Row, size_and_time
 from imece.files.segment import Segment
-from imece.run.failure import LONGEST_REASON, tail
 from imece_worker import causes, stops
-from imece_worker.capture import Capture
+from imece_worker.capture import Capture, flush
 from imece_worker.control import Control
 from imece_worker.directories import PathError
 from imece_worker.limits import Limits, used
 from imece_worker.message import JobMessage
-from imece_worker.processor import CommandError, ParameterError, Processor
+from imece_worker.processor import CloseError, CommandError, ParameterError, Processor, said
 from imece_worker.retry import next_try
 
 PATIENCE = 1.0
@@ -38,13 +38,11 @@ STOP_PATIENCE = 1.0
 """Seconds in which a worker hears of a stop, after one of its processes may have died of it."""
 
 MARK, FINISHED, STOPPED, DEFERRED, WORN = b"m", b"f", b"s", b"d", b"w"
-STALLED, REFUSED = b"p", b"r"
+STALLED, REFUSED, UNCLOSED, CLOSED = b"p", b"r", b"u", b"c"
 """Runner to parent: the wish to have a file marked, or how it has left its job. Worn: another
 runner is to go on. Stalled: the run's directories cannot be used; refused: the processor does not
-take the run. After these two a line follows that says why."""
-
-CLOSED_OURS = 79
-"""The exit code of a runner whose processor has closed files that imece had opened."""
+take the run. Unclosed: an instance of the processor has failed to close. A line that says why
+follows these three. Closed: the runner ends."""
 
 GO, STOP = b"g", b"h"
 """Parent to runner, in answer to that wish."""
@@ -75,7 +73,12 @@ def run(context: RunnerContext) -> NoReturn:
     try:
         _settle(context)
         while (message := JobMessage.receive(context.line)) is not None:
-            context.line.send(Runner(context, message).work())
+            word = Runner(context, message).work()
+            if word == WORN:
+                _prepare(context, context.processor.close)
+            context.line.send(word)
+        _prepare(context, context.processor.close)
+        context.line.send(CLOSED)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -98,13 +101,16 @@ def _settle(context: RunnerContext) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most * 2**20, most * 2**20))
 
 
-def flush() -> None:
-    """Writes what is printed and not written yet."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass  # the processor closed or replaced it, or the disk is full: nothing to keep then
+def _prepare(context: RunnerContext, act: Callable[[], None]) -> None:
+    """What is charged to no file: the processor is made, or closed."""
+    context.control.preparing = time.monotonic_ns()
+    try:
+        act()
+    except CloseError as error:
+        context.line.send(_line(UNCLOSED, str(error)))
+    finally:
+        flush()
+        context.control.preparing = 0
 
 
 class RowError(PathError):
@@ -122,19 +128,18 @@ class Runner:
         self._inputs, self._outputs = message.paths.inputs, message.paths.outputs
         self._segment = Segment.nameless(context.rows)
         self._rows = 0
-        self._used = used()
         self._stalled: str | None = None
         self._lost_ours = False
         self._pid = os.getpid()
 
     def work(self) -> bytes:
         """To the end of the job, or until it cannot go on; how the job is left, in a word."""
+        if (word := self._take()) is not None:
+            return word
+        self._used = used()
         try:
-            self._context.processor.take(self._a.parameters.set)
             if self._outputs is not None:
                 self._segment = Segment.of(self._outputs.staged().number)
-        except ParameterError as error:
-            return _line(REFUSED, str(error))
         except (OSError, PathError) as error:
             return _line(STALLED, self._a.paths.fault(error) or str(error))
         try:
@@ -142,6 +147,28 @@ class Runner:
         finally:
             self._segment.close()
             self._a.paths.close()
+
+    def _take(self) -> bytes | None:
+        """Makes the processor ready; how the job is left, if that fails."""
+        processor, given = self._context.processor, self._a.parameters.set
+        signals = stops.heard()
+        try:
+            _prepare(self._context, lambda: processor.close_others(given))
+            _prepare(self._context, lambda: processor.take(given))
+        except ParameterError as error:
+            return _line(REFUSED, str(error))
+        except BaseException as error:
+            self._end_copy()
+            if self._was_stopped(error, signals):
+                return STOPPED
+            cause = causes.of_exception(error, processor.package, None)
+            # What may pass is tried again after a pause, and not for ever.
+            word = STALLED if causes.may_pass(error) else REFUSED
+            return _line(word, f"the processor cannot be made: {said(error)} ({cause})")
+        self._end_copy()
+        if not self._context.capture.silent():
+            self._context.capture.clear()
+        return None
 
     def _work(self) -> bytes:
         """First each file once, then those that failed, after their pauses."""
@@ -202,14 +229,14 @@ class Runner:
         try:
             self._process(index, name)
             if self._lost_ours:
-                os._exit(CLOSED_OURS)
+                os._exit(causes.CODE_OF_CLOSED_OURS)
             self._retries.pop(index, None)
         except BaseException as error:
             self._end_copy()
             self._respect_time_limit(index)
             flush()
             if self._lost_ours or not self._inputs.tree.is_held():
-                os._exit(CLOSED_OURS)  # what rows go to may be closed as well
+                os._exit(causes.CODE_OF_CLOSED_OURS)  # what rows go to may be closed as well
             stopped = self._was_stopped(error, signals)
             fault = None if stopped else self._fault(error)
             if self._outputs is not None:
@@ -225,7 +252,7 @@ class Runner:
                     error, self._context.processor.package, limit and limit * 2**20
                 )
                 number = causes.error_number(error, cause)
-                fault = self._record(index, cause, number, _reason(error))
+                fault = self._record(index, cause, number, causes.reason(error))
             if fault is not None:  # the file is not charged a try
                 control.void = index
                 self._stalled = fault
@@ -361,25 +388,3 @@ class Runner:
 
 def _line(word: bytes, why: str) -> bytes:
     return word + why.replace("\n", " ").encode("utf-8", "replace") + b"\n"
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, PathError | CommandError):
-        return str(error)
-    try:
-        frames = causes.frames_of(error)
-        text = "".join(traceback.format_exception(type(error), error, frames))
-    except Exception:  # a processor's own class
-        text = type(error).__name__
-    return tail(text, LONGEST_REASON)
-
-
-def death(code: int) -> tuple[str, str]:
-    """What a process has died of, by its exit code, negative for a signal: cause and reason."""
-    if code == CLOSED_OURS:
-        return causes.CLOSED_OURS, f"{causes.CLOSED_OURS}, and failed"
-    cause = causes.of_exit(code)
-    if code >= 0:
-        return cause, f"its process ended itself with {cause}"
-    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-    return cause, f"its process was {cause}{hint}"

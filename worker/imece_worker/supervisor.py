@@ -6,23 +6,28 @@ where the interpreter is the runner itself, a new interpreter takes its place.
 """
 
 import fcntl
+import logging
 import os
 import signal
 import socket
 import tempfile
+import time
 from contextlib import suppress
 
 from imece.errors import SettingsError
 from imece.files.segment import Segment
 from imece.process import move_up
-from imece_worker import capture, runner
+from imece_worker import capture, log, runner
 from imece_worker.capture import Capture
 from imece_worker.control import Control
-from imece_worker.interpreter import Interpreter
+from imece_worker.interpreter import LONG_IMPORT, Interpreter
 from imece_worker.message import JobMessage
 from imece_worker.orphans import Orphans
 
 GIVE_PATIENCE = 5.0
+CLOSE_PATIENCE = 10.0
+"""Seconds that a processor may take to close before its worker ends."""
+
 MOST_STILLBORN = 3
 """How many orders of a runner in a row may fail."""
 
@@ -53,6 +58,7 @@ class Supervisor:
         self._pid = 0
         self._is_at_work = self._is_importing = False
         self._stillborn = 0
+        self._told_after = LONG_IMPORT
         self._keep_draining()
 
     def nameless(self) -> Segment:
@@ -154,10 +160,12 @@ class Supervisor:
             word = self.line.recv(1)
         except OSError:
             return b""
-        if word not in (b"", runner.MARK):
-            self._is_at_work = False
         if word in (runner.STALLED, runner.REFUSED):
             self.why = self._rest_of_line()
+        if word == runner.UNCLOSED:
+            log.event("processor not closed", logging.WARNING, reason=self._rest_of_line())
+        elif word not in (b"", runner.MARK):
+            self._is_at_work = False
         return word
 
     def _rest_of_line(self) -> str:
@@ -165,13 +173,25 @@ class Supervisor:
         data = b""
         while not data.endswith(b"\n"):
             try:
-                part = self.line.recv(4096)
+                part = self.line.recv(1)  # no more: a word may follow
             except OSError:
                 break
             if not part:
                 break
             data += part
         return data.decode("utf-8", "replace").strip()
+
+    def prepares(self) -> bool:
+        """Whether the processor is being made or closed. The log says if that takes long."""
+        if not (began := self.control.preparing):
+            self._told_after = LONG_IMPORT
+            return False
+        lasts = time.monotonic() - began / 1e9
+        if lasts >= self._told_after:
+            self._told_after = 2 * lasts
+            why = f"to make it, or to close it, takes longer than {lasts:.0f} s"
+            log.event("processor not ready yet", logging.WARNING, reason=why)
+        return True
 
     def answer(self, word: bytes) -> None:
         assert self.line is not None  # noqa: S101 - there is a runner
@@ -240,9 +260,20 @@ class Supervisor:
             self._orphans.kill()
 
     def end(self) -> None:
-        """Ends all: the worker is about to end."""
+        """Ends all: the worker is about to end. A runner between two jobs may close its
+        processor."""
+        if self.line is not None and not self._is_at_work:
+            self._let_close(self.line)
         self.dismiss()
         self._end_interpreter()
+
+    def _let_close(self, line: socket.socket) -> None:
+        with suppress(OSError):  # it has died
+            line.shutdown(socket.SHUT_WR)
+            line.settimeout(CLOSE_PATIENCE)
+        word = runner.UNCLOSED
+        while word == runner.UNCLOSED:
+            word = self.hear()
 
 
 def _nameless_file() -> int:

@@ -62,7 +62,8 @@ RunId = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
 Processor = Annotated[
-    str | None, typer.Option(help="package.module:function, called with input and output path.")
+    str | None,
+    typer.Option(help="package.module:function, called with input and output path; or a class."),
 ]
 Command = Annotated[
     str | None, typer.Option(help="A program in its place: 'tool --in {input} --out {output}'.")
