@@ -8,16 +8,23 @@ directory, a directory of secrets (one file a setting, named like the variable).
 import difflib
 import os
 import re
-import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from imece import processing
 from imece.errors import SettingsError
 from imece.run.parameters import SET_PREFIX, max_failed_flaw
 
@@ -30,8 +37,8 @@ _SERVICE_LINK = re.compile(
 )
 """What Kubernetes tells every pod of a Service, if its name begins with `imece`."""
 
-_FOR_A_SHELL = re.compile(r"[|<>]|^&+$|;$")
-_QUOTED = re.compile(r"\\.|'[^']*'|\"(\\.|[^\"\\])*\"", re.DOTALL)
+PROCESSING = ("processor", "command", "shell", "command_stdout")
+"""The settings that say what processes a file."""
 
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 QUEUE = r"[A-Za-z0-9_-]{1,64}"
@@ -94,7 +101,15 @@ class Settings(BaseSettings):
 
     command: str | None = None
     """Worker: a program to run in place of a function: `tool --in {input} --out {output}`.
-    imece splits it as a shell does, but starts no shell."""
+    imece splits it as a shell does, but starts no shell. `{name}`, `{stem}` and `{dir}` stand for
+    the input's name, the name without its ending, and its directory in the input directory."""
+
+    shell: str | None = None
+    """Worker: a text for `sh -c` in place of a function. It gets the path of the input as `$1` and
+    that of the output as `$2`: `sort "$1" > "$2"`."""
+
+    command_stdout: bool = False
+    """Worker: what `IMECE_COMMAND` or `IMECE_SHELL` writes to its standard output is the output."""
 
     image: str = ""
     """Worker, producer: the name of the image that they run in, with its tag or digest. It is kept
@@ -218,36 +233,11 @@ class Settings(BaseSettings):
             raise ValueError(flaw)
         return given
 
-    @field_validator("processor")
+    @field_validator("processor", "command", "shell")
     @classmethod
-    def _processor(cls, given: str | None) -> str | None:
-        if given is None or re.fullmatch(r"[\w.]+:[\w.]+", given):
-            return given
-        file, _, function = given.partition(":")
-        if not file.endswith(".py"):
-            raise ValueError(f"'{given}': takes package.module:function")
-        folder, name = os.path.split(os.path.abspath(file.removesuffix(".py")))
-        says = f"'{given}': takes package.module:function, not a file: {name}:"
-        says += function or "FUNCTION"
-        if folder != os.getcwd():
-            says += f", and the directory of the file in PYTHONPATH: PYTHONPATH={folder}"
-        raise ValueError(says)
-
-    @field_validator("command")
-    @classmethod
-    def _command(cls, given: str | None) -> str | None:
-        """What a shell would do in quotes is an argument; outside of them it is meant for one."""
-        try:
-            shlex.split(given or "")
-        except ValueError:
-            raise ValueError("a quotation is not closed") from None
-        for word in _QUOTED.sub("", given or "").split():
-            if _FOR_A_SHELL.search(word):
-                raise ValueError(
-                    f"{word} is for a shell, and imece starts the program without one. Start one: "
-                    """sh -c 'sort "$1" | uniq > "$2"' - {input} {output} """
-                    "(if it is an argument of the program, write it in quotes)"
-                )
+    def _processing(cls, given: str | None, about: ValidationInfo) -> str | None:
+        if given is not None and (flaw := processing.FLAWS[str(about.field_name)](given)):
+            raise ValueError(flaw)
         return given
 
     @field_validator("redis_url")
@@ -273,6 +263,12 @@ class Settings(BaseSettings):
         return url
 
     @property
+    def processing(self) -> dict[str, str]:
+        """What processes a file: the settings of `PROCESSING` that are set."""
+        given = {name: getattr(self, name) for name in PROCESSING}
+        return {name: str(value) for name, value in given.items() if value}
+
+    @property
     def wants_all_tries(self) -> bool:
         """Whether somebody has said how often a failed file is tried again."""
         return "retries" in self.model_fields_set
@@ -284,8 +280,16 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
-        if self.processor and self.command:
-            raise ValueError("IMECE_PROCESSOR and IMECE_COMMAND exclude each other: set one")
+        given = [PREFIX + name.upper() for name in processing.FLAWS if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: set one")
+        if self.command_stdout and not (self.command or self.shell):
+            raise ValueError("IMECE_COMMAND_STDOUT needs IMECE_COMMAND or IMECE_SHELL")
+        if self.command_stdout and "{output}" in (self.command or ""):
+            raise ValueError(
+                "IMECE_COMMAND_STDOUT: the standard output is the output, so IMECE_COMMAND takes "
+                "no {output}"
+            )
         if bool(self.redis_sentinels) != bool(self.redis_sentinel_master):
             raise ValueError("IMECE_REDIS_SENTINELS and IMECE_REDIS_SENTINEL_MASTER go together")
         if self.lease < 3 * self.heartbeat:

@@ -64,9 +64,13 @@ def of(settings: Settings) -> Version | None:
         code = _of_module(settings.processor.partition(":")[0], path)
     elif settings.command:
         code = _of_command(settings.command)
+    elif settings.shell:
+        code = _digest([])  # its text is its name
     else:
         return None
-    name = settings.processor or settings.command or ""
+    name = settings.processor or settings.command or settings.shell or ""
+    if settings.command_stdout:
+        name += " (standard output)"
     return Version(name, code, _libraries(path), settings.image)
 
 

@@ -207,7 +207,7 @@ def test_paths_of_pages_in_code_and_manifests_exist() -> None:
 def test_the_settings_for_local_use_are_settings() -> None:
     text = (DOCS / "reference" / "local-settings.md").read_text("utf-8")
     named = re.findall(r"^\| `IMECE_(\w+)`", text, re.MULTILINE)
-    assert len(named) == 6
+    assert len(named) == 8
     assert {name.lower() for name in named} <= set(settings.Settings.model_fields)
 
 

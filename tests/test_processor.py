@@ -2,11 +2,12 @@
 it failed, and no shell ever reads a file's name."""
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,13 +32,25 @@ def program(workbench: Workbench, body: str) -> str:
     return f"{path} {{input}} {{output}}"
 
 
-def run_command(workbench: Workbench, command: str, **options: Any) -> WorkerProcess:
-    """A run with this command and no retries, to its end."""
+def run_command(
+    workbench: Workbench,
+    command: str | None = None,
+    suffix: str | None = None,
+    target: str | None = None,
+    **settings: str,
+) -> WorkerProcess:
+    """A run with this command, or what these settings say, and no retries, to its end."""
     del workbench.settings["processor"]
-    workbench.enqueue(retries=0, **options)
-    worker = workbench.worker(command=command, log_format="json")
+    workbench.enqueue(retries=0, suffix=suffix, target=target or str(workbench.target))
+    given = {"command": command} if command is not None else {}
+    worker = workbench.worker(log_format="json", **given, **settings)
     workbench.ended()
     return worker
+
+
+def run_shell(workbench: Workbench, text: str, **settings: str) -> None:
+    """As `run_command`, with a text for a shell."""
+    run_command(workbench, **{"shell": text}, **settings)
 
 
 def test_an_exception_that_cannot_be_printed_is_named(workbench: Workbench) -> None:
@@ -84,6 +97,74 @@ def test_places_in_a_files_name_are_not_filled_in(workbench: Workbench) -> None:
     run_command(workbench, "cp {input} {output}")
     assert workbench.outputs() == ["{output}{input}"]
     workbench.check_books()
+
+
+def test_a_command_may_have_the_parts_of_a_name(workbench: Workbench) -> None:
+    name = "deep/er/an archive.tar.gz"
+    workbench.file(name)
+    workbench.file("top")
+    body = 'printf "%s\\n" "$@" > "$2"'
+    places = " {name} {stem} {dir}/x {{name}} {other}"
+    run_command(workbench, program(workbench, body) + places)
+    _, _, *words = (workbench.target / name).read_text().splitlines()
+    wanted = ["an archive.tar.gz", "an archive.tar", "deep/er/x", "{name}", "{other}"]
+    assert words == wanted
+    _, _, *words = (workbench.target / "top").read_text().splitlines()
+    assert words == ["top", "top", "./x", "{name}", "{other}"]
+    workbench.check_books()
+
+
+def test_standard_output_may_be_the_output(workbench: Workbench) -> None:
+    workbench.file("f", "b\na\n")
+    run_command(workbench, "sort {input}", suffix=".sorted", command_stdout="true")
+    assert (workbench.target / "f.sorted").read_text() == "a\nb\n"
+    workbench.check_books()
+
+
+def test_half_of_a_standard_output_is_no_output(workbench: Workbench) -> None:
+    workbench.file("f")
+    command = program(workbench, "echo half; echo why >&2; exit 3").replace("{output}", "")
+    run_command(workbench, command, command_stdout="true")
+    assert workbench.outputs() == []
+    assert workbench.failures()["f"].last_line == "program ended with exit code 3: why"
+    workbench.check_books()
+
+
+def test_a_text_for_a_shell_gets_the_paths_as_arguments(workbench: Workbench) -> None:
+    """A name is never read as a part of it."""
+    names = ["; touch canary; $(touch canary) `touch canary`", '"$2" > canary', "plain"]
+    for name in names:
+        workbench.file(name, "b\na\nb\n")
+    run_shell(workbench, 'sort "$1" | uniq > "$2"; test $# = 2')
+    assert workbench.outputs() == sorted(names)
+    assert {(workbench.target / name).read_text() for name in names} == {"a\nb\n"}
+    assert not list(workbench.folder.rglob("canary"))
+    assert not Path("canary").exists()
+    workbench.check_books()
+
+
+def test_a_shell_may_write_to_its_standard_output(workbench: Workbench) -> None:
+    workbench.file("f", "b\na\n")
+    run_shell(workbench, 'sort "$1" | head -n 1', command_stdout="true")
+    assert (workbench.target / "f").read_text() == "a\n"
+
+
+@pytest.mark.parametrize("has_pipefail", [True, False])
+def test_a_pipe_fails_where_the_shell_can_do_that(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch, has_pipefail: bool
+) -> None:
+    folder = workbench.folder / "bin"
+    folder.mkdir()
+    shell = "bash" if has_pipefail else "dash"
+    if (found := shutil.which(shell)) is None:
+        pytest.skip(f"there is no {shell} here")
+    (folder / "sh").symlink_to(found)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    has_it = subprocess.run(["sh", "-o", "pipefail", "-c", ":"], check=False).returncode == 0
+    workbench.file("f")
+    run_shell(workbench, 'cat "$1" no-such-file | cat > "$2"')
+    assert workbench.status().failed == int(has_it)
+    assert has_it or not has_pipefail
 
 
 def test_the_tail_of_standard_error_is_the_reason_and_standard_output_is_kept(
@@ -178,6 +259,10 @@ def test_a_command_without_outputs_is_called_with_the_input_alone(workbench: Wor
         ({"processor": "breaks:f"}, "ZeroDivisionError"),
         ({}, "no processor: set IMECE_PROCESSOR"),
         ({"processor": "tests.processors:copy", "command": "cp {input}"}, "exclude each other"),
+        ({"shell": "cat", "command": "cp {input}"}, "exclude each other"),
+        ({"shell": "wc {input} > $2"}, "takes no {input}: a name could be read as a command. The"),
+        ({"processor": "tests.processors:copy", "command_stdout": "true"}, "IMECE_SHELL"),
+        ({"command": "cp {input} {output}", "command_stdout": "true"}, "takes no {output}"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

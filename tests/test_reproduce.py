@@ -134,6 +134,10 @@ def test_a_program_has_the_terminal_too(failed: Workbench) -> None:
     assert "failed: exit code 4" in answer.stderr
     answer = reproduce(failed, "run", "good.txt", "--command", "cp {input} {output}")
     assert answer.returncode == 0, answer
+    answer = reproduce(failed, "run", "good.txt", "--shell", 'tr a-z A-Z < "$1"', "--stdout")
+    assert answer.returncode == 0, answer
+    made = failed.folder / "desk" / "reproduce-run" / "2" / "good.out"
+    assert made.read_text() == "FINE"
     answer = reproduce(failed, "run", "good.txt", "--command", "true {input}")
     assert "failed: the processor returned without writing its output" in answer.stderr
 
@@ -166,7 +170,7 @@ def test_without_a_processor_nothing_is_done(failed: Workbench) -> None:
     assert "name what processes a file: --processor module:function" in answer.stderr
     answer = reproduce(failed, "run", "good.txt", "--command", "cp {input} {output}", "--pdb")
     assert answer.returncode == 2
-    assert "--pdb: takes a processor in Python" in answer.stderr
+    assert "--pdb: takes a processor in Python, and no program" in answer.stderr
 
 
 @pytest.mark.slow

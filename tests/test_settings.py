@@ -112,6 +112,8 @@ def test_a_secrets_directory_that_is_not_there_does_no_harm(
         ("IMECE_PROCESSOR", "/a/b/p.py:f", "PYTHONPATH=/a/b"),
         ("IMECE_PROCESSOR", "/a/b/p.py", "not a file: p:FUNCTION, and"),
         ("IMECE_COMMAND", "sort {input} > {output}", "> is for a shell"),
+        ("IMECE_COMMAND", "sort {input} > {output}", "--stdout (IMECE_COMMAND_STDOUT=true)"),
+        ("IMECE_COMMAND", "zcat {input} | wc", "--shell 'sort"),
         ("IMECE_COMMAND", "sort {input} 2>log", "2>log is for a shell"),
         ("IMECE_COMMAND", "zcat {input} | wc", "| is for a shell"),
         ("IMECE_COMMAND", "a {input} && b", "&& is for a shell"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from imece import names
 from imece.errors import UsageError
 from imece.run.parameters import Parameters
-from imece.settings import Settings
+from imece.settings import PREFIX, PROCESSING, Settings
 
 
 def check_set(settings: Settings, parameters: Parameters) -> None:
@@ -31,7 +31,7 @@ def flaw(settings: Settings, words: Sequence[str] = (), patience: float | None =
     Raises:
         TimeoutExpired: it takes more than so many seconds.
     """
-    given = {"IMECE_PROCESSOR": settings.processor, "IMECE_COMMAND": settings.command}
+    given = {PREFIX + name.upper(): settings.processing.get(name, "") for name in PROCESSING}
     environment = {name: value for name, value in (os.environ | given).items() if value}
     ended = subprocess.run(
         # -P: ours, not one in this directory

@@ -14,7 +14,7 @@ from imece import names
 from imece.errors import UsageError
 from imece.process import follow_parent, signal_name
 from imece.run.parameters import Parameters
-from imece.settings import PREFIX, Settings
+from imece.settings import PREFIX, PROCESSING, Settings
 from imece_producer.display import put, say
 from imece_producer.local.state import OTHER_SERVER
 
@@ -47,8 +47,8 @@ def process(
             f"there is no file {names.shown(os.fsencode(source))}",
             "name it as `imece failures` does; IMECE_INPUT says where the input directory is here",
         )
-    if settings.command and with_debugger:
-        raise UsageError("--pdb: takes a processor in Python, and not a --command")
+    if not settings.processor and with_debugger:
+        raise UsageError("--pdb: takes a processor in Python, and no program")
     directory = target = None
     if parameters.output is not None:
         written = os.path.abspath(settings.output or parameters.output)
@@ -60,6 +60,7 @@ def process(
     timeout = None if with_debugger else parameters.timeout
     job = {
         "source": source,
+        "name": name,
         "target": target,
         "timeout": timeout,
         "debugger": with_debugger,
@@ -112,8 +113,8 @@ def _run(settings: Settings, job: Mapping[str, object], timeout: float) -> int:
         for name, value in os.environ.items()
         if name.upper() not in [PREFIX + secret.upper() for secret in SECRETS]
     }
-    for setting in ("processor", "command"):
-        environment[f"{PREFIX}{setting.upper()}"] = getattr(settings, setting) or ""
+    for setting in PROCESSING:
+        environment[f"{PREFIX}{setting.upper()}"] = settings.processing.get(setting, "")
     hears, tells = os.pipe()
     process = subprocess.Popen(
         # -P: ours, not one in this directory

@@ -37,6 +37,14 @@ def work(
             metavar="TEXT", help="A program and its arguments. [IMECE_COMMAND]", parser=given
         ),
     ] = None,
+    shell: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="A text for sh -c. [IMECE_SHELL]", parser=given),
+    ] = None,
+    stdout: Annotated[
+        bool | None,
+        typer.Option("--stdout", help="The standard output is the output. [IMECE_COMMAND_STDOUT]"),
+    ] = None,
     queue: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="The queue to listen to. [IMECE_QUEUE]", parser=given),
@@ -85,7 +93,13 @@ def work(
 
     parameters = set_of(set_words or ())
     with handover.in_environment():
-        found = settings.load(processor=processor, command=command, queue=queue)
+        found = settings.load(
+            processor=processor,
+            command=command,
+            shell=shell,
+            command_stdout=stdout or None,
+            queue=queue,
+        )
     # Imports the processor while we import the rest.
     knows_set = bucket_id is not None or bool(parameters)
     interpreter = Interpreter(found, parameters if knows_set else None)

@@ -43,10 +43,10 @@ class Interpreter:
     """
 
     def __init__(self, settings: Settings, given: Mapping[str, Any] | None = None) -> None:
-        if not settings.processor and not settings.command:
+        if not settings.processing:
             raise SettingsError(
                 "no processor: set IMECE_PROCESSOR=package.module:function, "
-                "or IMECE_COMMAND='tool --in {input} --out {output}'"
+                "or IMECE_COMMAND='tool --in {input} --out {output}', or IMECE_SHELL"
             )
         self._settings = settings
         self._given = given
@@ -72,8 +72,7 @@ class Interpreter:
             "worker": os.getpid(),
             "path": sys.path,
             "threads": dict.fromkeys(cores.VARIABLES, str(cores.threads(settings.replicas_here))),
-            "function": settings.processor,
-            "command": settings.command,
+            "processing": settings.processing,
             "given": self._given,
             "limits": {
                 "address_space": settings.memory_limit,

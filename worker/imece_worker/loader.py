@@ -58,7 +58,7 @@ def main() -> NoReturn:
     for name, value in order["threads"].items():
         os.environ.setdefault(name, value)
     try:
-        found = processor.load(order["function"], order["command"])
+        found = processor.load(order["processing"])
         if order["given"] is not None:
             found.check(order["given"])
         answer: dict[str, Any] = {"is_template": _can_be_forked()}

@@ -15,10 +15,11 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 from imece.errors import SettingsError
 from imece.process import follow_parent
@@ -74,12 +75,13 @@ class Processor:
     def close(self) -> None:
         """There will be no further file. Raises CloseError."""
 
-    def __call__(self, source: bytes, target: bytes | None) -> None:
+    def __call__(self, source: bytes, target: bytes | None, name: bytes) -> None:
         """Processes one file, or raises.
 
         Args:
             source: path of the input.
             target: path to write the output to; None if the run wants no output.
+            name: of the input, relative to the input directory.
         """
         raise NotImplementedError
 
@@ -100,7 +102,7 @@ class Function(Processor):
         self.check(given)
         self._given = given
 
-    def __call__(self, source: bytes, target: bytes | None) -> None:
+    def __call__(self, source: bytes, target: bytes | None, name: bytes) -> None:
         given = deepcopy(self._given) if self._given else {}  # what it changes is not the next's
         self._function(os.fsdecode(source), _text(target), **given)
 
@@ -145,7 +147,7 @@ class Class(Processor):
         except BaseException as error:
             raise CloseError(f"{self._spec}: close() failed: {said(error)}") from None
 
-    def __call__(self, source: bytes, target: bytes | None) -> None:
+    def __call__(self, source: bytes, target: bytes | None, name: bytes) -> None:
         self._made(os.fsdecode(source), _text(target))
 
 
@@ -194,7 +196,7 @@ def misfit(called: Callable[..., object], paths: int, given: Mapping[str, Any]) 
 
 
 class Command(Processor):
-    """A program, started once a file, without a shell.
+    """A program, started once a file.
 
     Attributes:
         errors: where its standard error goes; set before the first file.
@@ -202,9 +204,17 @@ class Command(Processor):
     """
 
     errors: Capture
-    _PLACES = re.compile(rb"\{(input|output)\}")
+    _PLACE = re.compile(rb"\{(\{(input|output|name|stem|dir)\})\}|\{(input|output|name|stem|dir)\}")
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, program: Sequence[str], arguments: Sequence[str], has_stdout: bool) -> None:
+        self._program = [os.fsencode(word) for word in program]
+        self._arguments = [os.fsencode(word) for word in arguments]
+        self._has_stdout = has_stdout
+        self.environment: dict[str, str] | None = None
+
+    @classmethod
+    def of(cls, template: str, has_stdout: bool) -> "Command":
+        """Of words, as a shell splits them, with places for what differs from file to file."""
         words = shlex.split(template)
         if not words or "{input}" not in template:
             raise SettingsError(
@@ -213,8 +223,25 @@ class Command(Processor):
         program = shutil.which(words[0])
         if program is None:
             raise SettingsError(f"IMECE_COMMAND: there is no program {words[0]} here")
-        self._words = [os.fsencode(word) for word in (program, *words[1:])]
-        self.environment: dict[str, str] | None = None
+        return cls([program], words[1:], has_stdout)
+
+    @classmethod
+    def of_shell(cls, text: str, has_stdout: bool) -> "Command":
+        """Of a text for `sh`, which gets the paths as arguments: no name is ever read as a part of
+        the text. A pipe fails if any program in it does, where the shell can do that."""
+        if (shell := shutil.which("sh")) is None:
+            raise SettingsError("IMECE_SHELL: there is no program sh here")
+        options = ["-o", "pipefail"]
+        trial = subprocess.run(
+            [shell, *options, "-c", ":"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        if trial.returncode != 0:
+            options = []
+        return cls([shell, *options, "-c", text, "sh"], ["{input}", "{output}"], has_stdout)
 
     def check(self, given: Mapping[str, Any]) -> None:
         self._variables(given)
@@ -234,24 +261,41 @@ class Command(Processor):
                 raise ParameterError(f"a program cannot have the parameter {name}: it {flaw}")
         return values
 
-    def words(self, source: bytes, target: bytes | None) -> list[bytes]:
+    def words(self, source: bytes, target: bytes | None, name: bytes) -> list[bytes]:
         """The program and its arguments, for one file."""
-        values = {b"input": source, b"output": target or b""}
-        return [self._PLACES.sub(lambda place: values[place[1]], word) for word in self._words]
+        directory, _, last = name.rpartition(b"/")
+        values = {
+            b"input": source,
+            b"output": target or b"",
+            b"name": last,
+            b"stem": os.path.splitext(last)[0],
+            b"dir": directory or b".",
+        }
 
-    def __call__(self, source: bytes, target: bytes | None) -> None:
+        def value(place: re.Match[bytes]) -> bytes:
+            return place[1] or values[place[3]]  # {{name}} is the word {name}
+
+        return [*self._program, *(self._PLACE.sub(value, word) for word in self._arguments)]
+
+    def stdout(self, target: bytes | None) -> BinaryIO | None:
+        """Where its standard output goes, if not where ours goes."""
+        return open(target, "wb") if self._has_stdout and target is not None else None
+
+    def __call__(self, source: bytes, target: bytes | None, name: bytes) -> None:
         signals = stops.heard()
-        words = self.words(source, target)
+        words = self.words(source, target, name)
         self.errors.clear()
-        # Standard output goes where the runner's own goes: into its capture.
-        ended = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            stderr=self.errors.number,
-            env=self.environment,
-            preexec_fn=partial(follow_parent, os.getpid(), signal.SIGKILL),
-            check=False,
-        )
+        with self.stdout(target) or nullcontext() as stdout:
+            # If it goes nowhere else, it goes where the runner's own goes: into its capture.
+            ended = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=self.errors.number,
+                env=self.environment,
+                preexec_fn=partial(follow_parent, os.getpid(), signal.SIGKILL),
+                check=False,
+            )
         if ended.returncode == 0 and stops.heard() == signals:
             return
         said = self.errors.end(LONGEST_REASON)
@@ -268,8 +312,8 @@ class Command(Processor):
         raise CommandError(reason, ended.returncode)
 
 
-def load(function: str | None, command: str | None) -> Processor:
-    """The processor that the settings name: one of the two.
+def load(processing: Mapping[str, str]) -> Processor:
+    """The processor that the settings name; see `Settings.processing`.
 
     Raises:
         SettingsError: it cannot be loaded.
@@ -277,10 +321,14 @@ def load(function: str | None, command: str | None) -> Processor:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m
-    if not function:
-        return Command(command or "")
-    found = _imported(function)
-    return Class(function, found) if inspect.isclass(found) else Function(function, found)
+    has_stdout = "command_stdout" in processing
+    if (command := processing.get("command")) is not None:
+        return Command.of(command, has_stdout)
+    if (text := processing.get("shell")) is not None:
+        return Command.of_shell(text, has_stdout)
+    spec = processing["processor"]
+    found = _imported(spec)
+    return Class(spec, found) if inspect.isclass(found) else Function(spec, found)
 
 
 def _imported(spec: str) -> Callable[..., object]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -31,6 +32,7 @@ class Job:
     """What is to be done.
 
     Attributes:
+        name: of the file in the run.
         target: None if the run wants no output.
         timeout: seconds; None: no limit.
         debugger: whether it starts at an error.
@@ -40,6 +42,7 @@ class Job:
     """
 
     source: str
+    name: str
     target: str | None
     timeout: float | None
     debugger: bool
@@ -66,7 +69,7 @@ def main() -> NoReturn:
 def _process(job: Job) -> str:
     """Why it failed; nothing if it did not."""
     settings = load()
-    function = processor.load(settings.processor, settings.command)
+    function = processor.load(settings.processing)
     limit = settings.memory_limit * 2**20 if settings.memory_limit is not None else None
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -90,15 +93,18 @@ def _process(job: Job) -> str:
 
 
 def _run(command: processor.Command, job: Job) -> str:
-    words = command.words(os.fsencode(job.source), os.fsencode(job.target or ""))
+    target = os.fsencode(job.target) if job.target is not None else None
+    words = command.words(os.fsencode(job.source), target, os.fsencode(job.name))
     try:
-        ended = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            env=command.environment,
-            timeout=job.timeout,
-            check=False,
-        )
+        with command.stdout(target) or nullcontext() as stdout:
+            ended = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                env=command.environment,
+                timeout=job.timeout,
+                check=False,
+            )
     except subprocess.TimeoutExpired as error:
         return causes.of_timeout(error.timeout)
     return causes.of_exit(ended.returncode) if ended.returncode else ""
@@ -111,8 +117,8 @@ def _process_file(function: processor.Processor, job: Job, memory_limit: int | N
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, job.timeout + DUMP_PATIENCE)
     target = os.fsencode(job.target) if job.target is not None else None
-    source = os.fsencode(job.source)
-    return _call(function, job, memory_limit, lambda: function(source, target))
+    source, name = os.fsencode(job.source), os.fsencode(job.name)
+    return _call(function, job, memory_limit, lambda: function(source, target, name))
 
 
 def _call(

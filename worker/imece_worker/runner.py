@@ -281,7 +281,7 @@ class Runner:
         inputs, outputs = self._inputs, self._outputs
         found = inputs.look(name)
         target = outputs.prepare(index, name) if outputs is not None else None
-        self._context.processor(inputs.path, target)
+        self._context.processor(inputs.path, target, name)
         self._end_copy()
         self._respect_time_limit(index)
         if not inputs.tree.is_held():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -68,7 +68,30 @@ Processor = Annotated[
 Command = Annotated[
     str | None, typer.Option(help="A program in its place: 'tool --in {input} --out {output}'.")
 ]
-NO_PROCESSOR = "name what processes a file: --processor module:function or --command '…'"
+Shell = Annotated[
+    str | None,
+    typer.Option(help="""A text for sh in its place: 'zcat "$1" | wc > "$2"'."""),
+]
+Stdout = Annotated[
+    bool | None,
+    typer.Option("--stdout", help="The output is what --command or --shell writes to stdout."),
+]
+NO_PROCESSOR = (
+    "name what processes a file: --processor module:function, --command '…' or --shell '…'"
+)
+
+
+def processing(
+    processor: str | None, command: str | None, shell: str | None, stdout: bool | None
+) -> dict[str, Any]:
+    """These options as settings."""
+    return {
+        "processor": processor,
+        "command": command,
+        "shell": shell,
+        "command_stdout": stdout or None,
+    }
+
 
 Context = Annotated[
     str | None,

@@ -20,7 +20,17 @@ from imece.run.manifest import MOST_BUCKETS
 from imece.run.parameters import Parameters, set_of
 from imece.settings import Settings, load
 from imece_producer import display
-from imece_producer.cli.app import NO_PROCESSOR, Command, Json, Processor, app, redis_of
+from imece_producer.cli.app import (
+    NO_PROCESSOR,
+    Command,
+    Json,
+    Processor,
+    Shell,
+    Stdout,
+    app,
+    processing,
+    redis_of,
+)
 from imece_producer.display import put, put_json, say
 from imece_producer.request import list_files, made_run_id, parameters_of
 
@@ -224,6 +234,8 @@ def local(
     files: Files,
     processor: Processor = None,
     command: Command = None,
+    shell: Shell = None,
+    stdout: Stdout = None,
     max_replicas: Annotated[
         int | None,
         typer.Option(
@@ -243,9 +255,11 @@ def local(
     from imece_producer import processor as ours
     from imece_producer.local import run as mode
 
-    settings = load(processor=processor, command=command)
+    settings = load(**processing(processor, command, shell, stdout))
     parameters = files.parameters(settings)
-    if settings.processor or settings.command:
+    if settings.command_stdout and parameters.output is None:
+        raise UsageError("--stdout needs an output directory in place of -")
+    if settings.processing:
         ours.check_set(settings, parameters)
     elif not dry_run:
         raise UsageError(NO_PROCESSOR)

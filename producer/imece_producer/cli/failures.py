@@ -19,8 +19,11 @@ from imece_producer.cli.app import (
     Json,
     Processor,
     RunId,
+    Shell,
+    Stdout,
     app,
     find,
+    processing,
     run_of,
 )
 from imece_producer.display import put, put_json, say
@@ -133,6 +136,8 @@ def reproduce(
     ],
     processor: Processor = None,
     command: Command = None,
+    shell: Shell = None,
+    stdout: Stdout = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -154,8 +159,8 @@ def reproduce(
     """
     from imece_producer import reproduce as foreground
 
-    settings = load(processor=processor, command=command)
-    if not settings.processor and not settings.command:
+    settings = load(**processing(processor, command, shell, stdout))
+    if not settings.processing:
         raise UsageError(NO_PROCESSOR)
     place = find(run_id)
     if place.record is not None:

@@ -166,7 +166,7 @@ def _pending(settings: Settings) -> int:
 
 def of_processor(settings: Settings) -> Iterator[Check]:
     """Loads it as a worker does, in a process of its own."""
-    what = settings.processor or settings.command
+    what = settings.processor or settings.command or settings.shell
     if not what:
         yield ok("processor", "none set here; the workers have theirs")
         return

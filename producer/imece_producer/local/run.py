@@ -19,7 +19,7 @@ from imece.run import status
 from imece.run.parameters import Parameters
 from imece.run.status import Status
 from imece.run.store import ON, Run
-from imece.settings import Settings
+from imece.settings import PROCESSING, Settings
 from imece_producer import display
 from imece_producer.enqueue import Producer
 from imece_producer.follow import following
@@ -170,7 +170,7 @@ def _recorded(directory: Path, show: Callable[[Status, str], None]) -> Callable[
 def derived_run_id(parameters: Parameters, settings: Settings) -> str:
     """The same for the same call, so that a second one continues where the first was stopped."""
     same = replace(parameters, max_failed=None)  # it may be raised to go on
-    what = f"{same.encode()} {settings.processor} {settings.command}"
+    what = f"{same.encode()} {settings.processing}"
     digest = hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[: names.DIGEST]
     name = names.plain(parameters.input_path.resolve().name[:40])
     return names.slug(f"{name}-{digest}".lstrip("-"))
@@ -231,14 +231,9 @@ def attach(settings: Settings, directory: Path, parameters: Parameters, as_json:
     return left.exit_code
 
 
-def _call(settings: Settings) -> dict[str, str | None]:
-    """What processes a file."""
-    return {"processor": settings.processor, "command": settings.command}
-
-
 def _check_same(run: Run, call: str, parameters: Parameters, settings: Settings) -> None:
-    there = json.loads(call)
-    different = [name for name, value in _call(settings).items() if there[name] != value]
+    there, ours = json.loads(call), settings.processing
+    different = [name for name in PROCESSING if there.get(name) != ours.get(name)]
     different += run.parameters().differences(parameters)
     if different:
         raise RunError(
@@ -273,13 +268,13 @@ def _process_here(
             producer = Producer(redis, inner, display.say)
             enqueued = producer.enqueue(run_id, parameters, list_files, redo_code)
             record.forget(directory)
-            redis.set(CALL_KEY, json.dumps(_call(settings)))
+            redis.set(CALL_KEY, json.dumps(settings.processing))
             if not as_json:
                 display.put(display.enqueued(enqueued))
             log = directory / "workers.log"
             log.write_bytes(b"")
             environment = worker_settings(
-                server.url, **_call(settings), log_format=settings.log_format
+                server.url, **settings.processing, log_format=settings.log_format
             )
             replicas = Replicas(redis, environment, log)
             with following(quiet=as_json) as follower:
