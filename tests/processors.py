@@ -188,7 +188,7 @@ def by_content(source: str, target: str) -> None:
                 die_at("end", process)
     if word == "move-the-directory-and-die" and not Path(argument).exists():
         # Killed after the output was in its place, and its directory was moved away.
-        root = Path(target).parent.resolve().parent
+        root = Path(target).parent.resolve().parent.parent
 
         def move_and_die() -> None:
             root.rename(argument)
@@ -197,7 +197,7 @@ def by_content(source: str, target: str) -> None:
         stop_at("end", move_and_die)
     if word == "move-the-directory-later" and not Path(argument).exists():
         # When the place of the hundredth file from here is looked at.
-        move = partial(os.rename, Path(target).parent.resolve().parent, argument)
+        move = partial(os.rename, Path(target).parent.resolve().parent.parent, argument)
         stop_at("existing", move, calls=99)
     if word == "end-at-the-limit":
         # Its time is up just when its output is being put in its place.
@@ -205,7 +205,7 @@ def by_content(source: str, target: str) -> None:
     if word == "end-when-asked":
         wait_for_signal(signal.SIGUSR2)()
     if word == "remove-the-directory":
-        shutil.rmtree(Path(target).parent.resolve())
+        shutil.rmtree(Path(target).parent.resolve().parent)
     if word == "wait-for":
         while not Path(argument).exists():
             time.sleep(0.02)
@@ -369,6 +369,27 @@ def fork_and_forget(source: str, target: str) -> None:
         log.write("x")
     os.fork()
     copy(source, target)
+
+
+def write_target(source: str, target: str) -> None:
+    """The path of the output, and where it really is."""
+    Path(target).write_text(f"{target}\n{Path(target).resolve()}")
+
+
+def leave_names_of_others(source: str, target: str) -> None:
+    """Writes beside its output what other files make; its own place must be empty."""
+    assert os.listdir(Path(target).parent) == []  # noqa: PTH208
+    for name in ("a", "b", "c"):
+        (Path(target).parent / name).write_text(f"by {Path(source).name}")
+    (Path(target).parent / "folder" / "in").mkdir(parents=True)
+
+
+def remove_what_is_around(source: str, target: str) -> None:
+    """Removes the directory of its output if the input says so."""
+    if Path(source).read_text() == "remove":
+        shutil.rmtree(Path(target).parent.resolve())
+    else:
+        copy(source, target)
 
 
 def write_pid(source: str, target: str) -> None:

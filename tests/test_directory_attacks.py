@@ -32,7 +32,7 @@ def elsewhere(workbench: Workbench) -> Path:
     path = workbench.folder / "elsewhere"
     path.mkdir()
     for number in range(FILES):
-        for name in (f"f-{number:04d}.txt", f"{number}_.txt"):
+        for name in (f"f-{number:04d}.txt", f"{number}_.old"):
             (path / name).write_text("secret")
     return path
 

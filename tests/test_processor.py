@@ -227,11 +227,51 @@ def test_a_program_has_no_standard_input_to_wait_for(workbench: Workbench) -> No
     assert workbench.check_books().done == 1
 
 
-def test_a_temporary_output_has_the_outputs_own_ending(workbench: Workbench) -> None:
-    """Many a tool chooses the format by it."""
-    workbench.file("picture.jpg")
-    run_command(workbench, program(workbench, 'printf %s "$2" > "$2"'), suffix=".png")
-    assert (workbench.target / "picture.png").read_text().endswith(".png")
+def test_the_path_of_an_output_ends_in_its_real_name(workbench: Workbench) -> None:
+    """Many a tool chooses the format by it, or writes it into the output."""
+    names = ["a.jpg", "deep/er/a.jpg", "o" * 251 + ".jpg", "two words.jpg", "no ending"]
+    for name in names:
+        workbench.file(name)
+    workbench.settings["processor"] = "tests.processors:write_target"
+    workbench.enqueue(buckets=1, suffix=".png", retries=0)
+    workbench.worker()
+    assert workbench.ended().done == len(names)
+    directories = set()
+    for name in workbench.outputs():
+        path, real = (workbench.target / name).read_text().splitlines()
+        assert Path(path).name == Path(real).name == Path(name).name
+        directories.add(Path(real).parent)
+    assert len(directories) == 1, "it is made once"
+    workbench.check_books()
+
+
+def test_what_is_left_beside_an_output_is_no_other_output(workbench: Workbench) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        workbench.file(name)
+    workbench.settings["processor"] = "tests.processors:leave_names_of_others"
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker()
+    assert workbench.ended().done == 3, workbench.failures()
+    assert {name: (workbench.target / name).read_text() for name in names} == {
+        name: f"by {name}" for name in names
+    }
+    workbench.check_books()
+
+
+def test_a_processor_that_removes_the_directory_of_its_output_harms_no_other_file(
+    workbench: Workbench,
+) -> None:
+    for name, content in (("a", "fine"), ("b", "remove"), ("c", "fine")):
+        workbench.file(name, content)
+    workbench.settings["processor"] = "tests.processors:remove_what_is_around"
+    workbench.enqueue(buckets=1, retries=0)
+    workbench.worker()
+    assert workbench.ended().done == 2
+    assert workbench.failures()["b"].last_line == (
+        "the processor returned without writing its output"
+    )
+    assert workbench.outputs() == ["a", "c"]
     workbench.check_books()
 
 

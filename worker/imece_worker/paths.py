@@ -21,7 +21,7 @@ from imece.run.parameters import Parameters
 from imece_worker import directory_faults, log, private_directory
 from imece_worker.directories import PathError
 from imece_worker.inputs import Inputs
-from imece_worker.outputs import BACKUP, Outputs
+from imece_worker.outputs import BACKUP, DRAFT, Outputs
 from imece_worker.storage import Storage
 
 if TYPE_CHECKING:
@@ -250,15 +250,13 @@ class Paths:
         if number is None or (outputs := self.outputs) is None:
             return
         try:
-            for index in _indexes(number):
-                if index < len(files):
-                    output = outputs.name(files[index])
-                    temporary = outputs.temporary(index, output)
-                    _put_back(outputs, number, temporary, output)
-                    carried = staging.name_of(execution) + staging.CARRIED
-                    for path in staging.copy_targets(number):
-                        _put_back_carried(outputs, path, carried, temporary, output)
-                    beneath.remove(temporary, number)
+            _put_back(outputs, number, files)
+            carried = staging.name_of(execution) + staging.CARRIED
+            for path in staging.copy_targets(number):
+                _put_back_carried(outputs, path, carried, files)
+            for name in _names(number):
+                if name.startswith(DRAFT):
+                    beneath.remove(name, number)
         finally:
             os.close(number)
 
@@ -296,31 +294,33 @@ class Paths:
             self.outputs.close()
 
 
-def _indexes(directory: int) -> set[int]:
-    """Of the files whose temporary outputs lie in a staging directory."""
+def _names(directory: int) -> list[bytes]:
+    """What lies in a directory."""
     try:
-        heads = [entry.partition("_")[0] for entry in os.listdir(directory)]
+        return [os.fsencode(name) for name in os.listdir(directory)]
     except OSError:
-        return set()
-    return {int(head) for head in heads if head.isascii() and head.isdigit()}
+        return []
 
 
-def _put_back(outputs: Outputs, number: int, temporary: bytes, output: bytes) -> None:
-    """Puts the older output back that lies in this directory, if there is one."""
-    if not beneath.is_there(temporary + BACKUP, number):
-        return
-    directory, _, last = output.rpartition(b"/")
-    try:
-        there = outputs.tree.directory(directory)
-        if not beneath.is_there(last, there):
-            os.rename(temporary + BACKUP, last, src_dir_fd=number, dst_dir_fd=there)
-    except (OSError, PathError):
-        pass
-    beneath.remove(temporary + BACKUP, number)
+def _put_back(outputs: Outputs, number: int, files: Sequence[bytes]) -> None:
+    """Puts older outputs back that lie in this directory: at most one, of the current file."""
+    for backup in _names(number):
+        index, underscore, _ = backup.removesuffix(BACKUP).partition(b"_")
+        if not (backup.endswith(BACKUP) and underscore and index.isdigit()):
+            continue
+        if int(index) < len(files):
+            directory, _, last = outputs.name(files[int(index)]).rpartition(b"/")
+            try:
+                there = outputs.tree.directory(directory)
+                if not beneath.is_there(last, there):
+                    os.rename(backup, last, src_dir_fd=number, dst_dir_fd=there)
+            except (OSError, PathError):
+                pass
+        beneath.remove(backup, number)
 
 
 def _put_back_carried(
-    outputs: Outputs, path: bytes, carried: bytes, temporary: bytes, output: bytes
+    outputs: Outputs, path: bytes, carried: bytes, files: Sequence[bytes]
 ) -> None:
     """As `_put_back`, from beside the output's place on another file system."""
     try:
@@ -330,7 +330,7 @@ def _put_back_carried(
     try:
         number = staging.open_private(directory, carried, make=False)
         try:
-            _put_back(outputs, number, temporary, output)
+            _put_back(outputs, number, files)
         finally:
             os.close(number)
         beneath.remove(carried, directory)

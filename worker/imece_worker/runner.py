@@ -240,7 +240,7 @@ class Runner:
             stopped = self._was_stopped(error, signals)
             fault = None if stopped else self._fault(error)
             if self._outputs is not None:
-                self._outputs.discard(index, name)
+                self._outputs.discard()
             paths.forget()  # no other file is to fail for a directory that is gone
             if stopped:
                 control.void = index
