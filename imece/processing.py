@@ -1,20 +1,63 @@
 """What the settings may say of the code that processes a file: a function or class, a command, or a
-text for a shell. Each function here says what is wrong with one, or None."""
+text for a shell. And the names that functions and classes may have."""
 
+import json
 import os
 import re
 import shlex
+from functools import cache
+
+from imece.run.parameters import PROCESSOR_NAME
+
+GROUP = "imece.processors"
+"""The group of entry points in which installed packages give processors names."""
+
+_PLACE = re.compile(r"[\w.]+:[\w.]+")
 
 _FOR_A_SHELL = re.compile(r"[|<>]|^&+$|;$")
 _QUOTED = re.compile(r"\\.|'[^']*'|\"(\\.|[^\"\\])*\"", re.DOTALL)
 
 
+@cache
+def named(given: str | None) -> dict[str, str]:
+    """The processors that have names here: name -> `package.module:function`.
+
+    Args:
+        given: the setting, sound. Its names come before those of installed packages.
+    """
+    from importlib.metadata import entry_points
+
+    found = {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=GROUP)}
+    return found | (json.loads(given) if given else {})
+
+
+def processors_flaw(given: str) -> str | None:
+    """What is wrong with the setting that gives names, or None."""
+    takes = 'takes a JSON object: {"NAME": "package.module:function"}'
+    try:
+        found = json.loads(given)
+    except (ValueError, RecursionError):
+        return takes
+    if not isinstance(found, dict):
+        return takes
+    for name, place in found.items():
+        if not re.fullmatch(PROCESSOR_NAME, name):
+            return f"{name[:70]!r}: a name has letters, digits, dashes, dots and underscores"
+        if not isinstance(place, str) or not _PLACE.fullmatch(place):
+            return f"{name}: takes package.module:function"
+    return None
+
+
 def processor_flaw(given: str) -> str | None:
-    if re.fullmatch(r"[\w.]+:[\w.]+", given):
+    """What is wrong with the place of a function or class, or None; the others are alike."""
+    if _PLACE.fullmatch(given):
         return None
     file, _, function = given.partition(":")
     if not file.endswith(".py"):
-        return f"'{given}': takes package.module:function"
+        says = f"'{given}': takes package.module:function"
+        if re.fullmatch(PROCESSOR_NAME, given):
+            says += f", or a name that IMECE_PROCESSORS or an entry point of {GROUP} has"
+        return says
     folder, name = os.path.split(os.path.abspath(file.removesuffix(".py")))
     says = f"'{given}': takes package.module:function, not a file: {name}:"
     says += function or "FUNCTION"

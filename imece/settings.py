@@ -99,6 +99,11 @@ class Settings(BaseSettings):
     """Worker: `package.module:function`, called with the input path and the output path; or
     `package.module:Class`, whose instance is called so."""
 
+    processors: str | None = None
+    """Worker: names for several functions or classes, as a JSON object:
+    `{"thumb": "package.module:thumb"}`. A run asks for one by `imece enqueue --processor thumb`.
+    Installed packages may name theirs by entry points in the group `imece.processors`."""
+
     command: str | None = None
     """Worker: a program to run in place of a function: `tool --in {input} --out {output}`.
     imece splits it as a shell does, but starts no shell. `{name}`, `{stem}` and `{dir}` stand for
@@ -226,6 +231,26 @@ class Settings(BaseSettings):
         workers = workers_of(str(given.get("queue", "imece")))
         return {"deployment": workers, "scaled_object": workers, **given}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """`processor` may be a name."""
+        name, names = given.get("processor"), given.get("processors")
+        if (
+            not isinstance(name, str)
+            or ":" in name
+            or (names and processing.processors_flaw(names))
+        ):
+            return given
+        return {**given, "processor": processing.named(names or None).get(name, name)}
+
+    @field_validator("processors")
+    @classmethod
+    def _names(cls, given: str | None) -> str | None:
+        if given is not None and (flaw := processing.processors_flaw(given)):
+            raise ValueError(flaw)
+        return given
+
     @field_validator("max_failed")
     @classmethod
     def _max_failed(cls, given: str | None) -> str | None:
@@ -267,6 +292,13 @@ class Settings(BaseSettings):
         """What processes a file: the settings of `PROCESSING` that are set."""
         given = {name: getattr(self, name) for name in PROCESSING}
         return {name: str(value) for name, value in given.items() if value}
+
+    def processing_by(self, name: str | None) -> dict[str, str] | None:
+        """As `processing`, for a run that asks for this processor; None if there is none."""
+        if name is None:
+            return self.processing or None
+        place = processing.named(self.processors).get(name)
+        return {"processor": place} if place is not None else None
 
     @property
     def wants_all_tries(self) -> bool:

@@ -8,12 +8,10 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from typing import Any
-
-from imece.settings import Settings
 
 DIGITS = 12
 """Hex digits of a fingerprint."""
@@ -57,21 +55,20 @@ class Version:
         )
 
 
-def of(settings: Settings) -> Version | None:
-    """That of the settings' processor; None if they name none."""
+def of(processing: Mapping[str, str], image: str) -> Version:
+    """Of what the settings say of the processor; see `Settings.processing`."""
     path = [os.getcwd(), *sys.path]
-    if settings.processor:
-        code = _of_module(settings.processor.partition(":")[0], path)
-    elif settings.command:
-        code = _of_command(settings.command)
-    elif settings.shell:
-        code = _digest([])  # its text is its name
+    function, command = processing.get("processor"), processing.get("command")
+    if function is not None:
+        code = _of_module(function.partition(":")[0], path)
+    elif command is not None:
+        code = _of_command(command)
     else:
-        return None
-    name = settings.processor or settings.command or settings.shell or ""
-    if settings.command_stdout:
+        code = _digest([])  # the text for a shell is its name
+    name = function or command or processing.get("shell", "")
+    if "command_stdout" in processing:
         name += " (standard output)"
-    return Version(name, code, _libraries(path), settings.image)
+    return Version(name, code, _libraries(path), image)
 
 
 def _of_module(module: str, path: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from tests.pages import DOCS, IN_BACKGROUND, NOT_RUN, Block, anchors, blocks, li
 SERVER = "redis://localhost:6379/0"
 """The server that the docs name; the test puts its own in its place."""
 
-LANGUAGES = {"sh", "text", "python", "yaml"}
+LANGUAGES = {"sh", "text", "python", "toml", "yaml"}
 SCHEMA = json.loads((DOCS / "reference" / "imece.schema.json").read_text("utf-8"))
 SLOW = {
     "choose-files.md",

@@ -10,7 +10,7 @@ from imece.run.failure import Failure
 from imece.run.job import Cursor, Reference
 from imece.run.parameters import Parameters
 
-Action = Literal["continue", "finish", "return", "defer", "stall", "hold"]
+Action = Literal["continue", "finish", "return", "defer", "stall", "hold", "leave"]
 Verdict = Literal["held", "stop", "lost", "gone", "round"]
 """`stop`: the run is not on any more; the file in hand is finished, and no other is begun. `round`:
 another round has begun, and nothing was recorded; outputs may have been removed before it."""

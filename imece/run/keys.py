@@ -7,7 +7,7 @@ keep the user of one queue from the runs of another.
 imece:<queue>:runs                sorted set: run id by the time of its last enqueuing
 imece:<queue>:refused             list: what was taken out of the queue because it is no bucket job
 imece:<queue>:sweeper             string: the worker that looks for dead workers and lost jobs
-imece:<queue>:version             string: the version of the processor, as a worker said it last
+imece:<queue>:versions            hash: name of a processor -> its version, as a worker said it last
 imece:<queue>:run:<id>            hash: state, generation, round, parameters, counters, times
 
 With <run> for the last one:
@@ -56,8 +56,8 @@ def sweeper(queue: str) -> str:
     return f"imece:{queue}:sweeper"
 
 
-def version(queue: str) -> str:
-    return f"imece:{queue}:version"
+def versions(queue: str) -> str:
+    return f"imece:{queue}:versions"
 
 
 def run(queue: str, run_id: str) -> str:

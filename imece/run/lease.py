@@ -81,7 +81,7 @@ class Lease:
 
         Args:
             number: of the batch, from 1 on; 0 for none.
-            reason: with "stall" and "hold", why no file of the job can be processed.
+            reason: with "stall", "hold" and "leave", why no file of the job can be processed.
             current: the current file, if it takes long.
 
         Returns:

@@ -28,6 +28,9 @@ IDENTITY = ("input", "output", "suffix", "seed")
 LARGEST_PARAMETERS = 2**20
 """Bytes a run's parameters may have in Redis."""
 
+PROCESSOR_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+"""What the name of a processor is made of. It has no colon: a queue names no code."""
+
 SET_PREFIX = "IMECE_SET_"
 """Begins the variables in which a program gets what is set for it: `IMECE_SET_size`."""
 
@@ -73,6 +76,8 @@ class Parameters:
         retries, retry_pause, timeout: see the settings of the same names.
         all_tries: whether a file gets all its retries, also if it fails twice in the same way.
         max_failed: see the setting of the same name.
+        processor: the name that the workers have for the processor; None: the one that they have
+            without a name.
         set: what the processor gets beside the two paths, by name: values as JSON has them.
         format: see `FORMAT`.
     """
@@ -92,6 +97,7 @@ class Parameters:
     timeout: float
     all_tries: bool = False
     max_failed: str | None = None
+    processor: str | None = None
     set: dict[str, Any] = field(default_factory=dict)
     seed: int = SEED
     format: int = FORMAT
@@ -147,6 +153,8 @@ class Parameters:
             flaw = records.text_flaw(self.suffix)
             if flaw or not self.suffix or "/" in self.suffix:
                 return f"suffix {flaw or 'is empty or holds a /'}"
+        if self.processor is not None and not re.fullmatch(PROCESSOR_NAME, self.processor):
+            return f"processor {self.processor[:70]!r} is not a name"
         if flaw := set_flaw(self.set):
             return f"set {flaw}"
         if len(self.encode()) > LARGEST_PARAMETERS:

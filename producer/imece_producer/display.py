@@ -211,6 +211,8 @@ def block(status: Status) -> str:
     ]
     for number, text in enumerate(current_files(status, WIDTH - 11)):
         lines.append(f"  {'' if number else 'current':<9}{text}")
+    if status.parameters.processor is not None:
+        lines.append(f"  by       the processor {status.parameters.processor}")
     if given := status.parameters.set:
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in given.items())
         lines.append(f"  set      {shown[:200]}")

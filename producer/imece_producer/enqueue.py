@@ -93,7 +93,7 @@ class Producer:
                 return Enqueued(run, "attached")
             listed = list_files()
             check_outputs(listed.files, parameters.ending)
-            version = versions.known(self.redis, self.settings)
+            version = versions.known(self.redis, self.settings, parameters.processor)
             comparer = plan.comparer(parameters, version, redo_code)
             selection = Selection(run, listed.files, comparer, parameters.output is None)
             state, made = self._next_round(run, token, parameters, listed, selection)

@@ -1,6 +1,7 @@
 """What is asked of a run: from options and settings to its parameters, its files and its id."""
 
 import math
+import re
 import secrets
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imece import names
 from imece.errors import ListingError, UsageError
 from imece.run.manifest import MOST_BUCKETS
-from imece.run.parameters import Parameters, max_failed_flaw, text_path
+from imece.run.parameters import PROCESSOR_NAME, Parameters, max_failed_flaw, text_path
 from imece.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def parameters_of(
     max_failed: str | None,
     timeout: float | None,
     set: Mapping[str, Any] | None = None,
+    processor: str | None = None,
 ) -> Parameters:
     from imece.files.listing import check_directories
 
@@ -44,6 +46,11 @@ def parameters_of(
         raise UsageError(f"--suffix '{names.printable(suffix)}': takes an ending like .json")
     if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError(f"--timeout {timeout}: takes seconds, more than 0")
+    if processor is not None and not re.fullmatch(PROCESSOR_NAME, processor):
+        raise UsageError(
+            f"--processor {names.printable(processor)}: takes the name of a processor that the "
+            "workers have by IMECE_PROCESSORS, or by an entry point; the queue names no code"
+        )
     if max_failed is not None and (flaw := max_failed_flaw(max_failed)):
         raise UsageError(f"--max-failed {flaw}")
     parameters = Parameters(
@@ -63,6 +70,7 @@ def parameters_of(
         all_tries=retries is not None or settings.wants_all_tries,
         timeout=timeout or settings.file_timeout,
         set=dict(set or {}),
+        processor=processor,
     )
     if buckets is not None and buckets > MOST_BUCKETS:  # of Airflow's operator; here typer has it
         raise UsageError(f"buckets {buckets}: at most {MOST_BUCKETS}")

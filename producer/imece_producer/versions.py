@@ -10,12 +10,23 @@ from imece.settings import Settings
 from imece.version import Version
 
 
-def known(redis: Redis, settings: Settings) -> Version | None:
-    """That of the settings. Where they name no processor, as in Airflow, it is that of the worker
-    that started last; None if there was none."""
-    if (own := version.of(settings)) is not None:
+def here(settings: Settings, name: str | None = None) -> Version | None:
+    """That of the settings; None if they do not say it.
+
+    Args:
+        name: of the processor, if the run asks for one by name.
+    """
+    processing = settings.processing_by(name)
+    return version.of(processing, settings.image) if processing is not None else None
+
+
+def known(redis: Redis, settings: Settings, name: str | None) -> Version | None:
+    """As `here`. Where the settings do not say it, as in Airflow, it is that which a worker has
+    said last; None if there was none."""
+    if (own := here(settings, name)) is not None:
         return own
+    said = redis.hget(keys.versions(settings.queue), name or "")
     try:
-        return Version.read(json.loads(redis.get(keys.version(settings.queue)) or b"null"))
+        return Version.read(json.loads(said or b"null"))
     except ValueError:
         return None

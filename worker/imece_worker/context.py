@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from imece.errors import SettingsError
+from imece.processing import named
 from imece.run.claim import Trouble
 from imece.settings import Settings, unknown
 from imece_worker import log
@@ -113,6 +114,14 @@ class WorkerContext:
         self.wakeup = Wakeup()
         self.supervisor = Supervisor(interpreter)
         self.outage = Outage(settings.lease)
+
+    def lacks(self, processor: str | None) -> str:
+        """Why this worker leaves a run to others that asks for this processor. The run shows it if
+        no other worker has a job of it."""
+        known = ", ".join(sorted(named(self.settings.processors))) or "none by a name"
+        if processor is None:
+            return f"the run names no processor, and worker {self.name} has only {known}"
+        return f"no worker has the processor {processor}: worker {self.name} has {known}"
 
 
 def prepare(settings: Settings) -> None:

@@ -204,8 +204,8 @@ class Execution:
             paths=self._paths,
             clock=self._clock,
         )
-        if not self._give(message):
-            return runner.STOPPED
+        if (word := self._give(message)) is not None:
+            return word
         self._progress.rows = 0  # of the next runner
         outcome = self._watch()
         self._progress.collect()
@@ -213,11 +213,11 @@ class Execution:
             self._progress.drop_half_a_row()
         return outcome
 
-    def _give(self, message: JobMessage) -> bool:
-        """Waits if the processor has to be imported anew. False if the worker is to stop before.
+    def _give(self, message: JobMessage) -> bytes | None:
+        """Waits if the processor has to be imported anew. A word if it does not come to that.
 
         Raises:
-            SettingsError: it cannot be imported any more. The job is given back.
+            SettingsError: the worker's own cannot be imported any more. The job is given back.
         """
         context, supervisor = self._context, self._supervisor
         try:
@@ -225,13 +225,16 @@ class Execution:
                 self._checkpoints.beat()
                 context.wakeup.wait(context.settings.heartbeat, supervisor.interpreter.line)
                 if self._checkpoints.lost or context.wakeup.stopping:
-                    return False
-        except SettingsError:
+                    return runner.STOPPED
+        except SettingsError as error:
             if context.wakeup.stopping:
-                return False
+                return runner.STOPPED
+            if message.parameters.processor is not None:
+                supervisor.why = str(error)
+                return runner.REFUSED
             self._end("return", "returned")
             raise
-        return True
+        return None
 
     def _watch(self) -> int | bytes:
         """Signs of life, checkpoints, marks, the time limit."""

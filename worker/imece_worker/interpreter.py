@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imece import version
+from imece import processing, version
 from imece.errors import SettingsError
 from imece.settings import Settings
 from imece.version import Version
@@ -38,17 +38,18 @@ class Interpreter:
 
     Attributes:
         line: to it.
+        processing: what it imports; see `Settings.processing`. A change needs `start`.
         is_template: it forks runners; otherwise it becomes the runner. Known once it is ready.
         version: of what it imports.
     """
 
     def __init__(self, settings: Settings, given: Mapping[str, Any] | None = None) -> None:
-        if not settings.processing:
+        if not settings.processing and not processing.named(settings.processors):
             raise SettingsError(
                 "no processor: set IMECE_PROCESSOR=package.module:function, "
                 "or IMECE_COMMAND='tool --in {input} --out {output}', or IMECE_SHELL"
             )
-        self._settings = settings
+        self._settings, self.processing = settings, settings.processing
         self._given = given
         self.version: Version
         self.start()
@@ -61,9 +62,7 @@ class Interpreter:
             self._process = subprocess.Popen(
                 [*_python(), "-m", "imece_worker.loader"], stdin=theirs.fileno()
             )
-        found = version.of(settings)
-        assert found is not None  # noqa: S101 - the settings name a processor
-        self.version = found
+        self.version = version.of(self.processing, settings.image)
         self._answer = b""
         self._is_ready = self.is_template = False
         self._began = time.monotonic()
@@ -72,7 +71,7 @@ class Interpreter:
             "worker": os.getpid(),
             "path": sys.path,
             "threads": dict.fromkeys(cores.VARIABLES, str(cores.threads(settings.replicas_here))),
-            "processing": settings.processing,
+            "processing": self.processing,
             "given": self._given,
             "limits": {
                 "address_space": settings.memory_limit,
@@ -124,6 +123,11 @@ class Interpreter:
         while not self.is_ready():
             select.select([self.line], [], [], 1.0)
 
+    @property
+    def what(self) -> str:
+        """What it imports, in a word for people."""
+        return next(iter(self.processing.values()), "")
+
     def _tell(self) -> None:
         now = time.monotonic()
         if now >= self._told_at:
@@ -136,9 +140,9 @@ class Interpreter:
             )
 
     def _what(self) -> str:
-        spec = self._settings.processor
+        spec = self.processing.get("processor")
         if not spec:
-            return "IMECE_COMMAND: the start of its process"
+            return "the start of the processor's process"
         return f"IMECE_PROCESSOR={spec}: importing {spec.partition(':')[0]}"
 
     def _death(self) -> str:

@@ -321,6 +321,8 @@ def load(processing: Mapping[str, str]) -> Processor:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)  # so that a script beside the user is found, as with python -m
+    if not processing:  # the worker knows processors by name only
+        return Processor()
     has_stdout = "command_stdout" in processing
     if (command := processing.get("command")) is not None:
         return Command.of(command, has_stdout)

@@ -84,6 +84,15 @@ class Supervisor:
             self.kill()  # it dies at once, or does not listen: `death` tells
         return True
 
+    def use(self, processing: dict[str, str]) -> None:
+        """Has the interpreter import another processor, if it has not this one."""
+        if processing == self.interpreter.processing:
+            return
+        self._let_close()
+        self.dismiss()
+        self.interpreter.processing = processing
+        self._start_anew()
+
     def _takes(self, message: JobMessage) -> bool:
         assert self.line is not None  # noqa: S101 - there is a runner
         self.line.settimeout(GIVE_PATIENCE)
@@ -98,8 +107,13 @@ class Supervisor:
         """Has a runner made. False if there is nobody yet who could make it."""
         if self.interpreter.ended() is not None and not self._is_importing:
             self._start_anew()
-        if not self.interpreter.is_ready():
-            return False
+        try:
+            if not self.interpreter.is_ready():
+                return False
+        except SettingsError:
+            self._end_interpreter()  # the next file may need another one
+            self._is_importing = False
+            raise
         if self._is_importing:
             self._orphans.spare()
             self._is_importing = False
@@ -260,17 +274,18 @@ class Supervisor:
             self._orphans.kill()
 
     def end(self) -> None:
-        """Ends all: the worker is about to end. A runner between two jobs may close its
-        processor."""
-        if self.line is not None and not self._is_at_work:
-            self._let_close(self.line)
+        """Ends all: the worker is about to end."""
+        self._let_close()
         self.dismiss()
         self._end_interpreter()
 
-    def _let_close(self, line: socket.socket) -> None:
+    def _let_close(self) -> None:
+        """Lets a runner that is between two jobs close its processor."""
+        if self.line is None or self._is_at_work:
+            return
         with suppress(OSError):  # it has died
-            line.shutdown(socket.SHUT_WR)
-            line.settimeout(CLOSE_PATIENCE)
+            self.line.shutdown(socket.SHUT_WR)
+            self.line.settimeout(CLOSE_PATIENCE)
         word = runner.UNCLOSED
         while word == runner.UNCLOSED:
             word = self.hear()

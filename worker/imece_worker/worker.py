@@ -19,7 +19,7 @@ from rq.utils import now as utc_now
 from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry, register
 
-from imece import names
+from imece import names, processing, version
 from imece.connection import connect, is_wrong_type, raw, said
 from imece.errors import RunError
 from imece.run import dead_workers, keys, scripts
@@ -85,6 +85,7 @@ class Worker(rq.Worker):
         self.birth_date = utc_now()
         self._context = WorkerContext(settings, interpreter, statistics, self.name, self._show_life)
         self.wakeup, self.supervisor = self._context.wakeup, self._context.supervisor
+        self._versions = _versions(settings)
         self._moving: dict[bytes, float] = {}
         self._suspects: set[str] = set()
         self._looked_for_lost = time.monotonic()
@@ -183,8 +184,8 @@ class Worker(rq.Worker):
             super().heartbeat(ttl, pipeline=pipe)
             pipe.hset(self.key, mapping=self.serialize())
             pipe.hset(self.key, "state", self.get_state())
-            made_by = json.dumps(self.supervisor.interpreter.version.header())
-            pipe.set(keys.version(self.queue.name), made_by, ex=self.settings.run_ttl)
+            pipe.hset(keys.versions(self.queue.name), mapping=self._versions)
+            pipe.expire(keys.versions(self.queue.name), self.settings.run_ttl)
             register(self, pipe)
             for key in (self.redis_workers_keys, keys.workers(self.queue.name)):
                 pipe.expire(key, ttl)
@@ -368,8 +369,14 @@ class Worker(rq.Worker):
         reference = held.reference
         paths = Paths.of(self.settings, claimed.parameters, held.execution)
         about: dict[str, Any] = {"run": reference.run, "job": reference.field}
-        if blocking_reason := paths.blocking_reason():
+        wanted = self.settings.processing_by(claimed.parameters.processor)
+        blocking_reason: str | None
+        if wanted is None:
+            blocking_reason = self._context.lacks(claimed.parameters.processor)
+            held.checkpoint("leave", reason=blocking_reason)
+        elif blocking_reason := paths.blocking_reason():
             held.checkpoint("stall", reason=f"worker {self.name}: {blocking_reason}")
+        if blocking_reason:
             log.event("job stalled", logging.ERROR, **about, reason=blocking_reason)
             self._statistics.ended("stalled")
             self._note_stall(held)
@@ -381,6 +388,7 @@ class Worker(rq.Worker):
                 "current, and there are outputs in it. Mount its volume where you enqueue, and "
                 "enqueue again; `imece resume` processes all files"
             )
+        self.supervisor.use(wanted or {})
         began = time.monotonic()
         files = claimed.cursor.stop - claimed.cursor.next
         log.event("job taken", **about, files=files, retries=len(claimed.cursor.retries))
@@ -397,3 +405,14 @@ class Worker(rq.Worker):
             # Nobody else clears up after workers that were killed and that Redis has forgotten.
             dead_workers.clear_output(held.run, claimed.parameters, self.settings.output)
             paths.compact()
+
+
+def _versions(settings: Settings) -> dict[str, str]:
+    """Those of the processors that it has: name, which may be empty, -> version."""
+    names = [None, *processing.named(settings.processors)]
+    found = {name or "": settings.processing_by(name) for name in names}
+    return {
+        name: json.dumps(version.of(one, settings.image).header())
+        for name, one in found.items()
+        if one is not None
+    }

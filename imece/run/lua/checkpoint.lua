@@ -7,11 +7,12 @@
 -- KEYS 1 run  2 leases (rq:wip)  3 queue
 -- ARGV 1 job id  2 execution  3 lease, s  4 field of the job
 --      5 action: continue; finish: the job is through; return: to the front of the queue;
---        defer: to its back; stall: to its back, and the run pauses; hold: the run is held
+--        defer: to its back; stall: to its back, and the run pauses; hold: the run is held;
+--        leave: to its back, for other workers: the run pauses if none has a job of it
 --      6 number of the batch, counted from 1 in each execution; 0: no batch, only a sign of life
 --      7 cursor  8 deltas, JSON: done, failed, retried, bytes_in, bytes_out,
 --        durations {step: count}, shortest (microseconds, or -1)
---      9 run TTL, s  10 result TTL, s  11 reason for stall, hold  12 the round that the worker knows
+--      9 run TTL, s  10 result TTL, s  11 reason for stall, hold, leave  12 the round that the worker knows
 --      13 the current file, if the worker has been at it for long, or ''  14 for so many seconds
 --      15 failures, count, then name, record, output of each
 --      then their causes, count, then text, count of failures, name and message of the first of each
@@ -167,7 +168,8 @@ if action == 'continue' then
 else
   redis.call('ZREM', leases, member)
   redis.call('HDEL', run .. ':holders', field, field .. ':seq', field .. ':worker')
-  if action == 'stall' and is_on(state) then
+  local stalls = action == 'stall' or action == 'leave' and redis.call('EXISTS', run .. ':holders') == 0
+  if stalls and is_on(state) then
     local not_before = tonumber(redis.call('HGET', run, 'not_before') or 0) or 0
     if time >= not_before then -- else another worker has met the same within this pause
       local pauses = redis.call('HINCRBY', run, 'pauses', 1)

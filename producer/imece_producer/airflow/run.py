@@ -79,6 +79,7 @@ class ImeceRunOperator(ImeceOperator):
         run_id: by default made of the ids of DAG, DAG run and task.
         include, exclude, hidden, from_file, null, suffix, overwrite, buckets, files_per_job,
             max_failed: as `imece enqueue` takes them. Globs are a list, or one a line.
+        processor: one of the processors that the workers have by a name; None: the one without.
         set: parameters for the processor: a mapping, or text with NAME=VALUE one a line. Text in
             the mapping is read as `--set` reads it: "32" is a number.
         file_retries, file_timeout: its --retries and --timeout, for each file; `retries` are the
@@ -97,9 +98,9 @@ class ImeceRunOperator(ImeceOperator):
 
     template_fields: Sequence[str] = (
         "input_dir", "output_dir", "run_id", "include", "exclude", "hidden", "from_file", "null",
-        "suffix", "overwrite", "buckets", "files_per_job", "max_failed", "set", "file_retries",
-        "file_timeout", "run_queue", "max_replicas", "empty", "allow_failed", "failures_file",
-        "redis_conn_id", "kubernetes_conn_id",
+        "suffix", "overwrite", "buckets", "files_per_job", "max_failed", "processor", "set",
+        "file_retries", "file_timeout", "run_queue", "max_replicas", "empty", "allow_failed",
+        "failures_file", "redis_conn_id", "kubernetes_conn_id",
     )  # fmt: skip
     operator_extra_links = (ImeceRunLink(),)
     ui_color = "#f4e3c1"
@@ -120,6 +121,7 @@ class ImeceRunOperator(ImeceOperator):
         buckets: int | str | None = None,
         files_per_job: int | str | None = None,
         max_failed: int | str | None = None,
+        processor: str | None = None,
         set: Mapping[str, Any] | str | None = None,
         file_retries: int | str | None = None,
         file_timeout: float | str | None = None,
@@ -146,6 +148,7 @@ class ImeceRunOperator(ImeceOperator):
         self.buckets = buckets
         self.files_per_job = files_per_job
         self.max_failed = max_failed
+        self.processor = processor
         self.set = set
         self.file_retries = file_retries
         self.file_timeout = file_timeout
@@ -259,6 +262,7 @@ class ImeceRunOperator(ImeceOperator):
             buckets=fields.whole(self.buckets, "buckets"),
             files_per_job=fields.whole(self.files_per_job, "files_per_job"),
             max_failed=fields.words(self.max_failed),
+            processor=fields.words(self.processor),
             set=fields.assignments(self.set),
             retries=fields.whole(self.file_retries, "file_retries", least=0),
             timeout=fields.number(self.file_timeout, "file_timeout"),

@@ -63,7 +63,9 @@ RunId = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
 Processor = Annotated[
     str | None,
-    typer.Option(help="package.module:function, called with input and output path; or a class."),
+    typer.Option(
+        help="package.module:function, called with input and output path; or a class; or a name."
+    ),
 ]
 Command = Annotated[
     str | None, typer.Option(help="A program in its place: 'tool --in {input} --out {output}'.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imece import commandline, names, version
+from imece import commandline, names
 from imece.commandline import Include, Set, Suffix, given
 from imece.errors import UsageError
 from imece.run import status
@@ -124,12 +124,14 @@ class Files:
     ] = None
     set: Set = None
 
-    def parameters(self, settings: Settings) -> Parameters:
+    def parameters(self, settings: Settings, processor: str | None = None) -> Parameters:
         told = {field.name: getattr(self, field.name) for field in fields(self)}
         for no_parameter in ("null", "limit", "require_files", "redo"):
             del told[no_parameter]
         told["set"] = set_of(self.set or ())
-        return parameters_of(settings, told.pop("source"), told.pop("target"), **told)
+        return parameters_of(
+            settings, told.pop("source"), told.pop("target"), processor=processor, **told
+        )
 
     @property
     def redo_code(self) -> bool:
@@ -184,13 +186,17 @@ def run_id_of(told: str) -> str:
 @with_files
 def enqueue(
     files: Files,
+    processor: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which of the workers' processors.", parser=given),
+    ] = None,
     run_id: GivenRunId = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """List a folder, group its files, put them into the queue."""
     settings = load()
-    parameters = files.parameters(settings)
+    parameters = files.parameters(settings, processor)
     name = run_id_of(run_id) if run_id else made_run_id(files.source)
     from imece_producer.enqueue import Producer
 
@@ -213,9 +219,11 @@ def enqueue(
 
 def show_plan(settings: Settings, files: Files, parameters: Parameters, as_json: bool) -> None:
     """For --dry-run."""
-    from imece_producer import plan
+    from imece_producer import plan, versions
 
-    comparer = plan.comparer(parameters, version.of(settings), files.redo_code)
+    comparer = plan.comparer(
+        parameters, versions.here(settings, parameters.processor), files.redo_code
+    )
     made = plan.without_run(parameters, files.listing(parameters), comparer)
     if as_json:
         put_json(made.summary())

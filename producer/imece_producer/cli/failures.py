@@ -160,13 +160,15 @@ def reproduce(
     from imece_producer import reproduce as foreground
 
     settings = load(**processing(processor, command, shell, stdout))
-    if not settings.processing:
-        raise UsageError(NO_PROCESSOR)
     place = find(run_id)
     if place.record is not None:
         parameters = place.record.status.parameters
     else:
         with run_of(place.settings, run_id) as run:
             parameters = run.parameters()
+    if parameters.processor is not None and not (processor or command or shell):
+        settings = load(processor=parameters.processor)
+    if not settings.processing:
+        raise UsageError(NO_PROCESSOR)
     code = foreground.process(settings, run_id, parameters, file, output, with_debugger)
     raise typer.Exit(code)

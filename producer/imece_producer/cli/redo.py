@@ -5,15 +5,26 @@ from typing import Annotated
 
 import typer
 
-from imece import commandline, names, version
+from imece import commandline, names
 from imece.commandline import given
 from imece.errors import UsageError
 from imece.files.listing import Listing
 from imece.files.rows import Entry
-from imece.settings import load
+from imece.settings import Settings, load
+from imece.version import Version
 from imece_producer import outputs
 from imece_producer import redo as marks
-from imece_producer.cli.app import Command, Json, Processor, app, find, redis_of, run_of
+from imece_producer.cli.app import (
+    Command,
+    Json,
+    Processor,
+    Shell,
+    Stdout,
+    app,
+    find,
+    processing,
+    run_of,
+)
 from imece_producer.cli.ledger import Where, place_of, tell
 from imece_producer.display import count, enqueued, put, put_json, say
 
@@ -45,6 +56,8 @@ def redo(
     ] = None,
     processor: Processor = None,
     command: Command = None,
+    shell: Shell = None,
+    stdout: Stdout = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say which, and change nothing.")
     ] = False,
@@ -61,7 +74,7 @@ def redo(
     output, run_id = place_of(where)
     now = None
     if stale:
-        now = version_now(run_id, processor, command)
+        now = version_now(run_id, load(**processing(processor, command, shell, stdout)))
     found, flaws = outputs.entries(output)
     tell(flaws)
     chosen = marks.chosen(found.values(), made_by, now, glob or [])
@@ -75,15 +88,14 @@ def redo(
         begin(run_id, chosen, as_json)
 
 
-def version_now(run_id: str | None, processor: str | None, command: str | None) -> version.Version:
+def version_now(run_id: str | None, settings: Settings) -> Version:
     """That of the processor that is named here; else, of the workers of the run."""
     from imece_producer import versions
 
-    settings = load(processor=processor, command=command)
-    now = version.of(settings)
-    if now is None and run_id is not None and find(run_id).record is None:
-        with redis_of(find(run_id).settings) as redis:
-            now = versions.known(redis, settings)
+    now = versions.here(settings)
+    if now is None and run_id is not None and (place := find(run_id)).record is None:
+        with run_of(place.settings, run_id) as run:
+            now = versions.known(run.redis, settings, run.parameters().processor)
     if now is None:
         raise UsageError("--stale: name what processes a file now: --processor or --command")
     return now
