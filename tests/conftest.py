@@ -258,6 +258,10 @@ class Workbench:
     def load(self) -> Settings:
         return load(**self.settings)
 
+    def enqueue_apart(self, run_id: str, **options: Any) -> Enqueued:
+        """As `enqueue`, into an output directory of the run's own: beside another one."""
+        return self.enqueue(run_id, target=str(self.folder / f"out-of-{run_id}"), **options)
+
     def enqueue(self, run_id: str = "run", **options: Any) -> Enqueued:
         """As `imece enqueue`, in this process. Options as in `parameters_of`."""
         settings = self.load()

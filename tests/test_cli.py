@@ -154,7 +154,7 @@ def test_settings_from_the_command_line_are_recorded_in_the_run(workbench: Workb
 
 def test_status_is_of_the_newest_run_unless_one_is_named(workbench: Workbench) -> None:
     workbench.files(2)
-    enqueue(workbench, run_id="older")
+    workbench.enqueue_apart("older")
     enqueue(workbench, run_id="newer")
     assert told(workbench, "status").startswith("run newer: queued\n")
     text = told(workbench, "status", "older")
@@ -187,7 +187,7 @@ def test_runs_are_listed_newest_first(workbench: Workbench) -> None:
     assert told_json(workbench, "runs") == []
     workbench.files(2)
     for run_id in ("first", "second", "third"):
-        workbench.enqueue(run_id)
+        workbench.enqueue_apart(run_id)
     header, *rows = told(workbench, "runs").splitlines()
     assert header.split() == [
         "RUN",
@@ -209,7 +209,7 @@ def test_runs_are_listed_newest_first(workbench: Workbench) -> None:
 def test_a_run_that_has_expired_is_no_longer_listed(workbench: Workbench) -> None:
     workbench.files(1)
     workbench.enqueue("gone")
-    workbench.enqueue("there")
+    workbench.enqueue_apart("there")
     workbench.redis.delete("imece:imece:run:gone")
     assert [run["run"] for run in told_json(workbench, "runs")] == ["there"]
     assert workbench.redis.zrange("imece:imece:runs", 0, -1) == [b"there"]
@@ -236,7 +236,7 @@ def test_status_costs_the_same_for_a_big_run_as_for_a_small_one(
     for run_id, count in (("small", 10), ("bigger", 100_000)):
         names = "\n".join(f"part-{number:06d}.csv" for number in range(count))
         (tmp_path / "names").write_text(names)
-        workbench.enqueue(run_id, from_file=str(tmp_path / "names"))
+        workbench.enqueue_apart(run_id, from_file=str(tmp_path / "names"))
     commands, size = cost_of_status(workbench, "small")
     commands_of_big, size_of_big = cost_of_status(workbench, "bigger")
     assert commands_of_big == commands
@@ -451,7 +451,7 @@ def test_an_ended_run_cannot_be_cancelled(failed: Workbench) -> None:
 def test_cancel_takes_only_the_jobs_of_its_run_out_of_the_queue(workbench: Workbench) -> None:
     workbench.files(5)
     for run_id in ("one", "two", "three"):
-        workbench.enqueue(run_id)
+        workbench.enqueue_apart(run_id)
     before = workbench.redis.lrange("rq:queue:imece", 0, -1)
     assert told_json(workbench, "cancel", "two") == {"run": "two", "state": "cancelled"}
     after = workbench.redis.lrange("rq:queue:imece", 0, -1)
@@ -494,7 +494,7 @@ def test_delete_of_a_cancelled_run_leaves_no_job(workbench: Workbench) -> None:
 def test_delete_does_not_touch_runs_with_longer_names(workbench: Workbench) -> None:
     workbench.files(5)
     workbench.enqueue("run")
-    workbench.enqueue("run-2")
+    workbench.enqueue_apart("run-2")
     told(workbench, "cancel", "run")
     before = keys_of(workbench, "run-2")
     told(workbench, "delete", "run")
@@ -553,7 +553,7 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(workbench: Workbench
     """One that another version of imece has made, say."""
     workbench.files(1)
     workbench.enqueue("strange")
-    workbench.enqueue("fine")
+    workbench.enqueue_apart("fine")
     workbench.redis.hset("imece:imece:run:strange", "parameters", '{"a": 1}')
     answer = workbench.imece("runs", "--json")
     assert answer.returncode == 0

@@ -358,7 +358,7 @@ def test_spoilt_runs_are_refused_and_the_next_one_is_done(workbench: Workbench) 
     workbench.file("f")
     workbench.settings["lease"] = "60"  # who looks for lost jobs holds such runs, too
     for spoil in SPOILERS:
-        workbench.enqueue(spoil.__name__, buckets=1)
+        workbench.enqueue_apart(spoil.__name__, buckets=1)
         spoil(workbench, f"imece:imece:run:{spoil.__name__}")
     workbench.enqueue("run", overwrite=True)
     worker = workbench.worker(log_format="json")

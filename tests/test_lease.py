@@ -503,7 +503,7 @@ def skip_pause(redis: Redis) -> None:
 def test_a_job_that_stalls_goes_to_the_back_and_its_run_pauses(
     workbench: Workbench, hand: Hand
 ) -> None:
-    workbench.enqueue("other", buckets=1, files_per_job=10)
+    workbench.enqueue_apart("other", buckets=1, files_per_job=10)
     stall(hand)
     now = workbench.status()
     assert (now.state, now.blocking_reason, now.backlog.in_flight) == ("running", "no place", 0)
@@ -709,7 +709,7 @@ def test_a_lease_renewed_since_the_look_is_left_alone(workbench: Workbench, hand
     hand.hold()
     hand.lapse()
     """Two seem dead; while the first is seen to, the second shows that it lives."""
-    workbench.enqueue("run2", buckets=1, files_per_job=10)
+    workbench.enqueue_apart("run2", buckets=1, files_per_job=10)
     other = Hand(workbench, "other")
     other.hold()
     other.lapse()

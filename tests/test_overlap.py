@@ -92,6 +92,47 @@ def test_another_run_of_the_same_input_skips_what_is_current(workbench: Workbenc
     assert workbench.ended("second").skipped == 3
 
 
+def test_the_same_outputs_of_the_same_input_are_made_by_one_run_at_a_time(
+    workbench: Workbench,
+) -> None:
+    workbench.files(3)
+    workbench.enqueue("first")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match=r"run first is on, and makes 'f-000.\.txt'") as refused:
+            workbench.enqueue("second", overwrite=overwrite)
+    assert "`imece cancel first`" in str(refused.value)
+    assert Run(workbench.redis, "imece", "second").state() is None
+    assert workbench.enqueue("first").how == "attached"
+    workbench.run("first").cancel(60)
+    assert workbench.enqueue("second").how == "enqueued"
+    with pytest.raises(RunError, match="run second is on"):
+        workbench.enqueue("first")
+    workbench.worker()
+    assert workbench.ended("second").done == 3
+
+
+def test_other_files_of_the_same_input_are_processed_at_the_same_time(workbench: Workbench) -> None:
+    workbench.file("a.txt")
+    workbench.file("a.csv")
+    workbench.enqueue("texts", include=["*.txt"])
+    assert workbench.enqueue("tables", include=["*.csv"]).how == "enqueued"
+    workbench.file("b.txt")
+    workbench.file("b.csv")
+    workbench.enqueue("text", include=["b.txt"], suffix=".json")
+    with pytest.raises(RunError, match=r"the output of 'b\.csv' would be 'b\.json'"):
+        workbench.enqueue("table", include=["b.csv"], suffix=".json")
+
+
+def test_a_held_run_gives_way_and_is_refused_when_it_is_to_go_on(workbench: Workbench) -> None:
+    workbench.files(3)
+    workbench.enqueue("first")
+    workbench.run("first").hold("for a reason")
+    assert workbench.enqueue("second").how == "enqueued"
+    answer = workbench.imece("resume", "first")
+    assert answer.returncode == 2
+    assert "run second is on" in answer.stderr
+
+
 def test_a_run_that_was_deleted_is_not_compared_with(workbench: Workbench, other: Path) -> None:
     workbench.worker()
     workbench.enqueue()

@@ -83,10 +83,10 @@ def entry(key: str, name: bytes, value: bytes) -> Spoil:
     return spoil
 
 
-def ranked(name: bytes, number: float) -> Spoil:
+def ranked(name: bytes, number: float, key: str = "slowest") -> Spoil:
     def spoil(redis: Redis, run: str) -> None:
-        redis.zadd(f"{run}:slowest", {name: number})
-        redis.expire(f"{run}:slowest", 1000)
+        redis.zadd(f"{run}:{key}", {name: number})
+        redis.expire(f"{run}:{key}", 1000)
 
     return spoil
 
@@ -266,6 +266,9 @@ SHOWN: dict[str, Spoil] = {
     "timeline-text": entry("timeline", RAW, b"1"),
     "slowest-infinite": ranked(b"f", float("inf")),
     "slowest-raw": ranked(RAW, 5.0),
+    "current-infinite": ranked(b"0-0-0:f", float("inf"), "current"),
+    "current-raw": ranked(RAW, 5.0, "current"),
+    "current-kind": other_kind("current"),
     "failure-deep": entry("failures", b"f", DEEP),
     "failure-raw": entry("failures", RAW, RAW),
     "failure-other-types": entry("failures", b"f", b'{"reason":7,"tries":"x","at":[],"worker":{}}'),
@@ -283,7 +286,7 @@ def poisoned(workbench: Workbench, cases: dict[str, Spoil]) -> None:
     """A spoilt run for each case, then a healthy one."""
     workbench.file("f")
     for name, spoil in cases.items():
-        workbench.enqueue(name, buckets=1, overwrite=True)
+        workbench.enqueue_apart(name, buckets=1, overwrite=True)
         spoil(workbench.redis, f"imece:imece:run:{name}")
     workbench.enqueue("healthy", overwrite=True)
 

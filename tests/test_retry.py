@@ -67,8 +67,8 @@ def test_who_says_how_many_retries_gets_all_of_them(workbench: Workbench) -> Non
     workbench.files(1)
     workbench.enqueue("by-setting")
     del workbench.settings["retries"]
-    workbench.enqueue("by-option", retries=2)
-    workbench.enqueue("by-nobody")
+    workbench.enqueue_apart("by-option", retries=2)
+    workbench.enqueue_apart("by-nobody")
     runs = ("by-setting", "by-option", "by-nobody")
     assert [workbench.status(run).parameters.all_tries for run in runs] == [True, True, False]
 

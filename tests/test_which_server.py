@@ -106,6 +106,7 @@ def test_a_redis_that_is_named_is_meant_whatever_the_run_is_called(folder: Folde
 
 def test_with_several_local_runs_on_each_is_found_by_its_id(folder: Folder) -> None:
     start(folder, "one")
+    folder.target = folder.target.with_name("out-of-two")
     start(folder, "two.b")
     second = names.slug("two.b")
     for name, run_id in (("one", "one"), ("two.b", second), (second, second)):

@@ -230,7 +230,7 @@ class Producer:
             only_these: the listing does not have all files of the run.
             stay_failed: failed files that are not in it. The causes keep their numbers then.
         """
-        overlap = Overlap(run, parameters, listed.files)
+        overlap = Overlap(run, parameters, listed.files, self.settings)
         looks = not (only_these or parameters.overwrite)
         for _ in range(MOST_LOOKS):
             before = run.snapshot()

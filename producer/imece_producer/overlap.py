@@ -1,6 +1,7 @@
-"""No output of another input counts as current: two runs do not make one file of one directory."""
+"""Two runs do not make one file of one directory."""
 
 import json
+import os
 from typing import Any
 
 from redis import Redis
@@ -8,18 +9,20 @@ from redis import Redis
 from imece import names
 from imece.connection import raw, text
 from imece.errors import RunError
+from imece.files import occupancy
 from imece.run import keys
 from imece.run.parameters import Parameters
 from imece.run.records import RecordError
-from imece.run.store import SOUND_ID, STEP, Run
+from imece.run.store import ON, SOUND_ID, STEP, Run
+from imece.settings import Settings
 
 
 class Overlap:
     """Compares the outputs of a round with those of the other runs of the queue, name by name.
 
-    A worker sees at an output whether it is newer than its input, not which input that was. So a
-    run is refused if one of its outputs is another run's, which has another input or suffix.
-    Several inputs go into one directory as long as their names differ.
+    A run is refused if one of its outputs is another run's, which has another input or suffix.
+    Several inputs go into one directory as long as their names differ. If another run has the same
+    input and suffix, it is refused while that is on: each file would be processed twice.
 
     It knows what Redis knows: the runs that have not expired, with the files of their last round.
     It compares directories by their paths, so that a link to one is another one.
@@ -28,20 +31,26 @@ class Overlap:
         seen: the place in the list of runs up to which they were compared.
     """
 
-    def __init__(self, run: Run, parameters: Parameters, files: list[bytes]) -> None:
+    def __init__(
+        self, run: Run, parameters: Parameters, files: list[bytes], settings: Settings
+    ) -> None:
         self.seen = float("-inf") if parameters.output is not None else float("inf")
         self._run = run
         self._redis: Redis = run.redis
         self._parameters = parameters
         self._files = files
+        self._server = settings.redis_url.get_secret_value()
         self._outputs: set[int] = set()
 
     def compare(self) -> None:
         """Looks at the runs that have come since the last time.
 
         Raises:
-            RunError: another run makes, or has made, one of the outputs.
+            RunError: another run makes, or has made, one of the outputs; or a local run has the
+                output directory for itself.
         """
+        if self._parameters.output is not None:
+            occupancy.check(os.fsencode(self._parameters.output), self._server)
         listed, since = keys.runs(self._run.queue), f"({self.seen!r}"
         found: list[Any] = self._redis.zrangebyscore(listed, since, "+inf", withscores=True)
         others = [raw(run_id) for run_id, _ in found if SOUND_ID.fullmatch(raw(run_id))]
@@ -68,17 +77,22 @@ class Overlap:
         try:
             theirs, mine = Parameters.decode(encoded), self._parameters
             same_input = (theirs.input, theirs.suffix) == (mine.input, mine.suffix)
-            is_over = state not in ("queued", "running", "held")
-            if theirs.output != mine.output or same_input or (mine.overwrite and is_over):
+            is_over = state not in ON and (state != "held" or same_input)
+            if theirs.output != mine.output or (is_over and (same_input or mine.overwrite)):
                 return
             for part in filter(None, text(parts).split(",")):
                 for _, files in other.buckets(part):
-                    self._refuse_common(other.id, theirs, files, is_over)
+                    self._refuse_common(other.id, theirs, files, is_over, same_input)
         except RecordError:
             return  # a run whose records are damaged makes nothing until it is enqueued again
 
     def _refuse_common(
-        self, run_id: str, theirs: Parameters, files: list[bytes], is_over: bool
+        self,
+        run_id: str,
+        theirs: Parameters,
+        files: list[bytes],
+        is_over: bool,
+        same_input: bool,
     ) -> None:
         mine, suffix = self._parameters.ending, theirs.ending
         if not self._outputs:
@@ -88,12 +102,20 @@ class Overlap:
             if hash(output) not in self._outputs:
                 continue
             for own in self._files:
-                if names.with_suffix(own, mine) == output:
+                if names.with_suffix(own, mine) != output:
+                    continue
+                if same_input and own == name:
                     raise RunError(
-                        f"the output of '{names.shown(own)}' would be '{names.shown(output)}' in "
-                        f"{names.printable(str(theirs.output))}, where run {run_id} "
-                        f"{'has made' if is_over else 'makes'} that file of "
-                        f"'{names.shown(name)}' in {names.printable(theirs.input)}",
-                        "take another output directory"
-                        + (", or overwrite what is there: --overwrite" if is_over else ""),
+                        f"run {run_id} is on, and makes '{names.shown(output)}' in "
+                        f"{names.printable(str(theirs.output))} of the same input",
+                        f"wait until it has ended, or `imece cancel {run_id}`; a call with its run "
+                        "id attaches to it",
                     )
+                raise RunError(
+                    f"the output of '{names.shown(own)}' would be '{names.shown(output)}' in "
+                    f"{names.printable(str(theirs.output))}, where run {run_id} "
+                    f"{'has made' if is_over else 'makes'} that file of "
+                    f"'{names.shown(name)}' in {names.printable(theirs.input)}",
+                    "take another output directory"
+                    + (", or overwrite what is there: --overwrite" if is_over else ""),
+                )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imece import names
-from imece.files import beneath, ledger, rows, segment, staging
+from imece.files import beneath, ledger, occupancy, rows, segment, staging
 from imece.files.rows import Row
 from imece.files.segment import Segment
 from imece.files.staging import StagingDirectory
@@ -40,6 +40,7 @@ class Paths:
         execution: names the staging directory, so that no other execution writes to the same.
         kind: what the staging directory is for, see `staging.sweep`.
         syncs: whether outputs are put on stable storage.
+        server: the address of Redis; see `occupancy.share`.
 
     Attributes:
         storage: what puts them there, once they are occupied; None if nothing does.
@@ -53,9 +54,11 @@ class Paths:
         execution: str,
         kind: str = "",
         syncs: bool = False,
+        server: str = "",
     ) -> None:
         self.storage: Storage | None = None
-        self._syncs = syncs
+        self._syncs, self._server = syncs, server
+        self._share: int | None = None
         self.source_root = os.path.realpath(os.fsencode(source_root))
         self.target_root: bytes | None = None
         self.execution = execution
@@ -76,7 +79,8 @@ class Paths:
         """Those of a run, with its directories where this worker's settings say it sees them."""
         target = parameters.output and (settings.output or parameters.output)
         syncs = settings.sync == "checkpoint"
-        return cls(settings.input or parameters.input, target, parameters, execution, kind, syncs)
+        source, server = settings.input or parameters.input, settings.redis_url.get_secret_value()
+        return cls(source, target, parameters, execution, kind, syncs, server)
 
     def blocking_reason(self) -> str | None:
         """Why no file at all can be processed here, or None. Creates the output directory."""
@@ -116,6 +120,10 @@ class Paths:
         private_directory.directory()  # made before a runner is told of it
         if (outputs := self.outputs) is None:
             return None
+        try:
+            self._share = occupancy.share(outputs.tree.path, self._server)
+        except occupancy.InUseError as error:
+            raise PathError(str(error)) from None
         if self._syncs:
             self.storage = Storage(outputs.tree.path)
         for execution in _left.pop(outputs.tree.path, set()):
@@ -289,6 +297,9 @@ class Paths:
         """Closes everything. What is removed then is gone on NFS, too."""
         if self._segment is not None:
             self._segment.close()
+        if self._share is not None:
+            os.close(self._share)
+            self._share = None
         self.inputs.close()
         if self.outputs is not None:
             self.outputs.close()

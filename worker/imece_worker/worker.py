@@ -10,6 +10,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import rq
@@ -85,7 +86,7 @@ class Worker(rq.Worker):
         self.birth_date = utc_now()
         self._context = WorkerContext(settings, interpreter, statistics, self.name, self._show_life)
         self.wakeup, self.supervisor = self._context.wakeup, self._context.supervisor
-        self._versions = _versions(settings)
+        self._versions: Mapping[Any, Any] = _versions(settings)
         self._moving: dict[bytes, float] = {}
         self._suspects: set[str] = set()
         self._looked_for_lost = time.monotonic()

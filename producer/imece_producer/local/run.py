@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from imece import names
 from imece.connection import OUTAGES, connect, reachable, text
 from imece.errors import BY_SIGNAL, ImeceError, RunError
+from imece.files import occupancy
 from imece.files.listing import Listing
 from imece.run import status
 from imece.run.parameters import Parameters
@@ -253,7 +255,20 @@ def _process_here(
 ) -> int:
     run_id = directory.name
     began = time.monotonic()
-    with locked(directory), Server(directory) as server, Interrupts() as interrupts:
+    with (
+        locked(directory),
+        Server(directory) as server,
+        Interrupts() as interrupts,
+        contextlib.ExitStack() as held,
+    ):
+
+        def listed() -> Listing:
+            found = list_files()
+            if found.files and parameters.output is not None:
+                output = os.fsencode(parameters.output)
+                held.enter_context(occupancy.alone(output, run_id, server.url))
+            return found
+
         announce(directory, server.url)
         inner = at(settings, server.url)
         with reachable(inner):
@@ -266,7 +281,7 @@ def _process_here(
                 if run.state() in ON:
                     run.cancel(inner.result_ttl)
             producer = Producer(redis, inner, display.say)
-            enqueued = producer.enqueue(run_id, parameters, list_files, redo_code)
+            enqueued = producer.enqueue(run_id, parameters, listed, redo_code)
             record.forget(directory)
             redis.set(CALL_KEY, json.dumps(settings.processing))
             if not as_json:
