@@ -1,6 +1,7 @@
 """The promise: a file that a worker has been at for longer than a second is named wherever somebody
 looks: in the status, in the worker's log and metrics, and when the worker is asked to stop."""
 
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from imece import names
 from imece.run import keys, status
@@ -16,6 +18,7 @@ from imece.run.dead_workers import requeue_dead
 from imece.run.job import Cursor
 from imece.run.status import Status
 from imece_producer import display
+from imece_producer.follow import Lines
 from imece_producer.local import record
 from tests.conftest import Workbench, until
 from tests.test_lease import QUEUE, Hand
@@ -237,6 +240,19 @@ def test_the_status_fits_on_eighty_columns(running: Status) -> None:
     assert lines[first + 1].split("  ")[-1] == names.shown(NAME)
     assert lines[first + 3] == "           27 more files for longer than a second"
     assert max(map(len, lines[first : first + 4])) <= 80
+
+
+def test_a_terminal_shows_them_below_the_bar(running: Status) -> None:
+    files = [CurrentFile(b"a/long/directory/" * 20 + NAME, 192.0), CurrentFile(b"x", 2.0)]
+    console = Console(width=80, file=io.StringIO(), force_terminal=True)
+    console.print(Lines(replace(running, current_files=files, current_files_count=9), "2 workers"))
+    assert isinstance(console.file, io.StringIO)
+    bar, *lines = console.file.getvalue().splitlines()
+    assert "50/100" in bar
+    assert lines[0].startswith("  3 min 12 s    …")
+    assert lines[0].endswith(names.shown(NAME))
+    assert len(lines[0]) <= 80
+    assert lines[2] == "  7 more files for longer than a second"
 
 
 def test_a_line_of_a_log_stays_the_same_for_a_while(running: Status) -> None:

@@ -56,6 +56,7 @@ def hostile(workbench: Workbench) -> Workbench:
     redis.hset(f"{run}:failures", f"worse{EVIL}\n".encode(), failure)
     redis.hset(f"{run}:outputs", f"worse{EVIL}\n".encode(), f"printed{EVIL}\nmore{EVIL}".encode())
     redis.zadd(f"{run}:slowest", {f"slow{EVIL}".encode(): 10**12})
+    redis.zadd(f"{run}:current", {f"0-0-0:current{EVIL}".encode(): 10})
     return workbench
 
 
