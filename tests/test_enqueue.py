@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -433,8 +434,9 @@ class Moments:
         workbench.redis.flushall()
 
     def start(self, run_id: str) -> Producing:
+        parameters = replace(self.parameters, output=f"{self.parameters.output}-of-{run_id}")
         process = subprocess.Popen(
-            [sys.executable, "-c", LATE, run_id, self.parameters.encode()],
+            [sys.executable, "-c", LATE, run_id, parameters.encode()],
             env={**os.environ, **self.workbench.environment(), "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

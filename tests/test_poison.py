@@ -357,7 +357,7 @@ def test_reading_a_spoilt_run_is_a_status_or_an_error_with_a_reason(
 
 def commands(workbench: Workbench, name: str) -> dict[str, tuple[str, ...]]:
     """All that reads or changes a run, by the command's name."""
-    folders = (str(workbench.source), str(workbench.target))
+    folders = (str(workbench.source), str(workbench.folder / f"out-of-{name}"))
     return {
         "status": ("status", name),
         "failures": ("failures", name),
@@ -465,7 +465,7 @@ def test_a_run_whose_records_are_gone_is_held_when_a_job_of_it_is_taken(
     workbench: Workbench, name: str
 ) -> None:
     workbench.files(3)
-    workbench.enqueue(name, buckets=1, files_per_job=1, overwrite=True)
+    workbench.enqueue_apart(name, buckets=1, files_per_job=1, overwrite=True)
     REMOVED[name](workbench.redis, f"imece:imece:run:{name}")
     workbench.worker()
     until(lambda: is_held(workbench, name), "the run to be held")
@@ -479,7 +479,7 @@ def test_a_run_whose_records_are_gone_is_held_by_idle_workers(
     workbench: Workbench, name: str
 ) -> None:
     workbench.files(3)
-    workbench.enqueue(name, buckets=1, overwrite=True)
+    workbench.enqueue_apart(name, buckets=1, overwrite=True)
     UNQUEUED[name](workbench.redis, f"imece:imece:run:{name}")
     workbench.worker()
     until(lambda: is_held(workbench, name), "the run to be held", 30)
@@ -489,7 +489,7 @@ def test_a_run_whose_records_are_gone_is_held_by_idle_workers(
 @pytest.mark.parametrize("name", ["manifest-raw", "cursor-raw", "cursor-outside"])
 def test_to_go_on_with_a_garbled_run_says_what_helps(workbench: Workbench, name: str) -> None:
     workbench.files(3)
-    workbench.enqueue(name, buckets=1, overwrite=True)
+    workbench.enqueue_apart(name, buckets=1, overwrite=True)
     JOBS[name](workbench.redis, f"imece:imece:run:{name}")
     workbench.worker()
     until(lambda: is_held(workbench, name), "the run to be held")
@@ -502,12 +502,12 @@ def test_to_go_on_with_a_garbled_run_says_what_helps(workbench: Workbench, name:
 def test_without_any_worker_enqueue_lists_again(workbench: Workbench, name: str) -> None:
     """Also a run that still looks as if it were on."""
     workbench.files(3)
-    workbench.enqueue(name, buckets=1)
+    workbench.enqueue_apart(name, buckets=1)
     REMOVED[name](workbench.redis, f"imece:imece:run:{name}")
     answer = workbench.imece("resume", name)
     if name != "manifest-gone":
         assert f"imece enqueue IN OUT --run-id {name}" in answer.stderr, answer.stderr
-        again = workbench.enqueue(name, buckets=1)
+        again = workbench.enqueue_apart(name, buckets=1)
         assert again.how == "resumed"
         assert workbench.status(name).files == 3
 
