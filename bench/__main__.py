@@ -11,7 +11,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from bench import enqueue, process, status
+from bench import current, enqueue, process, status
 from bench.report import ROOT, Row, Size, table
 from imece_producer.local.server import Server
 
@@ -19,6 +19,7 @@ from imece_producer.local.server import Server
 BENCHES: dict[str, Callable[[Path, Size], Iterator[Row]]] = {
     "process": process.rows,
     "enqueue": enqueue.rows,
+    "current": current.rows,
     "status": status.rows,
 }
 PAGE = ROOT / "docs" / "explanation" / "benchmarks.md"

@@ -18,9 +18,32 @@ def scan(directory: str) -> None:
 
 def enqueue(directory: str) -> None:
     """`imece enqueue`, whole."""
+    _enqueue(directory, "-")
+
+
+def skip(directory: str) -> None:
+    """The same of files that are current."""
+    _enqueue(directory, _outputs(directory))
+
+
+def look(directory: str) -> None:
+    """The alternative: the least that anybody has to do who looks at inputs and outputs."""
+    target = _outputs(directory)
+    there = {entry.name for entry in os.scandir(target)}
+    for entry in os.scandir(directory):
+        os.stat(entry.path)  # noqa: PTH116 - a Path costs more than the look
+        if entry.name in there:
+            os.stat(f"{target}/{entry.name}")  # noqa: PTH116
+
+
+def _outputs(directory: str) -> str:
+    return directory.removesuffix("-in") + "-out"
+
+
+def _enqueue(directory: str, target: str) -> None:
     from imece_producer.__main__ import main as imece
 
-    sys.argv = ["imece", "enqueue", directory, "-", "--run-id", "bench"]
+    sys.argv = ["imece", "enqueue", directory, target, "--run-id", "bench"]
     try:
         imece()
     except SystemExit as end:
@@ -28,8 +51,8 @@ def enqueue(directory: str) -> None:
 
 
 def main(what: str, directory: str) -> None:
-    task = {"scan": scan, "enqueue": enqueue}[what]
-    if task is enqueue:
+    task = {"scan": scan, "enqueue": enqueue, "skip": skip, "look": look}[what]
+    if task in (enqueue, skip):
         import imece_producer.cli
         import imece_producer.enqueue  # noqa: F401 - imported here, so that it is not timed
     began = time.perf_counter()

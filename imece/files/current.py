@@ -22,10 +22,10 @@ from imece.files import signature, staging
 from imece.files.rows import ROW, Block, LedgerError, Outcome, size_and_time
 from imece.version import Version
 
-SLOW = 100e-6
-"""Seconds for one look at a file from which on several are looked at at a time."""
+SLOW = 200e-6
+"""Seconds for a file and its output from which on several are looked at at a time."""
 
-SAMPLE = 200
+PART, SLOW_PART = 1000, 50
 HEAD = struct.Struct("<I12xI")
 """Of a row: its file, and the length of its detail; see `rows.ROW`."""
 
@@ -44,6 +44,10 @@ class Reason(StrEnum):
     CODE = "made by other code"
     ASKED = "as imece redo asked for"
     ALL = "because of --overwrite"
+
+
+Verdict = tuple[Reason | None, bool]
+"""Why a file is to be processed, None if it is current; and whether other code made its output."""
 
 
 @dataclass
@@ -134,8 +138,8 @@ class Comparer:
         given: Mapping[str, Any],
         redo_code: bool = False,
     ) -> None:
-        self._source = os.path.realpath(source)
-        self._target = os.path.realpath(target)
+        self._source = os.path.realpath(source) + b"/"
+        self._target = os.path.realpath(target) + b"/"
         self._suffix = suffix
         self._version, self._given = version, given
         self._redo_code = redo_code
@@ -143,7 +147,7 @@ class Comparer:
         self._known = _Known(blocks)
         self._flaws += self._known.flaws
         self._relations = [self._relation(header) for header in self._known.headers]
-        self._is_slow: bool | None = None
+        self._is_slow = False
 
     def _relation(self, header: dict[str, object]) -> Reason | None:
         """What is other than now in the version that made the outputs of a block."""
@@ -168,13 +172,34 @@ class Comparer:
                 else:
                     found.to_do.append(name)
                     found.reasons[self._without_output(output)] += 1
-            for name, reason in zip(looked_at, self._reasons(looked_at, found), strict=True):
-                if reason is None:
-                    found.current.append(name)
-                else:
-                    found.to_do.append(name)
-                    found.reasons[reason] += 1
+            for part, verdicts in self._judged(looked_at):
+                for name, (reason, is_other_code) in zip(part, verdicts, strict=True):
+                    found.other_code += is_other_code
+                    if reason is None:
+                        found.current.append(name)
+                    else:
+                        found.to_do.append(name)
+                        found.reasons[reason] += 1
         return found
+
+    def _judged(self, files: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], list[Verdict]]]:
+        """Those whose outputs are there, part by part; with threads where looks are slow."""
+        step = SLOW_PART if self._is_slow else PART
+        parts = [files[start : start + step] for start in range(0, len(files), step)]
+        if self._is_slow:
+            with ThreadPoolExecutor(THREADS) as pool:
+                yield from zip(parts, pool.map(self._judge, parts), strict=True)
+            return
+        for number, part in enumerate(parts):
+            began = time.monotonic()
+            yield part, self._judge(part)
+            if time.monotonic() - began > SLOW * len(part):
+                self._is_slow = True
+                yield from self._judged(files[(number + 1) * step :])
+                return
+
+    def _judge(self, files: Sequence[bytes]) -> list[Verdict]:
+        return [self._verdict(name) for name in files]
 
     def _listed(self, directory: bytes) -> set[bytes] | None:
         """What is in a directory of outputs; None if it cannot be listed: then each is tried."""
@@ -193,55 +218,23 @@ class Comparer:
             Outcome(known[1]), Reason.ASKED
         )
 
-    def _reasons(self, files: Sequence[bytes], found: Comparison) -> Iterator[Reason | None]:
-        """Of files whose outputs are there; None: current."""
-        for name, (source, output) in zip(files, self._looks(files), strict=True):
-            reason, is_other_code = self._reason(name, source, output)
-            found.other_code += is_other_code
-            yield reason
-
-    def _looks(
-        self, files: Sequence[bytes]
-    ) -> Iterator[tuple[os.stat_result | None, os.stat_result | None]]:
-        """What inputs and outputs are at the moment."""
-        start = 0
-        if self._is_slow is None and files:
-            began = time.monotonic()
-            first = [self._look(name) for name in files[:SAMPLE]]
-            self._is_slow = time.monotonic() - began > 2 * SLOW * len(first)
-            yield from first
-            start = len(first)
-        if not self._is_slow:
-            yield from map(self._look, files[start:])
-            return
-        with ThreadPoolExecutor(THREADS) as pool:
-            yield from pool.map(self._look, files[start:], chunksize=16)
-
-    def _look(self, name: bytes) -> tuple[os.stat_result | None, os.stat_result | None]:
-        output = names.with_suffix(name, self._suffix)
-        try:
-            source = os.stat(self._source + b"/" + name)
-        except OSError:
-            source = None  # the worker says what is wrong with it
-        try:
-            return source, os.lstat(self._target + b"/" + output)
-        except OSError:
-            return source, None
-
-    def _reason(
-        self, name: bytes, source: os.stat_result | None, output: os.stat_result | None
-    ) -> tuple[Reason | None, bool]:
-        """Why a file is to be processed; and whether it is current, and other code has made it."""
+    def _verdict(self, name: bytes) -> Verdict:
         path = names.with_suffix(name, self._suffix)
-        if output is None:
+        try:
+            output = os.lstat(self._target + path)
+        except OSError:
             return self._without_output(path), False
+        try:
+            source = os.stat(self._source + name)
+        except OSError:
+            return Reason.CHANGED, False  # the worker says what is wrong with it
         known = self._known.find(path)
         if known is None:
             return self._by_times(path, source, output), False
         number, outcome, made_of, made = known
         if outcome != Outcome.DONE:
             return (Reason.FAILED if outcome == Outcome.FAILED else Reason.ASKED), False
-        if source is None or (source.st_size, source.st_mtime_ns) != made_of:
+        if (source.st_size, source.st_mtime_ns) != made_of:
             return Reason.CHANGED, False
         if size_and_time(output) != made:
             return Reason.REPLACED, False
@@ -251,9 +244,9 @@ class Comparer:
         return relation, False
 
     def _by_times(
-        self, path: bytes, source: os.stat_result | None, output: os.stat_result
+        self, path: bytes, source: os.stat_result, output: os.stat_result
     ) -> Reason | None:
-        if source is None or output.st_mtime_ns < source.st_mtime_ns:
+        if output.st_mtime_ns < source.st_mtime_ns:
             return Reason.CHANGED
         if stat.S_ISREG(output.st_mode):
             return None
