@@ -61,8 +61,8 @@ class Folder:
     def reasons(self, *options: str, **told: Any) -> dict[str, int]:
         return dict(self.plan(*options, **told)["reasons"])
 
-    def verdict(self) -> dict[str, Any]:
-        words = [sys.executable, "-m", "imece_producer", "verify", "out", "--json"]
+    def verdict(self, *options: str) -> dict[str, Any]:
+        words = [sys.executable, "-m", "imece_producer", "verify", "out", "--json", *options]
         return dict(json.loads(forks.run(words, cwd=self.path).stdout))
 
     def code_now(self) -> str:
@@ -371,3 +371,28 @@ def test_a_run_on_a_server_begins_its_next_round_at_once(workbench: Workbench) -
     until(lambda: workbench.status().round == 2, "the next round")
     now = workbench.ended()
     assert (now.files, now.done) == (1, 1)
+
+
+# Contents
+
+
+def test_hashes_decide_where_times_lie(folder: Folder) -> None:
+    folder.call("--hash")
+    later(folder.source / "a.txt")
+    later(folder.target / "b.txt")
+    assert folder.reasons("--by", "content") == {}
+    assert folder.reasons() == {"changed": 1, "replaced": 1}
+    rewrite(folder.source / "c.txt", "C.txt")
+    assert folder.reasons("--by", "content") == {"changed": 1}
+    rewrite(folder.target / "a.txt", "A.txt")
+    assert folder.reasons("--by", "content") == {"changed": 1, "replaced": 1}
+
+
+def test_outputs_are_compared_with_their_hashes(folder: Folder) -> None:
+    folder.call("--hash", "--include", "a*", "--include", "b*")
+    folder.call()
+    verdict = folder.verdict("--hash")
+    assert (verdict["sound"], verdict["hashed"], verdict["changed"]) == (3, 2, [])
+    rewrite(folder.target / "b.txt", "B.txt")
+    assert folder.verdict()["changed"] == []
+    assert folder.verdict("--hash")["changed"] == ["b.txt"]

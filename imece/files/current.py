@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from imece import names
-from imece.files import signature, staging
+from imece.files import digests, signature, staging
 from imece.files.rows import ROW, Block, LedgerError, Outcome, size_and_time
 from imece.version import Version
 
@@ -46,8 +46,27 @@ class Reason(StrEnum):
     ALL = "because of --overwrite"
 
 
+Looks = tuple[int, int]
+"""Size and time of a file."""
+
 Verdict = tuple[Reason | None, bool]
 """Why a file is to be processed, None if it is current; and whether other code made its output."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How is decided what is current.
+
+    Attributes:
+        redo_code: outputs that other code has made are not.
+        by_content: hashes decide in place of times, where the ledger has them.
+    """
+
+    redo_code: bool = False
+    by_content: bool = False
+
+
+BY_TIME = Rules()
 
 
 @dataclass
@@ -104,19 +123,20 @@ class _Known:
             last[outputs[file - first]] = number | start
             start += step + detail
 
-    def find(self, output: bytes) -> tuple[int, int, tuple[int, int], tuple[int, int]] | None:
-        """The number of its header, the outcome, and sizes and times of input and output."""
+    def find(self, output: bytes) -> tuple[int, int, Looks, Looks, tuple[bytes, bytes]] | None:
+        """The number of its header, the outcome, sizes and times of input and output, and their
+        hashes."""
         place = self._last.get(output)
         if place is None:
             return None
-        number = place >> 40
-        _, outcome, *_, size, mtime, output_size, output_mtime = ROW.unpack_from(
-            self._rows[number], place & (2**40 - 1)
+        number, start = place >> 40, place & (2**40 - 1)
+        rows = self._rows[number]
+        _, outcome, _, _, _, length, _, _, size, mtime, output_size, output_mtime = ROW.unpack_from(
+            rows, start
         )
-        return number, outcome, (size, mtime), (output_size, output_mtime)
-
-    def __bool__(self) -> bool:
-        return bool(self._last)
+        end = start + ROW.size
+        hashes = digests.split(rows[end : end + length] if length else b"")
+        return number, outcome, (size, mtime), (output_size, output_mtime), hashes
 
 
 class Comparer:
@@ -126,7 +146,6 @@ class Comparer:
         source, target: the run's directories as this process sees them.
         version: of the processor that would make them; None if it is not known here.
         given: what the run sets for it.
-        redo_code: whether outputs that other code has made are to be made again.
     """
 
     def __init__(
@@ -136,13 +155,13 @@ class Comparer:
         suffix: bytes | None,
         version: Version | None,
         given: Mapping[str, Any],
-        redo_code: bool = False,
+        rules: Rules = BY_TIME,
     ) -> None:
         self._source = os.path.realpath(source) + b"/"
         self._target = os.path.realpath(target) + b"/"
         self._suffix = suffix
         self._version, self._given = version, given
-        self._redo_code = redo_code
+        self._rules = rules
         blocks, self._flaws = staging.noted(self._target)
         self._known = _Known(blocks)
         self._flaws += self._known.flaws
@@ -231,15 +250,17 @@ class Comparer:
         known = self._known.find(path)
         if known is None:
             return self._by_times(path, source, output), False
-        number, outcome, made_of, made = known
+        number, outcome, made_of, made, hashes = known
         if outcome != Outcome.DONE:
             return (Reason.FAILED if outcome == Outcome.FAILED else Reason.ASKED), False
-        if (source.st_size, source.st_mtime_ns) != made_of:
+        of_input, of_output = hashes if self._rules.by_content else (b"", b"")
+        now = source.st_size, source.st_mtime_ns
+        if _differs(now, made_of, of_input, self._source + name):
             return Reason.CHANGED, False
-        if size_and_time(output) != made:
+        if _differs(size_and_time(output), made, of_output, self._target + path):
             return Reason.REPLACED, False
         relation = self._relations[number]
-        if relation == Reason.CODE and not self._redo_code:
+        if relation == Reason.CODE and not self._rules.redo_code:
             return None, True
         return relation, False
 
@@ -265,6 +286,16 @@ class Comparer:
             )
         finally:
             os.close(number)
+
+
+def _differs(now: tuple[int, int], before: tuple[int, int], digest: bytes, path: bytes) -> bool:
+    """Whether a file is another than before, by size and time; by its hash, if that is given."""
+    if not digest:
+        return now != before
+    try:
+        return now[0] != before[0] or digests.of_file(path) != digest
+    except OSError:
+        return True
 
 
 def _by_directory(files: Iterable[bytes]) -> Iterator[tuple[bytes, list[bytes]]]:

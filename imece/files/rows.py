@@ -57,7 +57,7 @@ class Row(NamedTuple):
         tries: how often it has been tried since it was enqueued.
         ended: epoch seconds.
         peak: KiB of memory that its process had at most until then.
-        detail: JSON, of a failure (imece_worker/runner.py); else empty.
+        detail: of a failure JSON (imece_worker/runner.py), else hashes (imece/files/digests.py).
         microseconds, cpu: what it took, on the clock and of processors, in microseconds.
         size, mtime: the input's: bytes, and nanoseconds since the epoch.
         output_size, output_mtime: the output's, as it was when it was put in its place; 0 if there

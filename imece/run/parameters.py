@@ -78,6 +78,7 @@ class Parameters:
         max_failed: see the setting of the same name.
         processor: the name that the workers have for the processor; None: the one that they have
             without a name.
+        hashes: whether the ledger keeps hashes of the contents of inputs and outputs.
         set: what the processor gets beside the two paths, by name: values as JSON has them.
         format: see `FORMAT`.
     """
@@ -98,6 +99,7 @@ class Parameters:
     all_tries: bool = False
     max_failed: str | None = None
     processor: str | None = None
+    hashes: bool = False
     set: dict[str, Any] = field(default_factory=dict)
     seed: int = SEED
     format: int = FORMAT

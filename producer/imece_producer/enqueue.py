@@ -16,6 +16,7 @@ from redis.typing import EncodableT, FieldT
 
 from imece.connection import connect, raw, text
 from imece.errors import RunError
+from imece.files.current import BY_TIME, Rules
 from imece.files.listing import Listing, check_outputs
 from imece.run import causes, dead_workers, keys, scripts
 from imece.run.causes import NOT_KNOWN, numbers
@@ -69,15 +70,12 @@ class Producer:
         run_id: str,
         parameters: Parameters,
         list_files: Callable[[], Listing],
-        redo_code: bool = False,
+        rules: Rules = BY_TIME,
     ) -> Enqueued:
         """Makes the run, or the next round of an ended one; attaches to it if it is on.
 
         A next round lists again, and what is current is left out (imece/files/current.py). Where
         there are no outputs, what an unfinished round has done is not done again.
-
-        Args:
-            redo_code: outputs that other code has made are not current.
 
         Raises:
             RunError: the id is in use with other parameters, the run went away in between, or
@@ -94,7 +92,7 @@ class Producer:
             listed = list_files()
             check_outputs(listed.files, parameters.ending)
             version = versions.known(self.redis, self.settings, parameters.processor)
-            comparer = plan.comparer(parameters, version, redo_code)
+            comparer = plan.comparer(parameters, version, rules)
             selection = Selection(run, listed.files, comparer, parameters.output is None)
             state, made = self._next_round(run, token, parameters, listed, selection)
         dead_workers.clear_output(run, parameters)

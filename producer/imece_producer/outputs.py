@@ -10,7 +10,7 @@ from typing import Any
 
 from imece import names
 from imece.errors import ListingError
-from imece.files import ledger, staging
+from imece.files import digests, ledger, staging
 from imece.files.rows import Entry, LedgerError, Outcome, size_and_time
 from imece.version import Version
 
@@ -22,7 +22,8 @@ HEADER = ("run", "worker", "processor", "code", "libraries", "image", "imece")
 
 COLUMNS = (
     "file", "outcome", "tries", "ended", "seconds", "cpu_seconds", "peak_memory", "size",
-    "modified", "output", "output_size", "output_modified", "set", *HEADER,
+    "modified", "output", "output_size", "output_modified", "input_hash",
+    "output_hash", "set", *HEADER,
 )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def table(found: dict[bytes, Entry], run: str | None = None) -> Iterator[Fields]
         if run is not None and header.get("run") != run:
             continue
         is_done = row.outcome == Outcome.DONE
+        of_input, of_output = digests.split(row.detail if is_done else b"")
         yield {
             "file": names.shown(entry.name),
             "outcome": WORDS[Outcome(row.outcome)],
@@ -69,6 +71,8 @@ def table(found: dict[bytes, Entry], run: str | None = None) -> Iterator[Fields]
             "output": names.shown(output) if is_done else None,
             "output_size": row.output_size if is_done else None,
             "output_modified": _time(row.output_mtime) if is_done and row.output_mtime else None,
+            "input_hash": of_input.hex() or None,
+            "output_hash": of_output.hex() or None,
             "set": names.json_line(header.get("set", {})),
             **{key: header.get(key) for key in HEADER},
         }
@@ -84,6 +88,7 @@ class Verdict:
 
     Attributes:
         sound: how many are as they were made.
+        hashed: how many were read and compared with their hashes.
         versions: how many outputs each version of a processor has made.
         missing: they are gone.
         changed: they have another size or time, or are something else.
@@ -97,6 +102,7 @@ class Verdict:
     changed: list[bytes]
     orphaned: list[bytes]
     unseen: set[str]
+    hashed: int = 0
     versions: Counter[Version] = field(default_factory=Counter)
 
     @property
@@ -104,8 +110,12 @@ class Verdict:
         return not (self.missing or self.changed)
 
 
-def verify(output: Path, found: dict[bytes, Entry]) -> Verdict:
-    """Looks at each output, and whether its input is there."""
+def verify(output: Path, found: dict[bytes, Entry], by_hash: bool = False) -> Verdict:
+    """Looks at each output, and whether its input is there.
+
+    Args:
+        by_hash: reads the outputs whose hashes the ledger has, too.
+    """
     sources = {entry.block.header.get("input", "") for entry in found.values()}
     verdict = Verdict(0, [], [], [], {source for source in sources if not os.path.isdir(source)})
     for made, (name, _, row, block) in sorted(found.items()):
@@ -123,8 +133,19 @@ def verify(output: Path, found: dict[bytes, Entry]) -> Verdict:
             os.path.join(os.fsencode(source), name)
         ):
             verdict.orphaned.append(made)
-        if size_and_time(there) == (row.output_size, row.output_mtime):
+        is_sound = size_and_time(there) == (row.output_size, row.output_mtime)
+        if by_hash and is_sound and (digest := digests.split(row.detail)[1]):
+            is_sound = _has_hash(os.path.join(os.fsencode(output), made), digest)
+            verdict.hashed += 1
+        if is_sound:
             verdict.sound += 1
         else:
             verdict.changed.append(made)
     return verdict
+
+
+def _has_hash(path: bytes, digest: bytes) -> bool:
+    try:
+        return digests.of_file(path, follow=False) == digest
+    except OSError:
+        return False

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imece.files import listing
-from imece.files.current import Comparer, Comparison, Reason
+from imece.files.current import Comparer, Comparison, Reason, Rules
 from imece.files.listing import Listing
 from imece.run.parameters import Parameters
 from imece.version import Version
@@ -51,7 +51,7 @@ class Plan:
         }
 
 
-def comparer(parameters: Parameters, version: Version | None, redo_code: bool) -> Comparer | None:
+def comparer(parameters: Parameters, version: Version | None, rules: Rules) -> Comparer | None:
     """None where nothing can be current: there are no outputs, or all are to be made again.
 
     Args:
@@ -60,7 +60,7 @@ def comparer(parameters: Parameters, version: Version | None, redo_code: bool) -
     if parameters.output is None or parameters.overwrite:
         return None
     source, target = os.fsencode(parameters.input), os.fsencode(parameters.output)
-    return Comparer(source, target, parameters.ending, version, parameters.set, redo_code)
+    return Comparer(source, target, parameters.ending, version, parameters.set, rules)
 
 
 def without_run(parameters: Parameters, found: Listing, comparing: Comparer | None) -> Plan:

@@ -35,6 +35,7 @@ def parameters_of(
     retries: int | None,
     max_failed: str | None,
     timeout: float | None,
+    hashes: bool = False,
     set: Mapping[str, Any] | None = None,
     processor: str | None = None,
 ) -> Parameters:
@@ -69,6 +70,7 @@ def parameters_of(
         max_failed=max_failed or settings.max_failed,
         all_tries=retries is not None or settings.wants_all_tries,
         timeout=timeout or settings.file_timeout,
+        hashes=hashes and output is not None,
         set=dict(set or {}),
         processor=processor,
     )

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from imece.files import digests
 from imece.files.rows import Outcome, Row, size_and_time
 from imece.files.segment import Segment
 from imece_worker import causes, stops
@@ -284,6 +285,7 @@ class Runner:
         self._context.processor(inputs.path, target, name)
         self._end_copy()
         self._respect_time_limit(index)
+        hashes = self._hashes(target) if self._a.parameters.hashes else b""
         if not inputs.tree.is_held():
             # All that this runner has open may be closed, or be the processor's own by now. The
             # file is finished with what is opened afresh; the next one gets another runner.
@@ -297,7 +299,8 @@ class Runner:
         flush()
 
         def note(made: os.stat_result | None) -> None:
-            self._append(self._row(index, Outcome.DONE, found, made))
+            row = self._row(index, Outcome.DONE, found, made)
+            self._append(row._replace(detail=hashes))
 
         if outputs is not None:
             outputs.commit(note)
@@ -305,6 +308,18 @@ class Runner:
             self._control.unwritten = index
         else:
             note(None)
+
+    def _hashes(self, target: bytes | None) -> bytes:
+        """Of the input, and of an output that is a file. One that cannot be read has none: whether
+        it can be taken is said when it is put in its place."""
+        try:
+            source = digests.of_file(self._inputs.path)
+        except OSError:  # the processor has consumed it
+            return b""
+        try:
+            return source + digests.of_file(target, follow=False) if target is not None else source
+        except OSError:
+            return source
 
     def _row(
         self,

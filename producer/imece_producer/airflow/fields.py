@@ -99,5 +99,6 @@ def switch(given: bool | str | None, field: str) -> bool:
 def one_of(given: str, field: str, known: Sequence[str]) -> str:
     """Raises UsageError if it is none of the words that a field takes."""
     if given not in known:
-        raise UsageError(f"{field} {given!r}: takes {', '.join(known[:-1])} or {known[-1]}")
+        words = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
+        raise UsageError(f"{field} {given!r}: takes {words}")
     return given

@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import (
 from imece import names
 from imece.connection import connect
 from imece.errors import RunError
+from imece.files.current import Rules
 from imece.names import TEMPORARY_PREFIX
 from imece.run import status
 from imece.run.parameters import Parameters
@@ -78,7 +79,8 @@ class ImeceRunOperator(ImeceOperator):
             keeps what it makes elsewhere; then the next round of a done run processes all again.
         run_id: by default made of the ids of DAG, DAG run and task.
         include, exclude, hidden, from_file, null, suffix, overwrite, buckets, files_per_job,
-            max_failed: as `imece enqueue` takes them. Globs are a list, or one a line.
+            max_failed, redo, by: as `imece enqueue` takes them. Globs are a list, or one a line.
+        hashes: its --hash.
         processor: one of the processors that the workers have by a name; None: the one without.
         set: parameters for the processor: a mapping, or text with NAME=VALUE one a line. Text in
             the mapping is read as `--set` reads it: "32" is a number.
@@ -98,9 +100,9 @@ class ImeceRunOperator(ImeceOperator):
 
     template_fields: Sequence[str] = (
         "input_dir", "output_dir", "run_id", "include", "exclude", "hidden", "from_file", "null",
-        "suffix", "overwrite", "buckets", "files_per_job", "max_failed", "processor", "set",
-        "file_retries", "file_timeout", "run_queue", "max_replicas", "empty", "allow_failed",
-        "failures_file", "redis_conn_id", "kubernetes_conn_id",
+        "suffix", "overwrite", "redo", "by", "hashes", "buckets", "files_per_job", "max_failed",
+        "processor", "set", "file_retries", "file_timeout", "run_queue", "max_replicas", "empty",
+        "allow_failed", "failures_file", "redis_conn_id", "kubernetes_conn_id",
     )  # fmt: skip
     operator_extra_links = (ImeceRunLink(),)
     ui_color = "#f4e3c1"
@@ -118,6 +120,9 @@ class ImeceRunOperator(ImeceOperator):
         null: bool | str = False,
         suffix: str | None = None,
         overwrite: bool | str = False,
+        redo: str | None = None,
+        by: str = "time",
+        hashes: bool | str = False,
         buckets: int | str | None = None,
         files_per_job: int | str | None = None,
         max_failed: int | str | None = None,
@@ -145,6 +150,9 @@ class ImeceRunOperator(ImeceOperator):
         self.null = null
         self.suffix = suffix
         self.overwrite = overwrite
+        self.redo = redo
+        self.by = by
+        self.hashes = hashes
         self.buckets = buckets
         self.files_per_job = files_per_job
         self.max_failed = max_failed
@@ -171,10 +179,11 @@ class ImeceRunOperator(ImeceOperator):
             limit = fields.whole(self.max_replicas, "max_replicas")
             fields.allowed_failures(self.allow_failed, 0)  # a wrong one is said before, not after
             fields.one_of(self.empty, "empty", EMPTY)
+            rules = self._rules()
             if limit is not None:  # one that cannot be set is said before, too
                 self._scale(settings, limit)
         with airflow_errors(settings, self.redis_conn_id), closing(connect(settings)) as redis:
-            generation = self._enqueue(redis, settings, parameters)
+            generation = self._enqueue(redis, settings, parameters, rules)
             if generation is None:
                 return self._finish(redis, settings, context)
             self._held = (settings, generation)
@@ -255,6 +264,7 @@ class ImeceRunOperator(ImeceOperator):
             str(self.output_dir),
             suffix=fields.words(self.suffix),
             overwrite=fields.switch(self.overwrite, "overwrite"),
+            hashes=fields.switch(self.hashes, "hashes"),
             from_file=fields.words(self.from_file),
             include=fields.globs(self.include),
             exclude=fields.globs(self.exclude),
@@ -268,11 +278,22 @@ class ImeceRunOperator(ImeceOperator):
             timeout=fields.number(self.file_timeout, "file_timeout"),
         )
 
-    def _enqueue(self, redis: "Redis", settings: Settings, parameters: Parameters) -> str | None:
+    def _rules(self) -> Rules:
+        redo = fields.words(self.redo)
+        if redo is not None:
+            fields.one_of(redo, "redo", ("code",))
+        fields.one_of(self.by, "by", ("time", "content"))
+        return Rules(redo is not None, self.by == "content")
+
+    def _enqueue(
+        self, redis: "Redis", settings: Settings, parameters: Parameters, rules: Rules
+    ) -> str | None:
         """Makes the run, or attaches to it; the generation that is ours, None if it has ended."""
         producer = Producer(redis, settings, self.log.info)
         while True:
-            enqueued = producer.enqueue(self._id, parameters, lambda: self._list_files(parameters))
+            enqueued = producer.enqueue(
+                self._id, parameters, lambda: self._list_files(parameters), rules
+            )
             self.log.info("%s", display.enqueued(enqueued))
             if (generation := enqueued.run.attach()) is not None:
                 return generation

@@ -14,6 +14,7 @@ import typer
 from imece import commandline, names
 from imece.commandline import Include, Set, Suffix, given
 from imece.errors import UsageError
+from imece.files.current import Rules
 from imece.run import status
 from imece.run.job import MOST_FILES
 from imece.run.manifest import MOST_BUCKETS
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 
 class Redo(StrEnum):
     code = "code"
+
+
+class By(StrEnum):
+    time = "time"
+    content = "content"
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,12 @@ class Files:
         Redo | None,
         typer.Option(help="Also make outputs again that other code has made: code."),
     ] = None
+    by: Annotated[
+        By, typer.Option(help="What tells that a file has changed. content: needs --hash before.")
+    ] = By.time
+    hashes: Annotated[
+        bool, typer.Option("--hash", help="Keep hashes of inputs and outputs in the ledger.")
+    ] = False
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Take only the first files by name, so many: to try it."),
@@ -126,7 +138,7 @@ class Files:
 
     def parameters(self, settings: Settings, processor: str | None = None) -> Parameters:
         told = {field.name: getattr(self, field.name) for field in fields(self)}
-        for no_parameter in ("null", "limit", "require_files", "redo"):
+        for no_parameter in ("null", "limit", "require_files", "redo", "by"):
             del told[no_parameter]
         told["set"] = set_of(self.set or ())
         return parameters_of(
@@ -134,8 +146,8 @@ class Files:
         )
 
     @property
-    def redo_code(self) -> bool:
-        return self.redo == Redo.code
+    def rules(self) -> Rules:
+        return Rules(self.redo == Redo.code, self.by == By.content)
 
     def listing(self, parameters: Parameters) -> "Listing":
         return list_files(parameters, self.from_file, self.null, self.limit, self.require_files)
@@ -206,7 +218,7 @@ def enqueue(
     with redis_of(settings) as redis:
         producer = Producer(redis, settings, say)
         enqueued = producer.enqueue(
-            name, parameters, lambda: files.listing(parameters), files.redo_code
+            name, parameters, lambda: files.listing(parameters), files.rules
         )
         if as_json:
             made = enqueued.plan.summary() if enqueued.plan is not None else None
@@ -221,9 +233,8 @@ def show_plan(settings: Settings, files: Files, parameters: Parameters, as_json:
     """For --dry-run."""
     from imece_producer import plan, versions
 
-    comparer = plan.comparer(
-        parameters, versions.here(settings, parameters.processor), files.redo_code
-    )
+    version = versions.here(settings, parameters.processor)
+    comparer = plan.comparer(parameters, version, files.rules)
     made = plan.without_run(parameters, files.listing(parameters), comparer)
     if as_json:
         put_json(made.summary())
@@ -279,7 +290,7 @@ def local(
         run_id_of(run_id) if run_id else mode.derived_run_id(parameters, settings),
         parameters,
         lambda: files.listing(parameters),
-        files.redo_code,
+        files.rules,
         max_replicas or os.cpu_count() or 1,
         as_json,
     )

@@ -95,6 +95,9 @@ def verify(
         bool,
         typer.Option("--delete-orphans", help="Remove outputs whose inputs are gone; asks first."),
     ] = False,
+    by_hash: Annotated[
+        bool, typer.Option("--hash", help="Read the outputs, too: those made with --hash.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -108,7 +111,7 @@ def verify(
     output, _ = place_of(where)
     found, flaws = outputs.entries(output)
     tell(flaws)
-    verdict = outputs.verify(output, found)
+    verdict = outputs.verify(output, found, by_hash)
     if as_json:
         put_json(summary(verdict))
     else:
@@ -147,6 +150,7 @@ def tell(flaws: list[str]) -> None:
 def summary(verdict: Verdict) -> Fields:
     return {
         "sound": verdict.sound,
+        "hashed": verdict.hashed,
         **{
             kind: [names.shown(name) for name in getattr(verdict, kind)]
             for kind in ("missing", "changed", "orphaned")
@@ -160,6 +164,8 @@ def summary(verdict: Verdict) -> Fields:
 
 def show(verdict: Verdict) -> None:
     put(f"{count(verdict.sound, 'output')} as made")
+    if verdict.hashed:
+        put(f"    {verdict.hashed:,} compared by their hashes")
     for version, files in verdict.versions.most_common() if len(verdict.versions) > 1 else ():
         image = f", image {version.image}" if version.image else ""
         put(f"    {files:,} by {version.processor}, code {version.code or 'not known'}{image}")

@@ -16,6 +16,7 @@ from imece import names
 from imece.connection import OUTAGES, connect, reachable, text
 from imece.errors import BY_SIGNAL, ImeceError, RunError
 from imece.files import occupancy
+from imece.files.current import Rules
 from imece.files.listing import Listing
 from imece.run import status
 from imece.run.parameters import Parameters
@@ -183,14 +184,14 @@ def run_here(
     run_id: str,
     parameters: Parameters,
     list_files: Callable[[], Listing],
-    redo_code: bool,
+    rules: Rules,
     limit: int,
     as_json: bool,
 ) -> int:
     """The whole of `imece local`; its exit code."""
     directory = settings.state_dir.expanduser() / run_id
     try:
-        return _process_here(settings, directory, parameters, list_files, redo_code, limit, as_json)
+        return _process_here(settings, directory, parameters, list_files, rules, limit, as_json)
     except OccupiedError:
         return attach(settings, directory, parameters, as_json)
 
@@ -249,7 +250,7 @@ def _process_here(
     directory: Path,
     parameters: Parameters,
     list_files: Callable[[], Listing],
-    redo_code: bool,
+    rules: Rules,
     limit: int,
     as_json: bool,
 ) -> int:
@@ -281,7 +282,7 @@ def _process_here(
                 if run.state() in ON:
                     run.cancel(inner.result_ttl)
             producer = Producer(redis, inner, display.say)
-            enqueued = producer.enqueue(run_id, parameters, listed, redo_code)
+            enqueued = producer.enqueue(run_id, parameters, listed, rules)
             record.forget(directory)
             redis.set(CALL_KEY, json.dumps(settings.processing))
             if not as_json:
