@@ -217,6 +217,7 @@ def test_reproduce_makes_and_closes_one(workbench: Workbench, life: Path) -> Non
     why(life, "raise")
     answer = reproduce(workbench, "run", "f", "--processor", f"{HERE}:Unclosed")
     assert "close() failed: RuntimeError: cannot close" in answer.stderr
+    workbench.run().cancel(600)
     workbench.enqueue("other")
     answer = reproduce(workbench, "other", "f", "--processor", f"{HERE}:Broken")
     assert answer.returncode == 1

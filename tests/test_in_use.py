@@ -55,7 +55,7 @@ def test_a_second_local_run_into_the_same_directory_is_refused(
     assert not (local.state / "second" / "record.json").exists()
     go_on.touch()
     assert first.ends()[0] == 0
-    code, output, _ = local.start("--run-id", "second").ends()
+    code, output, _ = local.start("--run-id", "second", processor=SLOW).ends()
     assert code == 0
     assert "4 skipped" in output
 
@@ -80,7 +80,7 @@ def test_a_local_run_that_was_killed_keeps_nobody_out(workbench: Workbench, loca
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
     (local.source / "waits.txt").unlink()
-    code, output, _ = local.start("--run-id", "second").ends()
+    code, output, _ = local.start("--run-id", "second", processor=SLOW).ends()
     assert code == 0
     assert "3 skipped" in output
 

@@ -15,8 +15,9 @@ def work(source: str, target: str) -> None:
     """
     name = Path(source).name
     # An output is made in a hidden directory within the one it is for, and both paths are links.
-    output = next(folder for folder in Path(target).resolve().parents if folder.name[0] != ".")
-    trace = output.parent / "trace"
+    parents = Path(target).resolve().parents
+    hidden = next(folder for folder in parents if folder.name.startswith(".imece-"))
+    trace = hidden.parent.parent / "trace"
     trace.mkdir(parents=True, exist_ok=True)
     _note(trace, name, "begun")
     time.sleep(float(Path(source).read_text()))
