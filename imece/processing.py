@@ -92,4 +92,12 @@ def shell_flaw(given: str) -> str | None:
     return None
 
 
-FLAWS = {"processor": processor_flaw, "command": command_flaw, "shell": shell_flaw}
+KINDS = ("processor", "command", "shell")
+"""The settings of which only one may be set."""
+
+FLAWS = {
+    "processors": processors_flaw,
+    "processor": processor_flaw,
+    "command": command_flaw,
+    "shell": shell_flaw,
+}

@@ -37,7 +37,7 @@ _SERVICE_LINK = re.compile(
 )
 """What Kubernetes tells every pod of a Service, if its name begins with `imece`."""
 
-PROCESSING = ("processor", "command", "shell", "command_stdout")
+PROCESSING = ("processor", "command", "shell", "command_stdout", "batch")
 """The settings that say what processes a file."""
 
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     image: str = ""
     """Worker, producer: the name of the image that they run in, with its tag or digest. It is kept
     with each output; another image counts as other code (docs/explanation/what-is-current.md)."""
+
+    batch: Annotated[int, Field(ge=2, le=100)] | None = None
+    """Worker: how many files a class with `process_batch` gets at a time. Unset: one by one."""
 
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     """How often a failed file is tried again before it is quarantined. Unset: 2 times; but an error
@@ -244,13 +247,6 @@ class Settings(BaseSettings):
             return given
         return {**given, "processor": processing.named(names or None).get(name, name)}
 
-    @field_validator("processors")
-    @classmethod
-    def _names(cls, given: str | None) -> str | None:
-        if given is not None and (flaw := processing.processors_flaw(given)):
-            raise ValueError(flaw)
-        return given
-
     @field_validator("max_failed")
     @classmethod
     def _max_failed(cls, given: str | None) -> str | None:
@@ -258,7 +254,7 @@ class Settings(BaseSettings):
             raise ValueError(flaw)
         return given
 
-    @field_validator("processor", "command", "shell")
+    @field_validator(*processing.FLAWS)
     @classmethod
     def _processing(cls, given: str | None, about: ValidationInfo) -> str | None:
         if given is not None and (flaw := processing.FLAWS[str(about.field_name)](given)):
@@ -290,6 +286,8 @@ class Settings(BaseSettings):
     @property
     def processing(self) -> dict[str, str]:
         """What processes a file: the settings of `PROCESSING` that are set."""
+        if not any(getattr(self, name) for name in processing.KINDS):
+            return {}
         given = {name: getattr(self, name) for name in PROCESSING}
         return {name: str(value) for name, value in given.items() if value}
 
@@ -298,7 +296,8 @@ class Settings(BaseSettings):
         if name is None:
             return self.processing or None
         place = processing.named(self.processors).get(name)
-        return {"processor": place} if place is not None else None
+        batch = {"batch": str(self.batch)} if self.batch else {}
+        return {"processor": place, **batch} if place is not None else None
 
     @property
     def wants_all_tries(self) -> bool:
@@ -312,11 +311,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
-        given = [PREFIX + name.upper() for name in processing.FLAWS if getattr(self, name)]
+        given = [PREFIX + name.upper() for name in processing.KINDS if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: set one")
         if self.command_stdout and not (self.command or self.shell):
             raise ValueError("IMECE_COMMAND_STDOUT needs IMECE_COMMAND or IMECE_SHELL")
+        if self.batch and (self.command or self.shell):
+            raise ValueError("IMECE_BATCH needs a class as IMECE_PROCESSOR, with process_batch")
         if self.command_stdout and "{output}" in (self.command or ""):
             raise ValueError(
                 "IMECE_COMMAND_STDOUT: the standard output is the output, so IMECE_COMMAND takes "

@@ -75,3 +75,45 @@ class NoCall:
 
 class WrongCall:
     def __call__(self, source: str) -> None: ...
+
+
+class Batched:
+    """Copies several files at a time, or does what one of them says. It notes how many there were,
+    and by which process."""
+
+    def process_batch(self, pairs: list[tuple[str, str]]) -> None:
+        note(f"{len(pairs)}")
+        print("a batch of", len(pairs))
+        words = [Path(source).read_text() for source, _ in pairs]
+        for (_, target), word in zip(pairs, words, strict=True):
+            if word != "no-output":
+                Path(target).write_text(word)
+        if "fail" in words:
+            raise ValueError("as asked")
+        if "segfault" in words:
+            ctypes.string_at(0)
+        if "hang" in words:
+            time.sleep(3600)
+        for word in words:
+            if word.startswith("sleep"):
+                time.sleep(float(word.split()[1]))
+        if "touch" in words:
+            source, _ = pairs[words.index("touch")]
+            Path(source).resolve().write_text("touched")
+
+
+class BatchedAndClosing(Batched):
+    """Closes whatever is open, if a file says so."""
+
+    def process_batch(self, pairs: list[tuple[str, str]]) -> None:
+        super().process_batch(pairs)
+        if "close" in [Path(source).read_text() for source, _ in pairs]:
+            os.closerange(3, 2000)
+
+
+class Notes:
+    """Keeps nothing but how many there were."""
+
+    def process_batch(self, pairs: list[tuple[str, None]]) -> None:
+        assert all(target is None for _, target in pairs)
+        note(f"{len(pairs)}")

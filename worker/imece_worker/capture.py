@@ -5,7 +5,9 @@ runner and drainer share. So nobody who prints waits for a busy worker, and no k
 printed.
 """
 
+import faulthandler
 import fcntl
+import io
 import mmap
 import os
 import select
@@ -60,6 +62,17 @@ class Capture:
         self._ring = memory[8 * self._WORDS + HEAD :][:TAIL]
         if given is not None:
             os.close(self.memory)
+
+    def take_over(self) -> None:
+        """What this process prints goes here; and where it hangs, if the parent asks by SIGUSR2,
+        also from within C code."""
+        flush()
+        os.dup2(self.number, 1)
+        os.dup2(self.number, 2)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # a crash takes nothing said with it
+        faulthandler.enable(2)
+        faulthandler.register(signal.SIGUSR2, 2)
 
     def silent(self) -> bool:
         """Whether nothing was printed since it was last cleared; quicker than `size`."""

@@ -45,6 +45,10 @@ def work(
         bool | None,
         typer.Option("--stdout", help="The standard output is the output. [IMECE_COMMAND_STDOUT]"),
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=2, max=100, help="Files that a class gets at a time. [IMECE_BATCH]"),
+    ] = None,
     queue: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="The queue to listen to. [IMECE_QUEUE]", parser=given),
@@ -98,6 +102,7 @@ def work(
             command=command,
             shell=shell,
             command_stdout=stdout or None,
+            batch=batch,
             queue=queue,
         )
     # Imports the processor while we import the rest.

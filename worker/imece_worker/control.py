@@ -57,6 +57,7 @@ class Control:
         overdue: worker to runner: the file whose time is up; its result does not count.
         wanted: runner to worker: the file it wants marked before it starts.
         current: the current file, or NONE.
+        last: the last file of the batch in hand, of which `current` is the first; else the same.
         began: when it was begun, nanoseconds on the monotonic clock that all processes share.
         rows: how many rows of this job the runner had written then. With one more, the current file
             has its row.
@@ -67,14 +68,14 @@ class Control:
     """
 
     _STOPPING, _OTHERS_WAIT, _CURRENT, _BEGAN, _WANTED, _OVERDUE, _ROWS = range(7)
-    _VOID, _UNWRITTEN, _PREPARING, _WORDS = range(7, 11)
+    _VOID, _UNWRITTEN, _PREPARING, _LAST, _WORDS = range(7, 12)
     _SIZE = 8 * _WORDS
 
     stopping, others_wait = Word(_STOPPING), Word(_OTHERS_WAIT)
     current, began = Word(_CURRENT), Word(_BEGAN)
     wanted, overdue = Word(_WANTED), Word(_OVERDUE)
     rows, void, unwritten = Word(_ROWS), Word(_VOID), Word(_UNWRITTEN)
-    preparing = Word(_PREPARING)
+    preparing, last = Word(_PREPARING), Word(_LAST)
 
     def __init__(self, number: int | None = None) -> None:
         self.number = memory_file(self._SIZE) if number is None else number
@@ -90,12 +91,17 @@ class Control:
         self.preparing = 0
         self.current = self.overdue = self.void = self.unwritten = NONE
 
-    def begin(self, file: int, rows: int) -> None:
-        """The runner begins a file."""
+    def begin(self, file: int, rows: int, last: int | None = None) -> None:
+        """The runner begins a file; or a batch, from this file to the last."""
         words = self.words  # not by name: that takes four times as long
+        words[self._LAST] = file if last is None else last
         words[self._ROWS] = rows
         words[self._BEGAN] = time.monotonic_ns()
         words[self._CURRENT] = file
+
+    def in_hand(self) -> int:
+        """How many files the runner is at, if there is a current file."""
+        return int(self.last - self.current + 1)
 
     def microseconds(self) -> int:
         """Since the current file was begun."""

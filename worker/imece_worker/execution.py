@@ -34,13 +34,6 @@ DUMP_PATIENCE = 0.2
 OUTAGE_PATIENCE = 30.0
 """Seconds a stopping worker waits for Redis to come back, to record its last checkpoint."""
 
-SWEEP_PATIENCE = 1.0
-"""Seconds for a look at what dead workers have left. Longer would delay the lease's renewal."""
-
-MOST_SWEPT = 1000
-_swept: set[str] = set()
-"""The runs whose output directories this worker has swept."""
-
 MOST_EARLY_CRASHES = 3
 """How many runners in a row may die without a current file before the job is given back."""
 
@@ -61,6 +54,7 @@ class Execution:
         self._control.clear()
         self._control.others_wait = claimed.pending > 0
         self._stalled = ""
+        self._alone = (0, 0)
         self._clock = ServerClock.at(claimed.now)
         self._progress = Progress(
             claimed, self._supervisor.nameless(), self._control, context.name, self._clock
@@ -86,7 +80,7 @@ class Execution:
         segment = self._paths.occupy(self._header(), files)
         if segment is not None:
             self._progress.segment = segment
-        self._sweep()
+        self._paths.sweep_once(self._lease.reference.run)
         self._take_over()
         early_crashes = 0
         while not self._progress.finished():
@@ -158,17 +152,6 @@ class Execution:
         log.event("processor refuses the run", logging.ERROR, **about, reason=reason)
         return self._end("hold", "refused", f"worker {self._context.name}: {reason}")
 
-    def _sweep(self) -> None:
-        """Once for each run: what dead workers have left in its output directory."""
-        run = self._lease.reference.run
-        if run not in _swept:
-            if flaw := self._paths.ledger_flaw():
-                log.event("ledger cannot be written", logging.WARNING, run=run, reason=flaw)
-            if len(_swept) >= MOST_SWEPT:
-                _swept.clear()
-            _swept.add(run)
-            self._paths.sweep(patience=SWEEP_PATIENCE)
-
     def _take_over(self) -> None:
         """Clears up after executions whose worker died with this job. What has its row, and its
         output, is done; everything else is done again."""
@@ -203,6 +186,7 @@ class Execution:
             parameters=claimed.parameters,
             paths=self._paths,
             clock=self._clock,
+            alone=self._alone,
         )
         if (word := self._give(message)) is not None:
             return word
@@ -279,7 +263,8 @@ class Execution:
         """When the current file will have taken too long, on the monotonic clock."""
         if self._control.current == NONE or self._control.overdue != NONE:
             return float("inf")
-        return self._control.began / 1e9 + self._claimed.parameters.timeout
+        limit = self._claimed.parameters.timeout * self._control.in_hand()
+        return self._control.began / 1e9 + limit
 
     def _stop_overdue(self) -> None:
         """Kills the runner, also in C code. Before that, the runner says where it hangs."""
@@ -307,6 +292,12 @@ class Execution:
         if index == NONE:
             log.event("process died without a current file", logging.WARNING, exit=code)
             return False
+        if control.in_hand() > 1:  # nobody knows which: they are tried one by one
+            self._alone = (index, control.last + 1)
+            self._stalled = self._paths.fault(None) or ""
+            self._paths.restore(self._lease.execution, self._claimed.files)
+            control.end()
+            return True
         is_written, is_overdue = progress.rows > control.rows, control.overdue == index
         is_done = control.unwritten == index
         if is_written:

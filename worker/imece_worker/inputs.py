@@ -15,6 +15,7 @@ from imece_worker.directories import PathError, Tree
 
 FILE = os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK)
 NOTHING = os.stat_result([0] * 10)
+CHANGED = "the input changed while it was processed"
 
 
 class Inputs:
@@ -25,15 +26,19 @@ class Inputs:
 
     Args:
         execution: names the directory of the link.
+        tree: the input directory, if it is open already.
+        slot: tells links of one execution apart.
 
     Attributes:
         path: that of the current file, for the processor.
     """
 
-    def __init__(self, root: bytes, execution: str) -> None:
-        self.tree = Tree(root)
+    def __init__(
+        self, root: bytes, execution: str, tree: Tree | None = None, slot: int = 0
+    ) -> None:
+        self.tree = tree or Tree(root)
         self.path = b""
-        self._execution = execution
+        self._execution, self._slot = execution, slot
         # The directory of the link, and the file that the link leads to; -1: not open.
         self._links = self._number = -1
         self._prefix = self._leads_to = self._link = b""
@@ -80,7 +85,7 @@ class Inputs:
         """False where descriptors have no paths."""
         if (base := private_directory.directory()) is None:
             return False
-        path = private_directory.path_of(base, self._execution)
+        path = private_directory.path_of(base, self._execution, self._slot)
         shutil.rmtree(path, ignore_errors=True)  # of a runner that died
         os.mkdir(path, 0o700)
         self._prefix = path + b"/"

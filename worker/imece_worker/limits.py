@@ -21,6 +21,12 @@ class Limits:
     memory: int | None
     tried: int = 0
 
+    def apply(self) -> None:
+        """To this process."""
+        if self.address_space is not None:
+            limit = self.address_space * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
     def are_reached(self) -> bool:
         """Whether another runner is to go on. Each tries one file at least."""
         if self.tried == 0:

@@ -22,11 +22,12 @@ from typing import Any, NoReturn
 from imece.errors import SettingsError
 from imece.process import follow_parent, move_up, name_process
 from imece_worker import causes, processor, runner, stops
+from imece_worker.batches import BatchRunner
 from imece_worker.capture import Capture, flush
 from imece_worker.control import Control
 from imece_worker.limits import Limits
 from imece_worker.processor import Command, ParameterError, Processor
-from imece_worker.runner import RunnerContext
+from imece_worker.runner import Runner, RunnerContext
 
 TEMPLATE, RUNNER = "imece-template", "imece-runner"
 """What `ps` and /proc call the two."""
@@ -138,7 +139,8 @@ def _run(found: Processor, limits: Limits, files: list[int]) -> NoReturn:
     capture, errors = Capture((captured[0], captured[1])), Capture((captured[2], captured[3]))
     if isinstance(found, Command):
         found.errors = errors
-    runner.run(RunnerContext(found, Control(control), move_up(rows), capture, line, limits))
+    kind = BatchRunner if found.batch > 1 else Runner
+    runner.run(RunnerContext(found, Control(control), move_up(rows), capture, line, limits, kind))
 
 
 if __name__ == "__main__":

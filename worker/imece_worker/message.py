@@ -22,6 +22,8 @@ class JobMessage:
 
     Attributes:
         first: index in the bucket of the first of `files`.
+        alone: the first of the files that are to be tried one by one, and the one behind the last
+            of them: a batch with them has ended its process.
         ahead: those from the cursor's next on that have been tried.
     """
 
@@ -32,6 +34,7 @@ class JobMessage:
     parameters: Parameters
     paths: Paths
     clock: ServerClock
+    alone: tuple[int, int] = (0, 0)
 
     def send(self, line: socket.socket) -> None:
         """Raises OSError if there is nobody to receive it."""
@@ -41,6 +44,7 @@ class JobMessage:
                 "first": self.first,
                 "cursor": self.cursor.encode(),
                 "ahead": self.ahead,
+                "alone": self.alone,
                 "parameters": self.parameters.encode(),
                 "clock": self.clock.ahead,
                 "source": os.fsdecode(paths.source_root),
@@ -67,6 +71,7 @@ class JobMessage:
             files=_read(line, files_length).split(b"\0"),
             cursor=Cursor.decode(head["cursor"]),
             ahead=head["ahead"],
+            alone=tuple(head["alone"]),
             parameters=parameters,
             paths=Paths(head["source"], head["target"], parameters, head["execution"]),
             clock=ServerClock(head["clock"]),

@@ -48,13 +48,21 @@ class Outputs:
         suffix: see `names.with_suffix`.
         execution: names the staging directory, so that no other execution writes to the same.
         overwrite: whether a directory output may replace any directory, and any output a link.
+        tree: the output directory, if it is open already.
 
     Attributes:
         staging_directory: while it is open.
     """
 
-    def __init__(self, root: bytes, suffix: bytes | None, execution: str, overwrite: bool) -> None:
-        self.tree = Tree(root)
+    def __init__(
+        self,
+        root: bytes,
+        suffix: bytes | None,
+        execution: str,
+        overwrite: bool,
+        tree: Tree | None = None,
+    ) -> None:
+        self.tree = tree or Tree(root)
         self.staging_directory: StagingDirectory | None = None
         self._suffix = suffix
         self._execution = execution
@@ -180,6 +188,7 @@ class Outputs:
 
     def _commit(self, note: Callable[[os.stat_result], None]) -> None:
         last, draft = self._last, self._draft
+        self._there = self.tree.directory(self._directory, make=True)  # may have been closed
         try:
             found = os.stat(last, dir_fd=draft, follow_symlinks=False)
         except FileNotFoundError:

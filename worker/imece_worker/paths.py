@@ -27,6 +27,13 @@ from imece_worker.storage import Storage
 if TYPE_CHECKING:
     from imece.settings import Settings
 
+SWEEP_PATIENCE = 1.0
+"""Seconds for a look at what dead workers have left. Longer would delay the lease's renewal."""
+
+MOST_SWEPT = 1000
+_swept: set[str] = set()
+"""The runs whose output directories this worker has swept."""
+
 _left: dict[bytes, set[str]] = {}
 """Staging directories that this worker could not remove, by output directory: it may be
 read-only."""
@@ -66,11 +73,25 @@ class Paths:
         self.inputs = Inputs(self.source_root, execution)
         self.outputs: Outputs | None = None
         self._segment: Segment | None = None
+        self._ending = parameters.ending
+        self._overwrite = parameters.overwrite
         if target_root is not None:
             self.target_root = os.path.realpath(os.fsencode(target_root))
-            self.outputs = Outputs(
-                self.target_root, parameters.ending, execution, parameters.overwrite
+            self.outputs = Outputs(self.target_root, self._ending, execution, self._overwrite)
+
+    def slot(self, number: int) -> tuple[Inputs, Outputs | None]:
+        """Places for one more file at the same time.
+
+        Args:
+            number: from 1 on.
+        """
+        inputs = Inputs(self.source_root, self.execution, self.inputs.tree, number)
+        outputs = None
+        if self.outputs is not None and self.target_root is not None:
+            outputs = Outputs(
+                self.target_root, self._ending, self.execution, self._overwrite, self.outputs.tree
             )
+        return inputs, outputs
 
     @classmethod
     def of(
@@ -185,11 +206,17 @@ class Paths:
             _left.setdefault(outputs.tree.path, set()).add(execution)
         return cleared
 
-    def sweep(self, patience: float) -> int:
-        """Removes staging directories that dead workers have left; see `staging.sweep`."""
-        if self.target_root is None:
-            return 0
-        return staging.sweep(self.target_root, kind=self.kind or None, patience=patience)
+    def sweep_once(self, run: str) -> None:
+        """Once for each run: removes staging directories that dead workers have left."""
+        if run in _swept:
+            return
+        if flaw := self.ledger_flaw():
+            log.event("ledger cannot be written", logging.WARNING, run=run, reason=flaw)
+        if len(_swept) >= MOST_SWEPT:
+            _swept.clear()
+        _swept.add(run)
+        if self.target_root is not None:
+            staging.sweep(self.target_root, kind=self.kind or None, patience=SWEEP_PATIENCE)
 
     def leave(self) -> None:
         """Leaves the staging directory to whoever takes the job over, if there are rows in it."""

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from itertools import count
 
 from imece.files import beneath, staging
 
@@ -99,11 +100,15 @@ def path_by(number: int) -> bytes:
     return b"/proc/%s/fd/%d" % (os.readlink(b"/proc/self"), number)
 
 
-def path_of(base: bytes, execution: str) -> bytes:
-    return base + b"/" + execution[:12].encode()
+def path_of(base: bytes, execution: str, slot: int = 0) -> bytes:
+    return base + b"/%s-%d" % (execution[:12].encode(), slot)
 
 
 def clear(execution: str) -> None:
     """Removes the links of an execution's runners."""
     if (base := directory()) is not None:
-        shutil.rmtree(path_of(base, execution), ignore_errors=True)
+        for slot in count():
+            path = path_of(base, execution, slot)
+            if slot and not os.path.isdir(path):
+                break
+            shutil.rmtree(path, ignore_errors=True)

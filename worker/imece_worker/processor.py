@@ -57,9 +57,11 @@ class Processor:
 
     Attributes:
         package: the name of its package; "" for a program.
+        batch: how many files it gets at a time.
     """
 
     package = ""
+    batch = 1
 
     def check(self, given: Mapping[str, Any]) -> None:
         """Raises ParameterError if it does not take these parameters; see `Parameters.set`."""
@@ -74,6 +76,10 @@ class Processor:
 
     def close(self) -> None:
         """There will be no further file. Raises CloseError."""
+
+    def process_batch(self, pairs: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Processes several files, or raises; each is a pair of source and target."""
+        raise NotImplementedError
 
     def __call__(self, source: bytes, target: bytes | None, name: bytes) -> None:
         """Processes one file, or raises.
@@ -110,15 +116,20 @@ class Function(Processor):
 class Class(Processor):
     """`package.module:Class`: made once for each set of parameters, then called for each file."""
 
-    def __init__(self, spec: str, found: type) -> None:
+    def __init__(self, spec: str, found: type, batch: int) -> None:
         self.package = spec.partition(":")[0].partition(".")[0]
         self._spec, self._class = spec, found
         self._made: Any = None
         self._known = ""
-        if not any("__call__" in vars(one) for one in found.__mro__):
+        self._is_callable = any("__call__" in vars(one) for one in found.__mro__)
+        takes_batches = hasattr(found, "process_batch")
+        if not self._is_callable and not takes_batches:
             raise SettingsError(
                 f"IMECE_PROCESSOR={spec}: the class needs a method __call__(self, source, target)"
             )
+        if batch > 1 and not takes_batches:
+            raise SettingsError(f"IMECE_BATCH: {spec} has no method process_batch(self, pairs)")
+        self.batch = batch
 
     def check(self, given: Mapping[str, Any]) -> None:
         if flaw := misfit(self._class, 0, given):
@@ -131,7 +142,7 @@ class Class(Processor):
         self.check(given)
         self._known = json.dumps(given, sort_keys=True)
         self._made = self._class(**deepcopy(given))
-        if flaw := misfit(self._made, 2, {}):
+        if self._is_callable and (flaw := misfit(self._made, 2, {})):
             raise ParameterError(f"{self._spec}: its __call__ {flaw}")
 
     def close_others(self, given: Mapping[str, Any]) -> None:
@@ -148,7 +159,13 @@ class Class(Processor):
             raise CloseError(f"{self._spec}: close() failed: {said(error)}") from None
 
     def __call__(self, source: bytes, target: bytes | None, name: bytes) -> None:
-        self._made(os.fsdecode(source), _text(target))
+        if self.batch > 1 or not self._is_callable:
+            self.process_batch([(source, target)])
+        else:
+            self._made(os.fsdecode(source), _text(target))
+
+    def process_batch(self, pairs: Sequence[tuple[bytes, bytes | None]]) -> None:
+        self._made.process_batch([(os.fsdecode(one), _text(other)) for one, other in pairs])
 
 
 def said(error: BaseException) -> str:
@@ -329,8 +346,12 @@ def load(processing: Mapping[str, str]) -> Processor:
     if (text := processing.get("shell")) is not None:
         return Command.of_shell(text, has_stdout)
     spec = processing["processor"]
-    found = _imported(spec)
-    return Class(spec, found) if inspect.isclass(found) else Function(spec, found)
+    found, batch = _imported(spec), int(processing.get("batch", 1))
+    if inspect.isclass(found):
+        return Class(spec, found, batch)
+    if batch > 1:
+        raise SettingsError(f"IMECE_BATCH: {spec} is no class with a method process_batch")
+    return Function(spec, found)
 
 
 def _imported(spec: str) -> Callable[..., object]:

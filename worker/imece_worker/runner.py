@@ -5,14 +5,9 @@ has tried, which its worker reads (imece_worker/execution.py). So nothing is los
 it, and a crash or a leak ends with it.
 """
 
-import faulthandler
-import io
 import json
 import os
-import resource
-import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -26,6 +21,7 @@ from imece_worker import causes, stops
 from imece_worker.capture import Capture, flush
 from imece_worker.control import Control
 from imece_worker.directories import PathError
+from imece_worker.inputs import CHANGED
 from imece_worker.limits import Limits, used
 from imece_worker.message import JobMessage
 from imece_worker.processor import CloseError, CommandError, ParameterError, Processor, said
@@ -58,6 +54,7 @@ class RunnerContext:
         capture: where what the processor prints goes.
         line: to the worker.
         limits: how much it may use, and when another one takes its place.
+        kind: how it goes through the files of a job.
     """
 
     processor: Processor
@@ -66,15 +63,17 @@ class RunnerContext:
     capture: Capture
     line: socket.socket
     limits: Limits
+    kind: type["Runner"]
 
 
 def run(context: RunnerContext) -> NoReturn:
     """One job after the other. Does not come back."""
     code: int = 1
     try:
-        _settle(context)
+        context.capture.take_over()  # from here on it is a file that prints, hangs, fills memory
+        context.limits.apply()
         while (message := JobMessage.receive(context.line)) is not None:
-            word = Runner(context, message).work()
+            word = context.kind(context, message).work()
             if word == WORN:
                 _prepare(context, context.processor.close)
             context.line.send(word)
@@ -88,27 +87,13 @@ def run(context: RunnerContext) -> NoReturn:
         os._exit(code)
 
 
-def _settle(context: RunnerContext) -> None:
-    """From here on it is a file that prints, hangs or fills memory."""
-    flush()
-    os.dup2(context.capture.number, 1)
-    os.dup2(context.capture.number, 2)
-    # The parent asks where a file hangs by SIGUSR2; answered even from within C code.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # so that a crash takes nothing said with it
-    faulthandler.enable(2)
-    faulthandler.register(signal.SIGUSR2, 2)
-    if (most := context.limits.address_space) is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (most * 2**20, most * 2**20))
-
-
 def _prepare(context: RunnerContext, act: Callable[[], None]) -> None:
     """What is charged to no file: the processor is made, or closed."""
     context.control.preparing = time.monotonic_ns()
     try:
         act()
     except CloseError as error:
-        context.line.send(_line(UNCLOSED, str(error)))
+        context.line.send(line_of(UNCLOSED, str(error)))
     finally:
         flush()
         context.control.preparing = 0
@@ -142,7 +127,7 @@ class Runner:
             if self._outputs is not None:
                 self._segment = Segment.of(self._outputs.staged().number)
         except (OSError, PathError) as error:
-            return _line(STALLED, self._a.paths.fault(error) or str(error))
+            return line_of(STALLED, self._a.paths.fault(error) or str(error))
         try:
             return self._work()
         finally:
@@ -157,7 +142,7 @@ class Runner:
             _prepare(self._context, lambda: processor.close_others(given))
             _prepare(self._context, lambda: processor.take(given))
         except ParameterError as error:
-            return _line(REFUSED, str(error))
+            return line_of(REFUSED, str(error))
         except BaseException as error:
             self._end_copy()
             if self._was_stopped(error, signals):
@@ -165,7 +150,7 @@ class Runner:
             cause = causes.of_exception(error, processor.package, None)
             # What may pass is tried again after a pause, and not for ever.
             word = STALLED if causes.may_pass(error) else REFUSED
-            return _line(word, f"the processor cannot be made: {said(error)} ({cause})")
+            return line_of(word, f"the processor cannot be made: {said(error)} ({cause})")
         self._end_copy()
         if not self._context.capture.silent():
             self._context.capture.clear()
@@ -175,11 +160,9 @@ class Runner:
         """First each file once, then those that failed, after their pauses."""
         cursor = self._a.cursor
         ahead = set(self._a.ahead)
-        for index in range(cursor.next, cursor.stop):
-            if index in ahead:
-                continue
-            if (word := self._try_next(index)) is not None:
-                return word
+        to_do = [index for index in range(cursor.next, cursor.stop) if index not in ahead]
+        if (word := self._try_all(to_do)) is not None:
+            return word
         while self._retries:
             index = min(self._retries, key=lambda retry: self._retries[retry].due)
             if (reason := self._wait_for_retry(self._retries[index].due)) is not None:
@@ -187,6 +170,13 @@ class Runner:
             if (word := self._try_next(index)) is not None:
                 return word
         return FINISHED
+
+    def _try_all(self, to_do: list[int]) -> bytes | None:
+        """One try of each of these files; how the job is left, if it is left before the end."""
+        for index in to_do:
+            if (word := self._try_next(index)) is not None:
+                return word
+        return None
 
     def _try_next(self, index: int) -> bytes | None:
         """One try of one file; how the job is left, if it is left after that."""
@@ -198,7 +188,7 @@ class Runner:
             return STOPPED
         counts = self._try(index)
         if self._stalled is not None:
-            return _line(STALLED, self._stalled)
+            return line_of(STALLED, self._stalled)
         return None if counts else STOPPED
 
     def _wait_for_retry(self, due: float) -> bytes | None:
@@ -285,7 +275,7 @@ class Runner:
         self._context.processor(inputs.path, target, name)
         self._end_copy()
         self._respect_time_limit(index)
-        hashes = self._hashes(target) if self._a.parameters.hashes else b""
+        hashes = self._hashes(inputs.path, target)
         if not inputs.tree.is_held():
             # All that this runner has open may be closed, or be the processor's own by now. The
             # file is finished with what is opened afresh; the next one gets another runner.
@@ -295,7 +285,7 @@ class Runner:
                 outputs.prepare(index, name)
                 self._segment = Segment.of(outputs.staged().number)
         if inputs.changed():
-            raise PathError("the input changed while it was processed")
+            raise PathError(CHANGED)
         flush()
 
         def note(made: os.stat_result | None) -> None:
@@ -309,17 +299,19 @@ class Runner:
         else:
             note(None)
 
-    def _hashes(self, target: bytes | None) -> bytes:
-        """Of the input, and of an output that is a file. One that cannot be read has none: whether
-        it can be taken is said when it is put in its place."""
+    def _hashes(self, source: bytes, target: bytes | None) -> bytes:
+        """Of the input, and of an output that is a file, if the run wants them. One that cannot be
+        read has none: whether it can be taken is said when it is put in its place."""
+        if not self._a.parameters.hashes or target is None:
+            return b""
         try:
-            source = digests.of_file(self._inputs.path)
+            found = digests.of_file(source)
         except OSError:  # the processor has consumed it
             return b""
         try:
-            return source + digests.of_file(target, follow=False) if target is not None else source
+            return found + digests.of_file(target, follow=False)
         except OSError:
-            return source
+            return found
 
     def _row(
         self,
@@ -401,5 +393,5 @@ class Runner:
         return None
 
 
-def _line(word: bytes, why: str) -> bytes:
+def line_of(word: bytes, why: str) -> bytes:
     return word + why.replace("\n", " ").encode("utf-8", "replace") + b"\n"

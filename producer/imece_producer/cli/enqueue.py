@@ -255,6 +255,10 @@ def local(
     command: Command = None,
     shell: Shell = None,
     stdout: Stdout = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=2, max=100, help="Files that a class gets at a time. [IMECE_BATCH]"),
+    ] = None,
     max_replicas: Annotated[
         int | None,
         typer.Option(
@@ -274,7 +278,7 @@ def local(
     from imece_producer import processor as ours
     from imece_producer.local import run as mode
 
-    settings = load(**processing(processor, command, shell, stdout))
+    settings = load(**processing(processor, command, shell, stdout), batch=batch)
     parameters = files.parameters(settings)
     if settings.command_stdout and parameters.output is None:
         raise UsageError("--stdout needs an output directory in place of -")
