@@ -100,8 +100,9 @@ class Control:
         words[self._CURRENT] = file
 
     def in_hand(self) -> int:
-        """How many files the runner is at, if there is a current file."""
-        return int(self.last - self.current + 1)
+        """How many files the runner is at, if there is a current file. The two words may be of two
+        moments while it goes on."""
+        return max(1, self.last - self.current + 1)
 
     def microseconds(self) -> int:
         """Since the current file was begun."""
