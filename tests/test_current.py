@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from imece.connection import raw
 from imece.files import staging
 from imece.files.current import Comparer, Reason
 from imece.run.store import Run
@@ -251,7 +252,9 @@ def test_a_producer_without_the_processor_compares_with_that_of_the_workers(
     assert made is not None
     assert (made.files, made.through) == (0, 3)
     workbench.workers[0].stop()
-    workbench.worker(processor="tests.processors:slow").started()
+    workbench.worker(processor="tests.processors:slow")
+    versions = "imece:imece:versions"
+    until(lambda: b"slow" in raw(workbench.redis.hget(versions, "") or b""), "its version")
     made = workbench.enqueue("other").plan
     assert made is not None
     assert made.comparison.reasons == {Reason.PROCESSOR: 3}

@@ -283,7 +283,7 @@ def test_an_id_is_slugged(workbench: Workbench) -> None:
 
 def test_an_id_is_made_from_the_directory_where_none_is_given(workbench: Workbench) -> None:
     workbench.files(1)
-    call = ["enqueue", str(workbench.source), str(workbench.target), "--json"]
+    call = ["enqueue", str(workbench.source), "-", "--json"]
     made = [json.loads(workbench.imece(*call).stdout) for _ in range(2)]
     assert [one["how"] for one in made] == ["enqueued", "enqueued"]
     assert made[0]["run"] != made[1]["run"]

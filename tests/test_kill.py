@@ -425,6 +425,7 @@ def test_staging_directories_of_the_dead_are_swept_and_those_of_the_living_kept(
     assert staging.sweep(target) == 0, "its job may be taken over, who wants its rows"
     assert staging.sweep(target, keep=[left.name.removeprefix(".imece-") + "0123"]) == 0
     workbench.settings["processor"] = "tests.processors:slow"
+    workbench.run().cancel(600)
     workbench.enqueue("second", buckets=1, files_per_job=100, overwrite=True)
     workbench.worker()
     until(

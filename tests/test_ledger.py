@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imece.files import ledger
-from imece.files.rows import MAGIC, PREAMBLE, Entry, Outcome, Row
+from imece.files import ledger, staging
+from imece.files.rows import MAGIC, PREAMBLE, ROW, Entry, Outcome, Row
 from imece.files.segment import Segment
 
 NAMES = [b"a.txt", b"in/b.txt", b"\xff odd\n.txt"]
@@ -75,7 +75,7 @@ def test_a_row_is_read_as_it_was_written(folder: Folder) -> None:
 
 def test_the_later_row_counts_whichever_file_it_is_in(folder: Folder) -> None:
     folder.writes("f", 1.0, Row(0, Outcome.FAILED), Row(1, Outcome.DONE))
-    folder.writes("a", 2.0, Row(0, Outcome.DONE), Row(1, Outcome.OPEN))
+    folder.writes("a", 2.0, Row(0, Outcome.DONE), Row(1, Outcome.OPEN, ended=1))
     found = folder.entries()
     assert {name: entry.row.outcome for name, entry in found.items()} == {NAMES[0]: Outcome.DONE}
 
@@ -133,12 +133,24 @@ def test_a_full_disk_leaves_no_half_row(folder: Folder) -> None:
     assert sorted(folder.entries()) == sorted([NAMES[0], NAMES[2]])
 
 
+def test_zeros_at_the_end_of_a_segment_are_no_rows(folder: Folder) -> None:
+    """A loss of power may leave them."""
+    directory = folder.staging(".imece-0123456789ab")
+    segment = begun(directory, "e", 1.0)
+    segment.append(Row(0, Outcome.DONE))
+    segment.close()
+    with (folder.path / ".imece-0123456789ab" / "rows").open("ab") as stream:
+        stream.write(bytes(3 * ROW.size))
+    blocks, _ = staging.noted(os.fsencode(folder.path))
+    assert [row for block in blocks for row in block.rows()] == [Row(0, Outcome.DONE)]
+
+
 def test_files_are_put_together_without_what_was_replaced(folder: Folder) -> None:
     many = [b"%04d" % number for number in range(1000)]
     done = [Row(number, Outcome.DONE, microseconds=1) for number in range(1000)]
     folder.writes("e1", 1.0, *done, names=many)
     folder.writes("e2", 2.0, *(row._replace(microseconds=2) for row in done[:600]), names=many)
-    folder.writes("e3", 3.0, Row(999, Outcome.OPEN), names=many)
+    folder.writes("e3", 3.0, Row(999, Outcome.OPEN, ended=1), names=many)
     before = folder.entries()
     assert len(before) == 999
     ledger.compact(os.fsencode(folder.path))

@@ -170,7 +170,7 @@ def test_a_file_whose_output_is_gone_is_owed_a_try_and_not_counted(job: Job) -> 
     job.checkpoint()
     assert job.progress.finished()
     assert (job.done, job.failed, job.retried) == (3, [], 0)
-    assert Row(0, Outcome.OPEN) in ledger_rows(job)
+    assert (0, Outcome.OPEN) in [row[:2] for row in ledger_rows(job)]
 
 
 def test_what_came_after_the_batch_is_looked_at_with_it(job: Job) -> None:

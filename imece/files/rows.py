@@ -89,11 +89,12 @@ def size_and_time(output: os.stat_result) -> tuple[int, int]:
 
 def rows(data: bytes, start: int = 0) -> Iterator[tuple[Row, int]]:
     """The whole rows of `data`, each with the place where it ends. Its writer may be at work, or
-    have been killed: what is at the end is left for later."""
+    have been killed: what is at the end is left for later. After a loss of power zeros may be at
+    the end of a file: no row is only zeros."""
     size, step, unpack = len(data), ROW.size, ROW.unpack_from
     while (end := start + step) <= size:
         file, outcome, tries, ended, peak, length, *numbers = unpack(data, start)
-        if (end := end + length) > size:
+        if (end := end + length) > size or not (outcome or ended):
             return
         detail = data[end - length : end] if length else b""
         yield Row(file, outcome, tries, ended, peak, detail, *numbers), end

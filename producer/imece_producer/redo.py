@@ -2,6 +2,7 @@
 makes them again."""
 
 import os
+import time
 import uuid
 import zlib
 from collections.abc import Iterable
@@ -56,6 +57,7 @@ def take_back(output: Path, entries: Iterable[Entry]) -> None:
     for suffix, some in by_suffix.items():
         at = max(entry.block.at for entry in some) + AFTER
         header = {"execution": uuid.uuid4().hex, "at": at, "first": 0, "suffix": suffix}
-        rows = b"".join(Row(number, Outcome.OPEN).encode() for number in range(len(some)))
+        now = int(time.time())
+        rows = b"".join(Row(n, Outcome.OPEN, ended=now).encode() for n in range(len(some)))
         names = packed_names(entry.name for entry in some)
         ledger.add(os.fsencode(output), Block(header, names, zlib.compress(rows, LEVEL)))

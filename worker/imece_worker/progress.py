@@ -129,7 +129,7 @@ class Progress:
         self._count([row for row in ended if row.file not in files])
         for file in files:
             with suppress(OSError):  # the next enqueuing sees that the output is gone
-                self.segment.append(Row(file, Outcome.OPEN))
+                self.segment.append(Row(file, Outcome.OPEN, ended=int(time.time())))
             self._retries[file] = PendingRetry(0, 0)
         return self.take()
 
