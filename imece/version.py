@@ -3,6 +3,7 @@ so that a producer finds the same as a worker beside it.
 """
 
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -12,6 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from typing import Any
+
+from imece import processing
+from imece.settings import Settings
 
 DIGITS = 12
 """Hex digits of a fingerprint."""
@@ -55,20 +59,31 @@ class Version:
         )
 
 
-def of(processing: Mapping[str, str], image: str) -> Version:
+def of(given: Mapping[str, str], image: str) -> Version:
     """Of what the settings say of the processor; see `Settings.processing`."""
     path = [os.getcwd(), *sys.path]
-    function, command = processing.get("processor"), processing.get("command")
+    function, command = given.get("processor"), given.get("command")
     if function is not None:
         code = _of_module(function.partition(":")[0], path)
     elif command is not None:
         code = _of_command(command)
     else:
         code = _digest([])  # the text for a shell is its name
-    name = function or command or processing.get("shell", "")
-    if "command_stdout" in processing:
+    name = function or command or given.get("shell", "")
+    if "command_stdout" in given:
         name += " (standard output)"
     return Version(name, code, _libraries(path), image)
+
+
+def records(settings: Settings) -> dict[str, str]:
+    """Of all processors that the settings name: name, which may be empty -> its version, JSON."""
+    names = [None, *processing.named(settings.processors)]
+    found = {name or "": settings.processing_by(name) for name in names}
+    return {
+        name: json.dumps(of(one, settings.image).header())
+        for name, one in found.items()
+        if one is not None
+    }
 
 
 def _of_module(module: str, path: Sequence[str]) -> str:

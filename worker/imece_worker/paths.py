@@ -119,12 +119,19 @@ class Paths:
             return f"the output directory {names.shown(self.target_root)} cannot be written to"
         return None
 
-    def has_older_rows(self, when: float) -> bool:
-        """Whether the ledger knows of bucket jobs that were taken before that."""
+    def unseen_by_producer(self, when: float) -> str | None:
+        """What is wrong if the producer did not see the output directory at that time, though it
+        was there, by the ledger; else None."""
         if self.target_root is None:
-            return False
+            return None
         blocks, _ = staging.noted(self.target_root)
-        return any(block.at < when for block in blocks)
+        if all(block.at >= when for block in blocks):
+            return None
+        return (
+            f"the producer has not seen the output directory {names.shown(self.target_root)}, so "
+            "it took no file for current, and there are outputs in it. Mount its volume where you "
+            "enqueue, and enqueue again; `imece resume` processes all files"
+        )
 
     def occupy(self, header: dict[str, Any], files: Sequence[bytes]) -> Segment | None:
         """Makes the staging directory, holds its lock, and begins its segment.

@@ -20,7 +20,7 @@ from rq.utils import now as utc_now
 from rq.worker import WorkerStatus
 from rq.worker_registration import clean_worker_registry, register
 
-from imece import names, processing, version
+from imece import names, version
 from imece.connection import connect, is_wrong_type, raw, said
 from imece.errors import RunError
 from imece.run import dead_workers, keys, scripts
@@ -86,7 +86,7 @@ class Worker(rq.Worker):
         self.birth_date = utc_now()
         self._context = WorkerContext(settings, interpreter, statistics, self.name, self._show_life)
         self.wakeup, self.supervisor = self._context.wakeup, self._context.supervisor
-        self._versions: Mapping[Any, Any] = _versions(settings)
+        self._versions: Mapping[Any, Any] = version.records(settings)
         self._moving: dict[bytes, float] = {}
         self._suspects: set[str] = set()
         self._looked_for_lost = time.monotonic()
@@ -382,13 +382,8 @@ class Worker(rq.Worker):
             self._statistics.ended("stalled")
             self._note_stall(held)
             return
-        if claimed.unseen is not None and paths.has_older_rows(claimed.unseen):
-            where = names.printable(str(claimed.parameters.output))
-            raise RunError(
-                f"the producer has not seen the output directory {where}, so it took no file for "
-                "current, and there are outputs in it. Mount its volume where you enqueue, and "
-                "enqueue again; `imece resume` processes all files"
-            )
+        if claimed.unseen is not None and (why := paths.unseen_by_producer(claimed.unseen)):
+            raise RunError(why)
         self.supervisor.use(wanted or {})
         began = time.monotonic()
         files = claimed.cursor.stop - claimed.cursor.next
@@ -406,14 +401,3 @@ class Worker(rq.Worker):
             # Nobody else clears up after workers that were killed and that Redis has forgotten.
             dead_workers.clear_output(held.run, claimed.parameters, self.settings.output)
             paths.compact()
-
-
-def _versions(settings: Settings) -> dict[str, str]:
-    """Those of the processors that it has: name, which may be empty, -> version."""
-    names = [None, *processing.named(settings.processors)]
-    found = {name or "": settings.processing_by(name) for name in names}
-    return {
-        name: json.dumps(version.of(one, settings.image).header())
-        for name, one in found.items()
-        if one is not None
-    }
