@@ -181,7 +181,7 @@ class Comparer:
 
     def compare(self, files: Iterable[bytes]) -> Comparison:
         found = Comparison(flaws=list(self._flaws))
-        for directory, some in _by_directory(files):
+        for directory, some in _by_directory(files).items():
             there = self._listed(directory)
             looked_at: list[bytes] = []
             for name in some:
@@ -233,9 +233,7 @@ class Comparer:
         known = self._known.find(output)
         if known is None:
             return Reason.NEW
-        return {Outcome.DONE: Reason.GONE, Outcome.FAILED: Reason.FAILED}.get(
-            Outcome(known[1]), Reason.ASKED
-        )
+        return Reason.GONE if known[1] == Outcome.DONE else _not_done(known[1])
 
     def _verdict(self, name: bytes) -> Verdict:
         path = names.with_suffix(name, self._suffix)
@@ -252,7 +250,7 @@ class Comparer:
             return self._by_times(path, source, output), False
         number, outcome, made_of, made, hashes = known
         if outcome != Outcome.DONE:
-            return (Reason.FAILED if outcome == Outcome.FAILED else Reason.ASKED), False
+            return _not_done(outcome), False
         of_input, of_output = hashes if self._rules.by_content else (b"", b"")
         now = source.st_size, source.st_mtime_ns
         if _differs(now, made_of, of_input, self._source + name):
@@ -288,6 +286,10 @@ class Comparer:
             os.close(number)
 
 
+def _not_done(outcome: int) -> Reason:
+    return Reason.FAILED if outcome == Outcome.FAILED else Reason.ASKED
+
+
 def _differs(now: tuple[int, int], before: tuple[int, int], digest: bytes, path: bytes) -> bool:
     """Whether a file is another than before, by size and time; by its hash, if that is given."""
     if not digest:
@@ -298,8 +300,8 @@ def _differs(now: tuple[int, int], before: tuple[int, int], digest: bytes, path:
         return True
 
 
-def _by_directory(files: Iterable[bytes]) -> Iterator[tuple[bytes, list[bytes]]]:
+def _by_directory(files: Iterable[bytes]) -> dict[bytes, list[bytes]]:
     found: dict[bytes, list[bytes]] = {}
     for name in files:
         found.setdefault(name[: name.rfind(b"/") + 1], []).append(name)
-    yield from found.items()
+    return found

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 from imece import names
 from imece.errors import RunError
-from imece.files import beneath, segment, staging
+from imece.files import beneath, staging
 from imece.process import move_up
 
 IN_USE = b"in-use"
@@ -153,18 +153,7 @@ def _holder(number: int, output: bytes) -> str | None:
 def _sharers(output: bytes) -> str:
     """A sentence on workers that share it."""
     run = None
-    with suppress(OSError):
-        root = os.open(output, beneath.LISTED & ~os.O_NOFOLLOW)
-        try:
-            for name in staging.found(root):
-                with suppress(OSError):
-                    number = staging.open_private(root, name, make=False)
-                    try:
-                        if (block := segment.left_in(number)) is not None:
-                            run = block.header.get("run")
-                    finally:
-                        os.close(number)
-        finally:
-            os.close(root)
+    for block in staging.open_blocks(output):
+        run = block.header.get("run")
     whose = f"run {names.printable(str(run))}" if run else "another run"
     return f"workers of {whose} make outputs in {names.shown(output)}"

@@ -285,20 +285,21 @@ def noted(output: bytes) -> tuple[list[Block], list[str]]:
     """All that is known of the outputs in a directory, the oldest first: its ledger, and the rows
     of executions that have not handed theirs in, because they are at work or were killed. And a
     sentence for each part that cannot be read."""
-    open_ones = list(_segments(output))  # first: one may be handed in at this moment
+    open_ones = list(open_blocks(output))  # first: one may be handed in at this moment
     blocks, flaws = ledger.read(output)
     there = {(block.header["execution"], block.at) for block in blocks}
     blocks += [block for block in open_ones if (block.header["execution"], block.at) not in there]
     return sorted(blocks, key=lambda block: block.at), flaws
 
 
-def _segments(output: bytes) -> Iterator[Block]:
+def open_blocks(output: bytes) -> Iterator[Block]:
+    """What executions have written that have not handed it in; nothing of what cannot be read."""
     try:
         root = os.open(output, beneath.LISTED & ~os.O_NOFOLLOW)
     except OSError:
         return
     try:
-        for name in found(root):
+        for name in _found(root):
             try:
                 number = open_private(root, name, make=False)
             except OSError:
@@ -339,7 +340,7 @@ def sweep(
     kept = {name_of(execution) for execution in keep or ()}
     removed = 0
     try:
-        for name in found(number, time.monotonic() + patience):
+        for name in _found(number, time.monotonic() + patience):
             if name not in kept:
                 removed += _sweep(number, name, keep is not None, kind, now or time.time())
     except OSError:
@@ -349,16 +350,16 @@ def sweep(
     return removed
 
 
-def found(directory: int, end: float = math.inf) -> list[bytes]:
+def _found(directory: int, end: float = math.inf) -> list[bytes]:
     """The names of staging directories."""
-    names_found = []
+    found = []
     with os.scandir(directory) as entries:
         for entry in entries:
             if NAME.fullmatch(name := os.fsencode(entry.name)):
-                names_found.append(name)
+                found.append(name)
             if time.monotonic() > end:
                 break
-    return names_found
+    return found
 
 
 def _sweep(root: int, name: bytes, known: bool, kind: str | None, now: float) -> bool:
